@@ -1,0 +1,84 @@
+package config
+
+import "time"
+
+// Binary units, in bytes.
+const (
+	KiB Size = 1 << 10
+	MiB Size = 1 << 20
+	GiB Size = 1 << 30
+	TiB Size = 1 << 40
+)
+
+func defaultConfig() *Config {
+	return &Config{
+		StateDir:        "/var/lib/ftfuse",
+		ShutdownTimeout: 10 * time.Second,
+		Log:             Log{Level: "info", Format: "text"},
+		Queue:           DefaultQueue(),
+	}
+}
+
+// DefaultQueue is a queue of which nothing was said.
+func DefaultQueue() Queue {
+	return Queue{
+		Durability:  DurabilityJournal,
+		CommitEvery: 5 * time.Millisecond,
+		CommitBytes: MiB,
+		MaxBytes:    8 * GiB,
+		OnFull:      FullBlock,
+		Compression: CompressionNone,
+	}
+}
+
+// DefaultRule is the rule of a mount that has none: everything is transferred, line
+// by line.
+func DefaultRule() Rule {
+	return Rule{
+		Path:     "**",
+		Transfer: true,
+		// The way of this version; "open" becomes the default with the issue that
+		// lets the kernel write to the spool.
+		Attribution: AttributionWrite,
+		Mode:        ModeLine,
+		MaxLine:     MiB,
+		Default:     VerdictAllow,
+	}
+}
+
+// DefaultOutput is the output of a receiver that has none.
+func DefaultOutput() Output {
+	return Output{
+		Hosts:  "*",
+		Path:   "**",
+		Dir:    "/data/ftfuse",
+		File:   "%H/%F",
+		Format: "%L",
+		Time:   "%Y-%m-%dT%H:%M:%S.%-%z",
+	}
+}
+
+func defaultMount(c *Config) *Mount {
+	return &Mount{
+		Point:      "/mnt/ftfuse",
+		AllowOther: true,
+		Readback:   64 * KiB,
+		Offline:    OfflineTake,
+		Overwrite:  OverwriteAppend,
+		Umask:      0o022,
+		HTTP:       c.HTTP,
+		Queue:      c.Queue,
+	}
+}
+
+func defaultForward() Forward {
+	return Forward{Mode: ForwardAny, Window: 64 * MiB, FailbackAfter: 30 * time.Second}
+}
+
+func defaultRelay(c *Config) *Relay {
+	return &Relay{Listen: ":7400", HTTP: c.HTTP, Queue: c.Queue}
+}
+
+func defaultReceive(c *Config) *Receive {
+	return &Receive{Listen: ":7401", HTTP: c.HTTP, Queue: c.Queue}
+}

@@ -1,0 +1,116 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+)
+
+// Kinds of problem, for errors.Is on what Load, Parse and CheckRole return.
+var (
+	// ErrRead: the file could not be read.
+	ErrRead = errors.New("configuration cannot be read")
+	// ErrSyntax: the file is not TOML.
+	ErrSyntax = errors.New("not valid TOML")
+	// ErrUnknownKey: a key that ftfuse does not know.
+	ErrUnknownKey = errors.New("unknown key")
+	// ErrType: a value of another type than the key takes.
+	ErrType = errors.New("wrong type")
+	// ErrValue: a value that the key cannot have.
+	ErrValue = errors.New("bad value")
+	// ErrMissing: something that must be given is not.
+	ErrMissing = errors.New("missing")
+	// ErrConflict: two settings that exclude each other, such as a state_dir below
+	// the mount point.
+	ErrConflict = errors.New("conflict")
+	// ErrUnsupported: a value that the role of this version would ignore.
+	ErrUnsupported = errors.New("not in this version")
+)
+
+// Problem is one thing that is wrong with a configuration.
+type Problem struct {
+	Kind error  // one of the errors above
+	File string // as given to Load or Parse; the option's name for the command line
+	Line int    // counted from 1; 0 when the problem has no place in a file
+	Key  string // dotted, without array indices, e.g. mount.rule.path
+	What string // what is wrong
+	Fix  string // what to write instead
+}
+
+// Error is FILE:LINE: what is wrong: what to write instead.
+func (p *Problem) Error() string {
+	var b strings.Builder
+	b.WriteString(p.File)
+	if p.Line > 0 {
+		fmt.Fprintf(&b, ":%d", p.Line)
+	}
+	b.WriteString(": ")
+	b.WriteString(p.What)
+	if p.Fix != "" {
+		b.WriteString("; ")
+		b.WriteString(p.Fix)
+	}
+	return b.String()
+}
+
+// Unwrap returns the kind.
+func (p *Problem) Unwrap() error { return p.Kind }
+
+// Error lists everything that is wrong with a configuration, in the order of the
+// file. errors.Is finds the kinds, errors.As the first *Problem.
+type Error struct {
+	Problems []*Problem
+}
+
+// maxShown bounds the message; all problems are in the slice.
+const maxShown = 30
+
+// Error is one line per problem.
+func (e *Error) Error() string {
+	var b strings.Builder
+	for i, p := range e.Problems {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		if i == maxShown {
+			fmt.Fprintf(&b, "%s: and %d more problems", p.File, len(e.Problems)-i)
+			break
+		}
+		b.WriteString(p.Error())
+	}
+	return b.String()
+}
+
+// Unwrap returns the problems.
+func (e *Error) Unwrap() []error {
+	all := make([]error, len(e.Problems))
+	for i, p := range e.Problems {
+		all[i] = p
+	}
+	return all
+}
+
+// problems collects while a file is read.
+type problems struct {
+	file string
+	pos  positions
+	list []*Problem
+}
+
+// add notes a problem at the key with the given path.
+func (ps *problems) add(kind error, path, fix, what string, args ...any) {
+	ps.list = append(ps.list, &Problem{
+		Kind: kind, File: ps.file, Line: ps.pos.line(path), Key: plainKey(path),
+		What: fmt.Sprintf(what, args...), Fix: fix,
+	})
+}
+
+// err returns nil or the sorted *Error.
+func (ps *problems) err() error {
+	if len(ps.list) == 0 {
+		return nil
+	}
+	sort.SliceStable(ps.list, func(i, j int) bool { return ps.list[i].Line < ps.list[j].Line })
+	return &Error{Problems: ps.list}
+}
