@@ -38,7 +38,6 @@ func TestDirectives(t *testing.T) {
 		"%{%FT%T%:z}T":         "2023-11-14T22:13:20+00:00",
 		"%N":                   "ab000000000000000000000000000001-3-000000000000feed-2-5-99-7",
 		"no directive at all":  "no directive at all",
-		"%{a % b}T":            "a  b",
 		"\xff%L\t":             "\xffthe line\t",
 		"%{%Y/%m/%d}T/%f":      "2023/11/14/error.log",
 		"%{%e|%j|%I%p|%y|%C}T": "14|318|10PM|23|20",
