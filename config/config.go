@@ -299,3 +299,14 @@ func (c *Config) HTTPFor(r Role) HTTP {
 	}
 	return c.HTTP
 }
+
+// Roles lists the roles that the file describes.
+func (c *Config) Roles() []Role {
+	var all []Role
+	for _, r := range Roles() {
+		if c.Configured(r) {
+			all = append(all, r)
+		}
+	}
+	return all
+}

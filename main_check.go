@@ -1,0 +1,52 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"ftfuse/config"
+)
+
+func configFlag() cli.Flag {
+	return &cli.StringFlag{
+		Name: "config", Aliases: []string{"c"}, TakesFile: true,
+		Usage:       "read the configuration from `FILE`",
+		EnvVars:     []string{config.FileEnv},
+		Value:       config.DefaultFile,
+		DefaultText: config.DefaultFile,
+	}
+}
+
+func checkCommand() *cli.Command {
+	return &cli.Command{
+		Name:   "check",
+		Usage:  "say whether the configuration is good (exit 0) or what is wrong with it (exit 78)",
+		Flags:  []cli.Flag{configFlag()},
+		Action: check,
+	}
+}
+
+// check prints the roles that would start and returns why the others would not.
+func check(c *cli.Context) error {
+	cfg, err := config.Load(c.String("config"))
+	if err != nil {
+		return err
+	}
+	var refused []error
+	for _, role := range cfg.Roles() {
+		if err := cfg.CheckRole(role); err != nil {
+			refused = append(refused, err)
+			continue
+		}
+		fmt.Fprintf(c.App.Writer, "%s: %s: good\n", cfg.File, role)
+		for _, note := range cfg.Notes(role) {
+			fmt.Fprintf(c.App.Writer, "%s: %s: note: %s\n", cfg.File, role, note)
+		}
+	}
+	if len(cfg.Roles()) == 0 {
+		return cfg.CheckRole(config.RoleMount)
+	}
+	return errors.Join(refused...)
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"ftfuse/config"
+)
+
+func mountCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "mount",
+		Usage:     "mount, capture what is written and forward it",
+		ArgsUsage: "[MOUNTPOINT]",
+		Flags: []cli.Flag{
+			configFlag(),
+			&cli.StringFlag{Name: "options", Aliases: []string{"o"}, Usage: "mount `OPTIONS`, such as allow_other,uid=1000,gid=1000,umask=022"},
+		},
+		Action: func(c *cli.Context) error {
+			if c.Args().Len() > 1 {
+				return usagef("ftfuse mount: unexpected argument %q; options stand before MOUNTPOINT", c.Args().Get(1))
+			}
+			file, point := c.String("config"), c.Args().First()
+			options, err := config.MountOptions(c.String("options"))
+			if err != nil {
+				return usagef("ftfuse mount: -o %s: %v", c.String("options"), err)
+			}
+			return serve(config.RoleMount, roles[config.RoleMount], func() (*config.Config, error) {
+				return config.Load(file, options, config.MountPoint(point))
+			}, c.App.ErrWriter)
+		},
+	}
+}
+
+func receiveCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "receive",
+		Usage: "receive batches and write them to files",
+		Flags: []cli.Flag{configFlag()},
+		Action: func(c *cli.Context) error {
+			file := c.String("config")
+			return serve(config.RoleReceive, roles[config.RoleReceive], func() (*config.Config, error) {
+				return config.Load(file)
+			}, c.App.ErrWriter)
+		},
+	}
+}
+
+func relayCommand() *cli.Command {
+	return &cli.Command{
+		Name:   "relay",
+		Usage:  "pass batches on (arrives with a later version)",
+		Flags:  []cli.Flag{configFlag()},
+		Action: arrivesLater("the relay role arrives with a later version"),
+	}
+}
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name:   "status",
+		Usage:  "show what the roles are doing (arrives with a later version)",
+		Flags:  []cli.Flag{configFlag(), roleFlag(), &cli.BoolFlag{Name: "json", Usage: "as JSON"}},
+		Action: arrivesLater("until then the log and `ftfuse queue ls` on a stopped role tell"),
+	}
+}
+
+func sendCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "send",
+		Usage:     "hand a local file to the queue (arrives with a later version)",
+		ArgsUsage: "FILE...",
+		Flags:     []cli.Flag{configFlag(), &cli.StringFlag{Name: "as", Usage: "under this `PATH`"}},
+		Action:    arrivesLater("until then copy the file into the mount"),
+	}
+}
+
+func roleFlag() cli.Flag {
+	return &cli.StringFlag{Name: "role", Usage: "only `ROLE` (mount, relay or receive)"}
+}

@@ -1,0 +1,6 @@
+package main
+
+import "ftfuse/config"
+
+// roles are the entry points.
+var roles = map[config.Role]runFunc{}

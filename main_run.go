@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"ftfuse/config"
+)
+
+// runFunc is the entry point of a role: it serves until ctx ends, then drains and
+// returns nil.
+type runFunc func(ctx context.Context, c *config.Config, log *slog.Logger) error
+
+// levels are the values of log.level.
+var levels = map[string]slog.Level{
+	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+}
+
+// newLogger writes to w as l says; level can be changed while it is in use.
+func newLogger(w io.Writer, l config.Log, level *slog.LevelVar) *slog.Logger {
+	level.Set(levels[l.Level])
+	o := &slog.HandlerOptions{Level: level}
+	if l.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// serve runs a role in the foreground until a signal ends it.
+func serve(role config.Role, run runFunc, load func() (*config.Config, error), stderr io.Writer) error {
+	cfg, err := load()
+	if err != nil {
+		return err
+	}
+	if err := cfg.CheckRole(role); err != nil {
+		return err
+	}
+	level := new(slog.LevelVar)
+	log := newLogger(stderr, cfg.Log, level)
+	slog.SetDefault(log)
+	for _, note := range cfg.Notes(role) {
+		log.Warn(note, "role", string(role), "config", cfg.File)
+	}
+
+	s := newSignals(log, func() { reload(log, level, role, load) })
+	err = run(s.ctx, cfg, log)
+	s.close()
+	if err != nil && !(errors.Is(err, context.Canceled) && s.ctx.Err() != nil) {
+		log.Error("stopped", "role", string(role), "error", err)
+		return &quietError{fmt.Errorf("%s: %w", role, err)}
+	}
+	log.Info("stopped", "role", string(role))
+	return nil
+}
+
+// reload takes over what a running role can: the log's level.
+func reload(log *slog.Logger, level *slog.LevelVar, role config.Role, load func() (*config.Config, error)) {
+	cfg, err := load()
+	if err == nil {
+		err = cfg.CheckRole(role)
+	}
+	if err != nil {
+		log.Error("reload refused, the old configuration stays", "error", err)
+		return
+	}
+	level.Set(levels[cfg.Log.Level])
+	log.Warn("reloaded log.level; other settings change with a restart in this version", "config", cfg.File, "level", cfg.Log.Level)
+}
+
+// signals owns the process's signals while a role runs.
+type signals struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	ch     chan os.Signal
+	wg     sync.WaitGroup
+}
+
+// exit is replaced by nothing; a second signal must end the process at once.
+var exit = os.Exit
+
+// newSignals cancels ctx on the first SIGTERM or SIGINT and exits on the second;
+// SIGHUP calls hup. Writing to a closed pipe becomes an error instead of a death.
+func newSignals(log *slog.Logger, hup func()) *signals {
+	s := &signals{ch: make(chan os.Signal, 8)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	signal.Notify(s.ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	s.wg.Add(1)
+	go s.loop(log, hup)
+	return s
+}
+
+func (s *signals) loop(log *slog.Logger, hup func()) {
+	defer s.wg.Done()
+	for sig := range s.ch {
+		switch sig {
+		case syscall.SIGPIPE: // the reader of the log went away
+		case syscall.SIGHUP:
+			hup()
+		default:
+			if s.ctx.Err() != nil {
+				log.Error("second signal, stopping at once; what was accepted stays queued", "signal", sig.String())
+				exit(exitRuntime)
+			}
+			log.Info("stopping", "signal", sig.String())
+			s.cancel()
+		}
+	}
+}
+
+// close gives the signals back and waits for the goroutine.
+func (s *signals) close() {
+	signal.Stop(s.ch)
+	close(s.ch)
+	s.wg.Wait()
+	s.cancel()
+}
