@@ -145,3 +145,11 @@ func BenchmarkCheck10(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkAppendRun10(b *testing.B) {
+	buf := make([]byte, 0, 64<<10)
+	b.SetBytes(65530)
+	for b.Loop() {
+		buf = tally.AppendRun(buf[:0], 3, 12_345_678, 6553, 10)
+	}
+}

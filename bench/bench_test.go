@@ -1,0 +1,135 @@
+package bench
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"ftfuse/bench/rig"
+	"ftfuse/bench/tally"
+)
+
+// The test binary is its own helper, as the real binary is.
+func TestMain(m *testing.M) {
+	if code, ok := MaybeHelper(); ok {
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	bin, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &bench{ctx: t.Context(), bin: bin, dir: t.TempDir(), log: io.Discard}
+}
+
+// The references carry every line of their writers; were they to lose some, the ratios
+// would be worth nothing.
+func TestReferencesCarryEveryLine(t *testing.T) {
+	for _, mode := range []string{ModeLine, ModeBlock} {
+		p := tally.Plan{Writers: 4, Lines: 5000, Size: 128}
+		b := newBench(t)
+		r, err := b.plain(p, mode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !r.Count.OK() || r.LineS <= 0 {
+			t.Errorf("plain file, %s: %v at %.0f lines/s", mode, r.Count, r.LineS)
+		}
+		if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
+			t.Logf("no empty FUSE file system: %v", err)
+		} else {
+			f.Close()
+			if r, err = b.null(p, mode); err != nil {
+				t.Fatal(err)
+			}
+			if r.LineS <= 0 || rig.OnFUSE(b.dir+"/null") {
+				t.Errorf("empty FUSE, %s: %.0f lines/s, mount left: %v", mode, r.LineS, rig.OnFUSE(b.dir+"/null"))
+			}
+		}
+		if _, err := exec.LookPath("nc"); err != nil {
+			t.Logf("no tail -F | nc: %v", err)
+			continue
+		}
+		if r, err = b.tailNC(p, mode); err != nil {
+			t.Fatal(err)
+		}
+		if !r.Count.OK() || r.LineS <= 0 {
+			t.Errorf("tail -F | nc, %s: %v at %.0f lines/s", mode, r.Count, r.LineS)
+		}
+	}
+}
+
+func TestDiskIsMeasured(t *testing.T) {
+	d, err := measureDisk(t.TempDir(), 4<<20)
+	if err != nil || d.New <= 0 || d.Reused <= 0 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+}
+
+func TestArguments(t *testing.T) {
+	for args, want := range map[string]string{
+		"--sizes 5":           "numbers from 10",
+		"--sizes 10,x":        "numbers from 10",
+		"--writers 0":         "numbers from 1",
+		"--modes blocks":      "want line, 64k",
+		"--bytes 12parsecs":   "want a size",
+		"--durability always": "want journal or sync",
+		"--no-such-flag":      "not defined",
+		"extra":               "unexpected argument",
+	} {
+		_, err := parse(strings.Fields(args), io.Discard)
+		if !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want a usage error that says %q", args, err, want)
+		}
+	}
+	o, err := parse(strings.Fields("--sizes 10,4096 --writers 2 --modes 64k --bytes 64MiB"), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := o.plan(4096, 2); p.Bytes() != 64<<20 {
+		t.Errorf("plan of %d bytes, want %d", p.Bytes(), 64<<20)
+	}
+	var help bytes.Buffer
+	if err := Main(t.Context(), []string{"-h"}, io.Discard, &help); !errors.Is(err, flag.ErrHelp) || !strings.Contains(help.String(), "-sizes") {
+		t.Errorf("help: %v, %q", err, help.String())
+	}
+}
+
+// The amounts are the defaults.
+func TestDefaultPlan(t *testing.T) {
+	o, err := parse(nil, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size, want := range map[int]int64{10: 200e6, 128: 500e6, 1024: 500e6, 4096: 500e6} {
+		for _, writers := range o.writers {
+			if got := o.plan(size, writers).Bytes(); want-got > 4096*4 || got > want {
+				t.Errorf("%d-byte lines, %d writers: %d bytes a run, want %d", size, writers, got, want)
+			}
+		}
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	c := Case{Size: 10, Mode: ModeLine, Writers: 4, Ftfuse: &Rate{LineS: 80}, Null: &Rate{LineS: 100}}
+	if v := c.verdict(); !strings.Contains(v, "0.80 of empty FUSE") || !strings.Contains(v, "reached") {
+		t.Error(v)
+	}
+	c.Ftfuse.LineS = 79
+	if v := c.verdict(); !strings.Contains(v, "MISSED") {
+		t.Error(v)
+	}
+	c.Mode = ModeBlock
+	if v := c.verdict(); !strings.Contains(v, "not run") {
+		t.Error(v)
+	}
+}
