@@ -1,0 +1,432 @@
+package spool
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/failpoint"
+)
+
+var (
+	fpNoted     = failpoint.New("spool/noted")
+	fpWritten   = failpoint.New("spool/written")
+	fpTruncated = failpoint.New("spool/truncated")
+)
+
+// File is a spool file that is open or has entries that are not committed. Its methods
+// are safe for concurrent use.
+type File struct {
+	s      *Store
+	number Number
+	fd     int
+
+	mu   sync.Mutex    // orders note and pwrite, so that at most one write of a file is in progress
+	size atomic.Int64  // changed under mu
+	last atomic.Uint64 // sequence number of its newest entry
+
+	// under Store.mu
+	refs   int
+	linked bool // has a name
+	held   bool // an orphan of the last run, until Settled
+
+	punch fileholes
+}
+
+// Handle is one open(2) of a file for writing.
+type Handle struct {
+	*File
+	Writer uint64
+	PathID uint32
+	wrote  atomic.Bool // since the last Flush
+	ever   atomic.Bool
+}
+
+// Meta is who asks for a write.
+type Meta struct {
+	Unique        uint64
+	PID, UID, GID uint32
+	Time          int64
+}
+
+// Number names the file.
+func (f *File) Number() Number { return f.number }
+
+// Size is the file's length.
+func (f *File) Size() int64 { return f.size.Load() }
+
+// Acquire opens file n and keeps it until Release.
+func (s *Store) Acquire(n Number) (*File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, err := s.get(n)
+	if err != nil {
+		return nil, err
+	}
+	f.refs++
+	return f, nil
+}
+
+// get needs s.mu.
+func (s *Store) get(n Number) (*File, error) {
+	if f := s.files[n]; f != nil {
+		return f, nil
+	}
+	fd, err := unix.Openat(int(s.spool.Fd()), n.String(), unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open spool file", Path: s.spool.Name() + "/" + n.String(), Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("stat spool file %s: %w", n, err)
+	}
+	f := &File{s: s, number: n, fd: fd, linked: !s.orphans[n], held: s.orphans[n]}
+	f.size.Store(st.Size)
+	s.files[n] = f
+	return f, nil
+}
+
+// Release gives up an Acquire.
+func (f *File) Release() {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	f.refs--
+	f.s.retire(f)
+}
+
+// unlinked says that the file has lost its name: it goes when its last handle is
+// closed and its last entry committed.
+func (s *Store) unlinked(n Number) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, err := s.get(n)
+	if err != nil {
+		s.o.Logger.Error("file that lost its name cannot be opened", "err", err)
+		return
+	}
+	f.linked = false
+	s.retire(f)
+}
+
+// retire closes a file that nobody uses and whose entries are all committed, and
+// removes it if it has no name. It needs s.mu.
+func (s *Store) retire(f *File) {
+	if f.refs > 0 {
+		return
+	}
+	if f.held || f.last.Load() > s.journal.done.Load() {
+		s.leaving[f.number] = f
+		return
+	}
+	delete(s.leaving, f.number)
+	if f.linked && s.tidy.last(f) { // it holds the file until what is committed is punched out
+		return
+	}
+	delete(s.files, f.number)
+	f.close()
+	if f.linked {
+		return
+	}
+	delete(s.orphans, f.number)
+	if err := unix.Unlinkat(int(s.spool.Fd()), f.number.String(), 0); err != nil && err != unix.ENOENT {
+		s.o.Logger.Error("spool file not removed; the next start tries again", "file", f.number.String(), "err", err)
+		return
+	}
+	s.gone = append(s.gone, f.number)
+}
+
+// Settled says that everything below pos of file n is in the queue and durable. At
+// recovery it has to be called for each file that Files gives, and is what lets one
+// without a name go; later it is enough to call Committed.
+func (s *Store) Settled(n Number, pos int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.files[n] == nil && !s.orphans[n] {
+		return
+	}
+	f, err := s.get(n)
+	if err != nil {
+		return
+	}
+	if pos >= f.size.Load() {
+		f.held = false
+	}
+	s.retire(f)
+}
+
+// TakeGone returns the files that were removed since the last call, so that what is
+// stored about them can go too.
+func (s *Store) TakeGone() []Number {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.gone
+	s.gone = nil
+	return g
+}
+
+// OpenWriter makes a handle of f for writing, opened as path.
+func (s *Store) OpenWriter(f *File, path string) (*Handle, error) {
+	id, err := s.paths.acquire(path)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w, err := s.writers.take()
+	if err != nil {
+		s.paths.release(id)
+		return nil, err
+	}
+	return &Handle{File: f, Writer: w, PathID: id}, nil
+}
+
+// Write is one write request: it notes it, makes the one pwrite, corrects the note to
+// what was written and returns that. With appendEnd the bytes go to the end of the
+// file wherever off is. A hole between the end and off stays a hole.
+//
+// On ErrJournalFull and ErrOverwrite nothing happened. Another error is a bare
+// errno, and not one byte was kept.
+func (h *Handle) Write(p []byte, off int64, appendEnd bool, m *Meta) (n int, seq uint64, err error) {
+	f := h.File
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	size := f.size.Load()
+	if appendEnd {
+		off = size
+	} else if off < size {
+		return 0, 0, ErrOverwrite
+	}
+	j := f.s.journal
+	if j.uncaptured.Load() > 0 && j.uncaptured.Load()+int64(len(p)) > f.s.o.MaxUncaptured {
+		return 0, 0, ErrJournalFull
+	}
+	e := Entry{
+		File: f.number, Writer: h.Writer, Off: off, Len: uint32(len(p)), PathID: h.PathID, Kind: Write,
+		PID: m.PID, UID: m.UID, GID: m.GID, Time: m.Time, Unique: m.Unique,
+	}
+	seq, err = j.note(&e)
+	if err != nil {
+		return 0, 0, err
+	}
+	f.last.Store(seq)
+	n, err = f.put(p, off)
+	j.complete(seq, uint32(len(p)), uint32(n))
+	if n > 0 {
+		if !h.ever.Load() {
+			h.ever.Store(true)
+		}
+		if !h.wrote.Load() {
+			h.wrote.Store(true)
+		}
+		return n, seq, nil
+	}
+	return 0, seq, err
+}
+
+// put is the one pwrite of a noted write, with f.mu held. A failure leaves the size as
+// it was: what a failed pwrite may have put behind the end is cut off.
+func (f *File) put(p []byte, off int64) (int, error) {
+	if err := fpNoted.Inject(); err != nil {
+		return 0, unix.EIO
+	}
+	n, err := unix.Pwrite(f.fd, p, off)
+	for err == unix.EINTR {
+		n, err = unix.Pwrite(f.fd, p, off)
+	}
+	if n <= 0 {
+		n = 0
+		if err == nil && len(p) > 0 {
+			err = unix.EIO
+		}
+		f.cutFailed(f.size.Load())
+	} else {
+		f.size.Store(off + int64(n))
+	}
+	if fpErr := fpWritten.Inject(); fpErr != nil && err == nil {
+		return n, nil
+	}
+	return n, err
+}
+
+// cutFailed makes sure that a failed write left nothing behind the end.
+func (f *File) cutFailed(size int64) {
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err == nil && st.Size <= size {
+		return
+	}
+	if err := unix.Ftruncate(f.fd, size); err != nil {
+		f.s.o.Logger.Error("a failed write may have left bytes", "file", f.number.String(), "err", err)
+	}
+}
+
+// Overwrite writes over bytes that the file has, and past its end, after the capture
+// has committed them. It makes no note.
+func (f *File) Overwrite(p []byte, off int64) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, err := unix.Pwrite(f.fd, p, off)
+	if n > 0 && off+int64(n) > f.size.Load() {
+		f.size.Store(off + int64(n))
+	}
+	return max(n, 0), err
+}
+
+// End notes the last close of h and gives it up. On ErrJournalFull nothing happened
+// and it must be called again. A handle that never wrote leaves no note.
+func (h *Handle) End(m *Meta) error {
+	if h.ever.Load() {
+		if err := h.mark(Release, m); err != nil {
+			return err
+		}
+	}
+	h.s.paths.release(h.PathID)
+	return nil
+}
+
+// Flush notes a close(2) of one of h's descriptors, if h wrote since the last one. On
+// ErrJournalFull nothing happened.
+func (h *Handle) Flush(m *Meta) error {
+	if !h.wrote.Load() {
+		return nil
+	}
+	if err := h.mark(Flush, m); err != nil {
+		return err
+	}
+	h.wrote.Store(false)
+	return nil
+}
+
+func (h *Handle) mark(k Kind, m *Meta) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e := Entry{
+		File: h.number, Writer: h.Writer, Off: h.size.Load(), PathID: h.PathID, Kind: k,
+		PID: m.PID, UID: m.UID, GID: m.GID, Time: m.Time, Unique: m.Unique,
+	}
+	seq, err := h.s.journal.note(&e)
+	if err != nil {
+		return err
+	}
+	h.last.Store(seq)
+	h.s.journal.complete(seq, 0, 0)
+	return nil
+}
+
+// ReadAt reads from the file; what was punched out reads as zeros. It returns io.EOF
+// at the end.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	for {
+		n, err := unix.Pread(f.fd, p, off)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case n == 0 && len(p) > 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+// ReadAt fills p from file n at off, for bytes that entries or the size have promised.
+func (s *Store) ReadAt(n Number, p []byte, off int64) (int, error) {
+	s.mu.Lock()
+	f, err := s.get(n)
+	if err == nil {
+		f.refs++
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	defer f.Release()
+	total := 0
+	for total < len(p) {
+		n, err := f.ReadAt(p[total:], off+int64(total))
+		total += n
+		if err == io.EOF {
+			return total, io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return total, fmt.Errorf("read spool file %s at %d: %w", f.number, off+int64(total), err)
+		}
+	}
+	return total, nil
+}
+
+// Size is the length of file n, 0 if there is no such file.
+func (s *Store) Size(n Number) int64 {
+	s.mu.Lock()
+	f := s.files[n]
+	s.mu.Unlock()
+	if f != nil {
+		return f.size.Load()
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(s.spool.Fd()), n.String(), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return 0
+	}
+	return st.Size
+}
+
+// Truncate sets the length of f to size, for a caller who keeps writers away and has
+// told the capture (BeginTruncate) before. When it shrinks, all of the file is punched
+// out first, to past its end, so that after a kill a data block below the old
+// position means that this had happened; then the last bytes that could be read back
+// are put back.
+func (f *File) Truncate(size int64) error {
+	f.punch.mu.Lock()
+	defer f.punch.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old := f.size.Load()
+	if size >= old {
+		if err := unix.Ftruncate(f.fd, size); err != nil {
+			return err
+		}
+		f.size.Store(size)
+		return nil
+	}
+	from := max(0, size-f.s.o.Readback)
+	keep := make([]byte, size-from)
+	n, err := unix.Pread(f.fd, keep, from)
+	if err != nil {
+		return err
+	}
+	const block = 1 << 16
+	whole := (old/block + 1) * block
+	if err := punchHole(f.fd, 0, whole); err != nil && err != unix.EOPNOTSUPP {
+		return err
+	}
+	if err := unix.Ftruncate(f.fd, size); err != nil {
+		return err
+	}
+	f.size.Store(size)
+	f.s.tidy.restart(f, size)
+	if err := fpTruncated.Inject(); err != nil {
+		return unix.EIO
+	}
+	if n > 0 {
+		if _, err := unix.Pwrite(f.fd, keep[:n], from); err != nil {
+			f.s.o.Logger.Warn("bytes before a truncation cannot be read back", "file", f.number.String(), "err", err)
+		}
+	}
+	return nil
+}
+
+func punchHole(fd int, off, size int64) error {
+	for {
+		err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, size)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func (f *File) close() error { return unix.Close(f.fd) }

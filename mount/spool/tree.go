@@ -1,0 +1,406 @@
+package spool
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxPath is the longest path below the mount, in bytes, that the tree of names takes;
+// a longer one gets ENAMETOOLONG.
+const MaxPath = 4000
+
+// Info is one spool file as Open found it.
+type Info struct {
+	Number   Number
+	Path     string // below the mount; "" for a file without a name
+	Size     int64
+	UID, GID uint32
+}
+
+// Dirent is one name in a directory of the tree.
+type Dirent struct {
+	Name   string
+	Dir    bool
+	Number Number // of a file
+	Inode  uint64 // of a directory, in the tree's file system
+}
+
+// Files returns every spool file that Open found. It is for recovery, before anything
+// is written.
+func (s *Store) Files() []Info { return s.found }
+
+// parseNumber reads the name of a spool file, or the target of a link in the tree.
+func parseNumber(name string) (Number, bool) {
+	if len(name) != 16 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(name, 16, 64)
+	return Number(n), err == nil && n > 0 && Number(n).String() == name
+}
+
+// checkTree finds every spool file and its name, and returns the highest number. Files
+// that are not ours are left alone and said; a name without its file (power loss can
+// do that on some file systems) gets an empty one.
+func (s *Store) checkTree() (Number, error) {
+	names, err := s.readTree()
+	if err != nil {
+		return 0, err
+	}
+	entries, err := os.ReadDir(filepath.Join(s.dir, "spool"))
+	if err != nil {
+		return 0, fmt.Errorf("read spool directory: %w", err)
+	}
+	var highest Number
+	for _, e := range entries {
+		n, ok := parseNumber(e.Name())
+		if !ok || !e.Type().IsRegular() {
+			s.o.Logger.Warn("not a spool file of ftfuse, left alone", "path", filepath.Join(s.dir, "spool", e.Name()))
+			continue
+		}
+		highest = max(highest, n)
+		st, err := s.StatFile(n)
+		if err != nil {
+			return 0, fmt.Errorf("stat spool file %s: %w", n, err)
+		}
+		path, named := names[n]
+		if !named {
+			s.orphans[n] = true
+		}
+		delete(names, n)
+		s.found = append(s.found, Info{Number: n, Path: path, Size: st.Size, UID: st.Uid, GID: st.Gid})
+	}
+	for n, path := range names {
+		s.o.Logger.Warn("a file of the mount has lost its spool file; it is empty now", "path", path, "file", n.String())
+		if err := s.makeFile(n, 0o644); err != nil {
+			return 0, fmt.Errorf("make spool file for %q: %w", path, err)
+		}
+		highest = max(highest, n)
+		s.found = append(s.found, Info{Number: n, Path: path, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())})
+	}
+	return highest, nil
+}
+
+func (s *Store) readTree() (map[Number]string, error) {
+	names := map[Number]string{}
+	root := filepath.Join(s.dir, "tree")
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		var n Number
+		ok := false
+		if d.Type() == fs.ModeSymlink {
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			n, ok = parseNumber(target)
+		}
+		if !ok {
+			s.o.Logger.Warn("not a name that ftfuse made, hidden on the mount; move it away", "path", path)
+			return nil
+		}
+		rel, _ := filepath.Rel(root, path)
+		if other, twice := names[n]; twice {
+			return fmt.Errorf("%w: %q and %q are names of the same file %s; remove the one that was copied there", ErrTree, other, rel, n)
+		}
+		names[n] = rel
+		return nil
+	})
+	if err != nil && !errors.Is(err, ErrTree) {
+		err = fmt.Errorf("read tree of names: %w", err)
+	}
+	return names, err
+}
+
+// at is path for the *at calls.
+func at(path string) string {
+	if path == "" {
+		return "."
+	}
+	return path
+}
+
+// Lookup says what path, below the mount, is. Errors of it and of the other calls on
+// names are bare errnos, as a program would get them.
+func (s *Store) Lookup(path string) (dir bool, n Number, err error) {
+	if len(path) > MaxPath {
+		return false, 0, unix.ENAMETOOLONG
+	}
+	var buf [17]byte
+	size, err := unix.Readlinkat(int(s.tree.Fd()), at(path), buf[:])
+	switch {
+	case err == unix.EINVAL: // not a link
+		var st unix.Stat_t
+		if err := unix.Fstatat(int(s.tree.Fd()), at(path), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return false, 0, err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return false, 0, unix.ENOENT
+		}
+		return true, 0, nil
+	case err != nil:
+		return false, 0, err
+	}
+	n, ok := parseNumber(string(buf[:size]))
+	if !ok {
+		return false, 0, unix.ENOENT
+	}
+	return false, n, nil
+}
+
+// StatDir returns the attributes of a directory.
+func (s *Store) StatDir(path string) (st unix.Stat_t, err error) {
+	err = unix.Fstatat(int(s.tree.Fd()), at(path), &st, unix.AT_SYMLINK_NOFOLLOW)
+	return st, err
+}
+
+// StatFile returns the attributes of a file.
+func (s *Store) StatFile(n Number) (st unix.Stat_t, err error) {
+	err = unix.Fstatat(int(s.spool.Fd()), n.String(), &st, unix.AT_SYMLINK_NOFOLLOW)
+	return st, err
+}
+
+// Stat returns the attributes of f, which is open.
+func (f *File) Stat() (st unix.Stat_t, err error) {
+	err = unix.Fstat(f.fd, &st)
+	return st, err
+}
+
+func (s *Store) makeFile(n Number, mode uint32) error {
+	fd, err := unix.Openat(int(s.spool.Fd()), n.String(), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fchmod(fd, mode)
+}
+
+// Create makes an empty file named path and returns it acquired. First the spool file,
+// complete with mode and owner, then its name: a kill in between leaves a file without
+// a name, which the next start removes.
+func (s *Store) Create(path string, mode, uid, gid uint32) (*File, error) {
+	if len(path) > MaxPath {
+		return nil, unix.ENAMETOOLONG
+	}
+	s.mu.Lock()
+	id, err := s.numbers.take()
+	s.mu.Unlock()
+	if err != nil {
+		s.o.Logger.Error("no number for a new file", "err", err)
+		return nil, unix.EIO
+	}
+	n := Number(id)
+	if err := s.makeFile(n, mode&0o7777); err != nil {
+		return nil, bare(err)
+	}
+	undo := func(err error) (*File, error) {
+		_ = unix.Unlinkat(int(s.spool.Fd()), n.String(), 0)
+		return nil, bare(err)
+	}
+	if err := s.Chown(n, uid, gid); err != nil {
+		return undo(err)
+	}
+	if mode&0o6000 != 0 { // a change of owner clears them
+		if err := s.Chmod(n, mode); err != nil {
+			return undo(err)
+		}
+	}
+	if err := unix.Symlinkat(n.String(), int(s.tree.Fd()), path); err != nil {
+		return undo(err)
+	}
+	f, err := s.Acquire(n)
+	return f, bare(err)
+}
+
+// Mkdir makes a directory.
+func (s *Store) Mkdir(path string, mode, uid, gid uint32) error {
+	if len(path) > MaxPath {
+		return unix.ENAMETOOLONG
+	}
+	fd := int(s.tree.Fd())
+	if err := unix.Mkdirat(fd, path, 0o700); err != nil {
+		return err
+	}
+	err := s.ChownDir(path, uid, gid)
+	if err == nil {
+		err = s.ChmodDir(path, mode)
+	}
+	if err != nil {
+		_ = unix.Unlinkat(fd, path, unix.AT_REMOVEDIR)
+	}
+	return err
+}
+
+// Unlink takes the name of a file away.
+func (s *Store) Unlink(path string) error {
+	dir, n, err := s.Lookup(path)
+	switch {
+	case err != nil:
+		return err
+	case dir:
+		return unix.EISDIR
+	}
+	if err := unix.Unlinkat(int(s.tree.Fd()), path, 0); err != nil {
+		return err
+	}
+	s.unlinked(n)
+	return nil
+}
+
+// Rmdir removes an empty directory.
+func (s *Store) Rmdir(path string) error {
+	return unix.Unlinkat(int(s.tree.Fd()), path, unix.AT_REMOVEDIR)
+}
+
+// Rename gives what is named from the name to. A file that had that name loses it.
+func (s *Store) Rename(from, to string) error {
+	if len(to) > MaxPath {
+		return unix.ENAMETOOLONG
+	}
+	if from == to {
+		return nil
+	}
+	if _, _, err := s.Lookup(from); err != nil {
+		return err
+	}
+	dir, replaced, err := s.Lookup(to)
+	if err == unix.ENOENT {
+		var st unix.Stat_t
+		if unix.Fstatat(int(s.tree.Fd()), to, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+			return unix.EPERM // something that ftfuse did not make is there
+		}
+	} else if err != nil {
+		return err
+	}
+	if err := unix.Renameat(int(s.tree.Fd()), from, int(s.tree.Fd()), to); err != nil {
+		return err
+	}
+	if err == nil && !dir {
+		s.unlinked(replaced)
+	}
+	return nil
+}
+
+// ReadDir returns the names in a directory, without those that ftfuse did not make.
+func (s *Store) ReadDir(path string) ([]Dirent, error) {
+	fd, err := unix.Openat(int(s.tree.Fd()), at(path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	d := os.NewFile(uintptr(fd), path)
+	defer d.Close()
+	list, err := d.ReadDir(-1)
+	if err != nil {
+		return nil, bare(err)
+	}
+	out := make([]Dirent, 0, len(list))
+	var buf [17]byte
+	for _, e := range list {
+		if e.IsDir() {
+			var st unix.Stat_t
+			if unix.Fstatat(fd, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+				out = append(out, Dirent{Name: e.Name(), Dir: true, Inode: st.Ino})
+			}
+			continue
+		}
+		size, err := unix.Readlinkat(fd, e.Name(), buf[:])
+		if err != nil {
+			continue
+		}
+		if n, ok := parseNumber(string(buf[:size])); ok {
+			out = append(out, Dirent{Name: e.Name(), Number: n})
+		}
+	}
+	return out, nil
+}
+
+// SyncDir makes the names of a directory durable.
+func (s *Store) SyncDir(path string) error {
+	fd, err := unix.Openat(int(s.tree.Fd()), at(path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fsync(fd)
+}
+
+// Chmod, Chown and Utimens change a file; their Dir forms a directory.
+func (s *Store) Chmod(n Number, mode uint32) error {
+	return unix.Fchmodat(int(s.spool.Fd()), n.String(), mode&0o7777, 0)
+}
+
+func (s *Store) Chown(n Number, uid, gid uint32) error {
+	return s.chown(int(s.spool.Fd()), n.String(), uid, gid)
+}
+
+func (s *Store) Utimens(n Number, atime, mtime unix.Timespec) error {
+	return unix.UtimesNanoAt(int(s.spool.Fd()), n.String(), []unix.Timespec{atime, mtime}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func (s *Store) ChmodDir(path string, mode uint32) error {
+	return unix.Fchmodat(int(s.tree.Fd()), at(path), mode&0o7777, 0)
+}
+
+func (s *Store) ChownDir(path string, uid, gid uint32) error {
+	return s.chown(int(s.tree.Fd()), at(path), uid, gid)
+}
+
+func (s *Store) UtimensDir(path string, atime, mtime unix.Timespec) error {
+	return unix.UtimesNanoAt(int(s.tree.Fd()), at(path), []unix.Timespec{atime, mtime}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// chown leaves an id of ^0 alone, and one that the file has already, so that a daemon
+// without privilege works for its own user.
+func (s *Store) chown(dirfd int, name string, uid, gid uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	u, g := -1, -1
+	if uid != ^uint32(0) && uid != st.Uid {
+		u = int(uid)
+	}
+	if gid != ^uint32(0) && gid != st.Gid {
+		g = int(gid)
+	}
+	if u == -1 && g == -1 {
+		return nil
+	}
+	return unix.Fchownat(dirfd, name, u, g, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// Statfs returns the numbers of the file system that the spool is on.
+func (s *Store) Statfs() (st unix.Statfs_t, err error) {
+	err = unix.Fstatfs(int(s.spool.Fd()), &st)
+	return st, err
+}
+
+// bare returns the errno inside err, EIO if there is none.
+func bare(err error) error {
+	if err == nil {
+		return nil
+	}
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return unix.EIO
+}
+
+// futimens sets the times of an open file.
+func futimens(fd int, atime, mtime unix.Timespec) error {
+	ts := [2]unix.Timespec{atime, mtime}
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
