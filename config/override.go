@@ -2,17 +2,23 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
 
 // MountPoint puts the mount point that the command line names in the place of
-// mount.point; "" changes nothing.
+// mount.point; "" changes nothing. A relative one begins at the working directory.
 func MountPoint(point string) Override {
-	return func(c *Config, _ *problems) {
-		if point != "" && c.Mount != nil {
-			c.Mount.Point = point
+	return func(c *Config, ps *problems) {
+		if point == "" || c.Mount == nil {
+			return
 		}
+		ps.origin = map[string]string{"mount.point": "MOUNTPOINT on the command line"}
+		if abs, err := filepath.Abs(point); err == nil {
+			point = abs
+		}
+		c.Mount.Point = point
 	}
 }
 

@@ -93,17 +93,22 @@ func (e *Error) Unwrap() []error {
 
 // problems collects while a file is read.
 type problems struct {
-	file string
-	pos  positions
-	list []*Problem
+	file   string
+	pos    positions
+	origin map[string]string // key path -> where else than in the file it was given
+	list   []*Problem
 }
 
 // add notes a problem at the key with the given path.
 func (ps *problems) add(kind error, path, fix, what string, args ...any) {
-	ps.list = append(ps.list, &Problem{
+	p := &Problem{
 		Kind: kind, File: ps.file, Line: ps.pos.line(path), Key: plainKey(path),
 		What: fmt.Sprintf(what, args...), Fix: fix,
-	})
+	}
+	if origin := ps.origin[path]; origin != "" {
+		p.File, p.Line = origin, 0
+	}
+	ps.list = append(ps.list, p)
 }
 
 // err returns nil or the sorted *Error.

@@ -1,3 +1,304 @@
 package config
 
-func (c *Config) validate(ps *problems) {}
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/bmatcuk/doublestar/v4"
+
+	"ftfuse/internal/template"
+)
+
+// validate checks what the types alone do not, and makes paths clean.
+func (c *Config) validate(ps *problems) {
+	c.validateHost(ps)
+	ps.absolute("state_dir", &c.StateDir)
+	ps.listenAddress("http.listen", c.HTTP.Listen, true)
+	c.validateTLS(ps)
+	ps.queue("queue", &c.Queue)
+	if c.Mount != nil {
+		c.Mount.validate(ps)
+	}
+	if c.Relay != nil {
+		c.Relay.validate(ps)
+	}
+	if c.Receive != nil {
+		c.Receive.validate(ps)
+	}
+	c.validateListeners(ps)
+	c.validateOverlap(ps)
+}
+
+// validateHost refuses names that could not be an element of a path, as %H is one.
+func (c *Config) validateHost(ps *problems) {
+	const fix = `write host = "NAME" with a name such as "web-01"`
+	switch h := c.Host; {
+	case h == "":
+		ps.add(ErrMissing, "host", fix, "there is no host, and the machine has no name")
+	case h == "." || h == ".." || len(h) > 255 || strings.ContainsFunc(h, func(r rune) bool { return r <= ' ' || r == '/' || r == 0x7f }):
+		ps.add(ErrValue, "host", fix, "host = %q cannot stand in a path: it is longer than 255 bytes, or has a slash, a space or a control character, or is dots only", h)
+	}
+}
+
+func (c *Config) validateTLS(ps *problems) {
+	t := &c.TLS
+	if _, given := c.pos["tls"]; !given {
+		return
+	}
+	for _, f := range []struct {
+		key  string
+		path *string
+	}{{"cert", &t.Cert}, {"key", &t.Key}, {"ca", &t.CA}} {
+		if *f.path != "" {
+			ps.absolute("tls."+f.key, f.path)
+		} else if f.key != "ca" {
+			ps.add(ErrMissing, "tls", fmt.Sprintf("write %s = \"/PATH.pem\", or remove tls for plain TCP", f.key), "tls has no %s", f.key)
+		}
+	}
+}
+
+// queue checks what the keys of one queue say together.
+func (ps *problems) queue(path string, q *Queue) {
+	if q.CommitBytes > q.MaxBytes {
+		ps.add(ErrConflict, ps.firstGiven(path+".max_bytes", path+".commit_bytes", "queue.max_bytes", "queue.commit_bytes"),
+			fmt.Sprintf("write max_bytes = %q or more", q.CommitBytes), "%s: commit_bytes %s is more than max_bytes %s", path, q.CommitBytes, q.MaxBytes)
+	}
+}
+
+// firstGiven returns the first of paths that the file has, or the first.
+func (ps *problems) firstGiven(paths ...string) string {
+	for _, p := range paths {
+		if _, ok := ps.pos[p]; ok {
+			return p
+		}
+	}
+	return paths[0]
+}
+
+// absolute checks that *p is an absolute path without "..", and makes it clean.
+func (ps *problems) absolute(path string, p *string) {
+	const fix = `write an absolute path without ".."`
+	switch {
+	case strings.ContainsRune(*p, 0):
+		ps.add(ErrValue, path, fix, "%s has a NUL byte", plainKey(path))
+	case !filepath.IsAbs(*p):
+		ps.add(ErrValue, path, fix, "%s = %q does not begin with a slash", plainKey(path), *p)
+	case slices.Contains(strings.Split(*p, "/"), ".."):
+		ps.add(ErrValue, path, fix, "%s = %q goes up with \"..\"", plainKey(path), *p)
+	default:
+		*p = filepath.Clean(*p)
+	}
+}
+
+// glob checks a doublestar pattern.
+func (ps *problems) glob(path, pattern string) {
+	bad := func(fix, why string) {
+		ps.add(ErrValue, path, fix, "%s = %q %s", plainKey(path), pattern, why)
+	}
+	switch {
+	case pattern == "":
+		bad(`write "**" for everything`, "is empty and matches nothing")
+	case !doublestar.ValidatePattern(pattern):
+		bad(`write a glob of * ? ** [a-z] {a,b}, with \ before what is meant as it stands`, "is not a glob")
+	case pattern[0] == '/':
+		bad(fmt.Sprintf("write %q: it is matched against the path below the mount point", strings.TrimLeft(pattern, "/")), "begins with a slash and matches nothing")
+	case strings.HasSuffix(pattern, "/"):
+		bad(fmt.Sprintf("write %q for all files below", pattern+"**"), "ends in a slash and matches nothing")
+	case slices.ContainsFunc(strings.Split(pattern, "/"), func(e string) bool { return e == "." || e == ".." }):
+		bad(`write the path below the mount point without "." and ".."`, `has "." or ".." as an element and matches nothing`)
+	}
+}
+
+func (m *Mount) validate(ps *problems) {
+	ps.absolute("mount.point", &m.Point)
+	if m.Point == "/" {
+		ps.add(ErrValue, "mount.point", `write a directory of its own, such as "/mnt/ftfuse"`, "mount.point is the root directory")
+	}
+	ps.queue("mount.queue", &m.Queue)
+	ps.listenAddress("mount.http.listen", m.HTTP.Listen, true)
+	validateForwards(ps, "mount", m.Forwards)
+	for i := range m.Rules {
+		m.Rules[i].validate(ps, m.Forwards)
+	}
+}
+
+func (r *Rule) validate(ps *problems, groups []Forward) {
+	if r.key == "" {
+		return // the one of a file without rules
+	}
+	ps.glob(join(r.key, "path"), r.Path)
+	key := join(r.key, "forward")
+	if r.Forward != nil && len(r.Forward) == 0 {
+		ps.add(ErrValue, key, "remove it for all groups, or write transfer = false", "mount.rule.forward names no group")
+	}
+	for i, name := range r.Forward {
+		if !slices.ContainsFunc(groups, func(f Forward) bool { return f.Name == name }) {
+			ps.add(ErrValue, element(key, i), knownGroups(groups), "mount.rule.forward names %q, and no [[mount.forward]] has that name", name)
+		} else if slices.Contains(r.Forward[:i], name) {
+			ps.add(ErrConflict, element(key, i), "name it once", "mount.rule.forward names %q twice", name)
+		}
+	}
+	for i := range r.Allow {
+		r.Allow[i].validate(ps, element(join(r.key, "allow"), i))
+	}
+	key = join(r.key, "output")
+	if _, given := ps.pos[key]; given {
+		if ps.absolute(key, &r.Output); filepath.IsAbs(r.Output) {
+			ps.template(key, template.File, strings.TrimLeft(r.Output, "/"), DefaultOutput().Time)
+		}
+	}
+	ps.plugin(join(r.key, "plugin"), &r.Plugin)
+	key = join(r.key, "plugin_output")
+	if _, given := ps.pos[key]; given {
+		ps.absolute(key, &r.PluginOutput)
+		if len(r.Plugin) == 0 {
+			ps.add(ErrMissing, key, "add plugin = [\"/COMMAND\"], or remove plugin_output", "mount.rule.plugin_output is given without a plugin")
+		}
+	}
+}
+
+func knownGroups(groups []Forward) string {
+	var names []string
+	for _, f := range groups {
+		if f.Name != "" {
+			names = append(names, fmt.Sprintf("%q", f.Name))
+		}
+	}
+	if len(names) == 0 {
+		return "add [[mount.forward]] with that name"
+	}
+	return "write " + strings.Join(names, " or ") + ", or add [[mount.forward]] with that name"
+}
+
+// reference finds what Regexp.Expand takes for the name of a group.
+var reference = regexp.MustCompile(`\$(?:\$|(\w+)|\{(\w+)\})`)
+
+// validate refuses a replacement that names a group which match does not have: it
+// would put nothing there, in silence.
+func (f *Filter) validate(ps *problems, path string) {
+	if f.Match == nil || f.Replace == nil {
+		return
+	}
+	for _, m := range reference.FindAllStringSubmatch(*f.Replace, -1) {
+		name := m[1] + m[2]
+		if name == "" || slices.Contains(f.Match.SubexpNames(), name) {
+			continue
+		}
+		digits := name[:len(name)-len(strings.TrimLeft(name, "0123456789"))]
+		if digits == name && atMost(digits, f.Match.NumSubexp()) {
+			continue
+		}
+		fix := fmt.Sprintf("match has the groups 0 to %d; write $$ for a dollar sign", f.Match.NumSubexp())
+		if digits != "" && digits != name {
+			fix = fmt.Sprintf("write ${%s}%s", digits, name[len(digits):])
+		}
+		ps.add(ErrValue, join(path, "replace"), fix, "%s = %q names the group %q, which match does not have", plainKey(join(path, "replace")), *f.Replace, name)
+	}
+}
+
+func atMost(digits string, limit int) bool {
+	n := 0
+	for _, d := range digits {
+		if n = n*10 + int(d-'0'); n > limit {
+			return false
+		}
+	}
+	return true
+}
+
+func validateForwards(ps *problems, role string, all []Forward) {
+	for i := range all {
+		f := &all[i]
+		nameKey := join(f.key, "name")
+		_, named := ps.pos[nameKey]
+		switch {
+		case !named && len(all) > 1:
+			ps.add(ErrMissing, f.key, `add name = "…", each group another`, "one of several [[%s.forward]] has no name", role)
+		case !named:
+			f.Name = "default"
+		case f.Name == "":
+			ps.add(ErrValue, nameKey, `write name = "colo"`, "%s.forward.name is empty", role)
+		case slices.ContainsFunc(all[:i], func(g Forward) bool { return g.Name == f.Name }):
+			ps.add(ErrConflict, nameKey, "give each group another name", "two [[%s.forward]] have the name %q", role, f.Name)
+		}
+		if len(f.Primary) == 0 {
+			ps.add(ErrMissing, ps.firstGiven(join(f.key, "primary"), f.key), `write primary = ["HOST:7401"]`, "%s.forward has no primary destination", role)
+		}
+		seen := map[string]bool{}
+		for _, list := range []struct {
+			key  string
+			addr []string
+		}{{"primary", f.Primary}, {"secondary", f.Secondary}} {
+			for j, addr := range list.addr {
+				key := element(join(f.key, list.key), j)
+				ps.destination(key, addr)
+				if seen[addr] {
+					ps.add(ErrConflict, key, "name each destination once", "%s.forward names %q twice", role, addr)
+				}
+				seen[addr] = true
+			}
+		}
+	}
+}
+
+func (r *Relay) validate(ps *problems) {
+	ps.listenAddress("relay.listen", r.Listen, false)
+	ps.queue("relay.queue", &r.Queue)
+	ps.listenAddress("relay.http.listen", r.HTTP.Listen, true)
+	validateForwards(ps, "relay", r.Forwards)
+	for i := range r.Outputs {
+		r.Outputs[i].validate(ps)
+	}
+}
+
+func (r *Receive) validate(ps *problems) {
+	ps.listenAddress("receive.listen", r.Listen, false)
+	ps.queue("receive.queue", &r.Queue)
+	ps.listenAddress("receive.http.listen", r.HTTP.Listen, true)
+	for i := range r.Outputs {
+		r.Outputs[i].validate(ps)
+	}
+}
+
+func (o *Output) validate(ps *problems) {
+	if o.key == "" {
+		return // the one of a file without outputs
+	}
+	ps.glob(join(o.key, "hosts"), o.Hosts)
+	ps.glob(join(o.key, "path"), o.Path)
+	ps.absolute(join(o.key, "dir"), &o.Dir)
+	// A bad time is one problem, wherever %T stands.
+	if ps.template(join(o.key, "time"), template.Format, "%T", o.Time) {
+		ps.template(join(o.key, "file"), template.File, o.File, o.Time)
+		ps.template(join(o.key, "format"), template.Format, o.Format, o.Time)
+	}
+	ps.plugin(join(o.key, "plugin"), &o.Plugin)
+}
+
+// template checks a template's directives.
+func (ps *problems) template(path string, use template.Use, text, timeFormat string) bool {
+	if _, err := template.Compile(use, text, timeFormat); err != nil {
+		ps.add(ErrValue, path, "docs/configuration.md lists what may stand in it", "%s: %v", plainKey(path), err)
+		return false
+	}
+	return true
+}
+
+// plugin checks a command line and makes an empty one nil.
+func (ps *problems) plugin(path string, p *[]string) {
+	if len(*p) == 0 {
+		*p = nil
+		return
+	}
+	for i, arg := range *p {
+		if strings.ContainsRune(arg, 0) {
+			ps.add(ErrValue, element(path, i), "remove it", "%s has a NUL byte", plainKey(path))
+		}
+	}
+	if name := (*p)[0]; !filepath.IsAbs(name) {
+		ps.add(ErrValue, path, `begin with the absolute path of the program, such as "/usr/bin/grep"`, "%s begins with %q, which is not an absolute path", plainKey(path), name)
+	}
+}

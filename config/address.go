@@ -1,0 +1,145 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+)
+
+// splitAddress reads host:port with a numeric port; "" is a host too.
+func splitAddress(addr string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		var ae *net.AddrError
+		if e, ok := err.(*net.AddrError); ok {
+			ae = e
+			return "", 0, fmt.Errorf("has no host:port form (%s)", ae.Err)
+		}
+		return "", 0, err
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return "", 0, fmt.Errorf("has the port %q, which is not a number from 0 to 65535", text)
+	}
+	if strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || strings.ContainsRune("/@\"'\x7f", r) }) {
+		return "", 0, fmt.Errorf("has the host %q, which is not a name or an address", host)
+	}
+	return host, uint16(n), nil
+}
+
+// destination checks an address to connect to.
+func (ps *problems) destination(path, addr string) {
+	host, port, err := splitAddress(addr)
+	const fix = `write "HOST:7401", or "[2001:db8::1]:7401" for an IPv6 address`
+	switch {
+	case err != nil:
+		ps.add(ErrValue, path, fix, "%s: %q %v", plainKey(path), addr, err)
+	case host == "":
+		ps.add(ErrValue, path, fix, "%s: %q names no host to connect to", plainKey(path), addr)
+	case port == 0:
+		ps.add(ErrValue, path, fix, "%s: %q names port 0, to which nothing can connect", plainKey(path), addr)
+	}
+}
+
+// listenAddress checks an address to listen on; port 0 is any free one.
+func (ps *problems) listenAddress(path, addr string, optional bool) {
+	if optional && addr == "" {
+		return
+	}
+	if strings.Contains(path, ".http.") {
+		if _, own := ps.pos[path]; !own {
+			return // inherited, and checked where it stands
+		}
+	}
+	if _, _, err := splitAddress(addr); err != nil {
+		ps.add(ErrValue, path, `write ":PORT" for all addresses, or "127.0.0.1:PORT"`, "%s = %q %v", plainKey(path), addr, err)
+	}
+}
+
+// listener is an address that a role listens on.
+type listener struct {
+	path string
+	addr string
+	host string
+	port uint16
+}
+
+// listeners returns every address of the file once; one that several roles inherit
+// is theirs to share out.
+func (c *Config) listeners() []listener {
+	var all []listener
+	seen := map[string]bool{}
+	add := func(path, addr string) {
+		host, port, err := splitAddress(addr)
+		if err != nil || port == 0 || seen[path] {
+			return
+		}
+		seen[path] = true
+		all = append(all, listener{path, addr, host, port})
+	}
+	for _, r := range c.Roles() {
+		path := string(r) + ".http.listen"
+		if _, own := c.pos[path]; !own {
+			path = "http.listen"
+		}
+		add(path, c.HTTPFor(r).Listen)
+	}
+	if c.Relay != nil {
+		add("relay.listen", c.Relay.Listen)
+	}
+	if c.Receive != nil {
+		add("receive.listen", c.Receive.Listen)
+	}
+	return all
+}
+
+// validateListeners refuses two listeners on one address, and a relay that forwards
+// to itself.
+func (c *Config) validateListeners(ps *problems) {
+	all := c.listeners()
+	for i, a := range all {
+		for _, b := range all[:i] {
+			if a.port != b.port || !sameHost(a.host, b.host) {
+				continue
+			}
+			later, earlier := a, b
+			if ps.pos.line(a.path) < ps.pos.line(b.path) {
+				later, earlier = b, a
+			}
+			ps.add(ErrConflict, later.path, "write another port", "%s = %q and %s = %q (line %d) are the same address",
+				plainKey(later.path), later.addr, plainKey(earlier.path), earlier.addr, ps.pos.line(earlier.path))
+		}
+	}
+	if c.Relay == nil {
+		return
+	}
+	_, own, err := splitAddress(c.Relay.Listen)
+	for _, f := range c.Relay.Forwards {
+		for _, list := range []struct {
+			key  string
+			addr []string
+		}{{"primary", f.Primary}, {"secondary", f.Secondary}} {
+			for j, addr := range list.addr {
+				host, port, aerr := splitAddress(addr)
+				if err == nil && aerr == nil && port == own && (loopback(host) || host == c.Host) {
+					ps.add(ErrConflict, element(join(f.key, list.key), j), "name the next host", "relay.forward names %q, where this relay listens itself", addr)
+				}
+			}
+		}
+	}
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
+}
+
+func wildcard(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
+}
+
+func sameHost(a, b string) bool {
+	return wildcard(a) || wildcard(b) || strings.EqualFold(a, b) || loopback(a) && loopback(b)
+}
