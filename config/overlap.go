@@ -22,7 +22,7 @@ type place struct {
 func (c *Config) validateOverlap(ps *problems) {
 	places := c.places()
 	r := resolver{}
-	if c.Mount != nil && usable(c.Mount.Point) {
+	if c.Mount != nil && usable(c.Mount.Point) && c.Mount.Point != "/" {
 		r.stop = r.both(c.Mount.Point)
 		c.validateAgainstMount(ps, &r, places)
 	}

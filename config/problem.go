@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -36,6 +37,8 @@ type Problem struct {
 	Key  string // dotted, without array indices, e.g. mount.rule.path
 	What string // what is wrong
 	Fix  string // what to write instead
+
+	path string // Key with indices
 }
 
 // Error is FILE:LINE: what is wrong: what to write instead.
@@ -102,13 +105,18 @@ type problems struct {
 // add notes a problem at the key with the given path.
 func (ps *problems) add(kind error, path, fix, what string, args ...any) {
 	p := &Problem{
-		Kind: kind, File: ps.file, Line: ps.pos.line(path), Key: plainKey(path),
+		Kind: kind, File: ps.file, Line: ps.pos.line(path), Key: plainKey(path), path: path,
 		What: fmt.Sprintf(what, args...), Fix: fix,
 	}
 	if origin := ps.origin[path]; origin != "" {
 		p.File, p.Line = origin, 0
 	}
 	ps.list = append(ps.list, p)
+}
+
+// has reports whether the key at path has a problem already.
+func (ps *problems) has(path string) bool {
+	return slices.ContainsFunc(ps.list, func(p *Problem) bool { return p.path == path })
 }
 
 // err returns nil or the sorted *Error.

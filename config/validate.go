@@ -224,8 +224,9 @@ func validateForwards(ps *problems, role string, all []Forward) {
 		case slices.ContainsFunc(all[:i], func(g Forward) bool { return g.Name == f.Name }):
 			ps.add(ErrConflict, nameKey, "give each group another name", "two [[%s.forward]] have the name %q", role, f.Name)
 		}
-		if len(f.Primary) == 0 {
-			ps.add(ErrMissing, ps.firstGiven(join(f.key, "primary"), f.key), `write primary = ["HOST:7401"]`, "%s.forward has no primary destination", role)
+		primary := ps.firstGiven(join(f.key, "primary"), f.key)
+		if len(f.Primary) == 0 && !ps.has(primary) {
+			ps.add(ErrMissing, primary, `write primary = ["HOST:7401"]`, "%s.forward has no primary destination", role)
 		}
 		seen := map[string]bool{}
 		for _, list := range []struct {
