@@ -360,6 +360,29 @@ func (s *Store) ReadAt(n Number, p []byte, off int64) (int, error) {
 	return total, nil
 }
 
+// SeekData returns the offset of the first byte of file n at or after off that is not
+// in a hole, or io.EOF if there is none.
+func (s *Store) SeekData(n Number, off int64) (int64, error) {
+	s.mu.Lock()
+	f, err := s.get(n)
+	if err == nil {
+		f.refs++
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	defer f.Release()
+	at, err := unix.Seek(f.fd, off, unix.SEEK_DATA)
+	if err == unix.ENXIO {
+		return 0, io.EOF
+	}
+	if err != nil {
+		return 0, fmt.Errorf("seek data in spool file %s from %d: %w", f.number, off, err)
+	}
+	return at, nil
+}
+
 // Size is the length of file n, 0 if there is no such file.
 func (s *Store) Size(n Number) int64 {
 	s.mu.Lock()

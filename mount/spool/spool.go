@@ -124,7 +124,7 @@ type Store struct {
 	numbers idRange
 	writers idRange
 
-	found []Info // what Open found, until Begin
+	found []FileInfo // what Open found
 	tidy  tidier
 }
 

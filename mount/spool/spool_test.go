@@ -58,7 +58,8 @@ func TestWriteNoteRead(t *testing.T) {
 	if es := s.Entries(make([]Entry, 0, 10), 3); len(es) != 1 || es[0].Path != "a.log" {
 		t.Fatalf("%+v", es)
 	}
-	if fs := s.Files(); len(fs) != 1 || fs[0].Path != "a.log" || fs[0].Size != 14 {
+	var fs []FileInfo
+	if s.Files(func(i FileInfo) bool { fs = append(fs, i); return true }); len(fs) != 1 || fs[0].Path != "a.log" || fs[0].Size != 14 {
 		t.Fatalf("%+v", fs)
 	}
 }

@@ -16,8 +16,8 @@ import (
 // a longer one gets ENAMETOOLONG.
 const MaxPath = 4000
 
-// Info is one spool file as Open found it.
-type Info struct {
+// FileInfo is one spool file as Open found it.
+type FileInfo struct {
 	Number   Number
 	Path     string // below the mount; "" for a file without a name
 	Size     int64
@@ -32,9 +32,16 @@ type Dirent struct {
 	Inode  uint64 // of a directory, in the tree's file system
 }
 
-// Files returns every spool file that Open found. It is for recovery, before anything
-// is written.
-func (s *Store) Files() []Info { return s.found }
+// Files gives fn every spool file that Open found, until it returns false. It is for
+// recovery, before anything is written.
+func (s *Store) Files(fn func(FileInfo) bool) error {
+	for _, i := range s.found {
+		if !fn(i) {
+			break
+		}
+	}
+	return nil
+}
 
 // parseNumber reads the name of a spool file, or the target of a link in the tree.
 func parseNumber(name string) (Number, bool) {
@@ -74,7 +81,7 @@ func (s *Store) checkTree() (Number, error) {
 			s.orphans[n] = true
 		}
 		delete(names, n)
-		s.found = append(s.found, Info{Number: n, Path: path, Size: st.Size, UID: st.Uid, GID: st.Gid})
+		s.found = append(s.found, FileInfo{Number: n, Path: path, Size: st.Size, UID: st.Uid, GID: st.Gid})
 	}
 	for n, path := range names {
 		s.o.Logger.Warn("a file of the mount has lost its spool file; it is empty now", "path", path, "file", n.String())
@@ -82,7 +89,7 @@ func (s *Store) checkTree() (Number, error) {
 			return 0, fmt.Errorf("make spool file for %q: %w", path, err)
 		}
 		highest = max(highest, n)
-		s.found = append(s.found, Info{Number: n, Path: path, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())})
+		s.found = append(s.found, FileInfo{Number: n, Path: path, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())})
 	}
 	return highest, nil
 }
