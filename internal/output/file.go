@@ -1,0 +1,140 @@
+package output
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxVecs is how many pieces one call takes (IOV_MAX of the kernel, uio.h).
+const maxVecs = 1024
+
+// File is one open output file. Append, ReadAt and WriteAt belong to one goroutine at a
+// time; Sync and Stat may run beside them.
+type File struct {
+	fd   int
+	id   ID
+	path string // when it was opened
+}
+
+// ID returns the file's identity.
+func (f *File) ID() ID { return f.id }
+
+// Path returns the path it was opened by; the file may have been renamed since.
+func (f *File) Path() string { return f.path }
+
+// Append writes vecs at the end of the file as it is at that moment, whoever moved it:
+// bytes that another process appended are never written over, and a file that was
+// truncated gets no hole. It returns where the bytes landed and how many; it may write
+// less than all, then the caller goes on with Skip.
+//
+// The kernel takes the end and writes under the inode's lock (RWF_APPEND). Offset -1
+// moves the file position behind what was written, which tells where it landed
+// (pwritev2(2)).
+func (f *File) Append(vecs [][]byte) (at, n int64, err error) {
+	if len(vecs) > maxVecs {
+		vecs = vecs[:maxVecs]
+	}
+	for {
+		wrote, err := unix.Pwritev2(f.fd, vecs, -1, unix.RWF_APPEND)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return 0, 0, fmt.Errorf("append to output file %q: %w", f.path, err)
+		}
+		if wrote == 0 {
+			return 0, 0, fmt.Errorf("append to output file %q: nothing was written", f.path)
+		}
+		end, err := unix.Seek(f.fd, 0, unix.SEEK_CUR)
+		if err != nil {
+			return 0, 0, fmt.Errorf("append to output file %q: find the end: %w", f.path, err)
+		}
+		return end - int64(wrote), int64(wrote), nil
+	}
+}
+
+// Skip returns vecs without their first n bytes. It leaves vecs as they are.
+func Skip(vecs [][]byte, n int64) [][]byte {
+	for len(vecs) > 0 && n >= int64(len(vecs[0])) {
+		n -= int64(len(vecs[0]))
+		vecs = vecs[1:]
+	}
+	if n > 0 {
+		return append([][]byte{vecs[0][n:]}, vecs[1:]...)
+	}
+	return vecs
+}
+
+// ReadAt fills p from off; it returns what there is before the file's end.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		n, err := unix.Pread(f.fd, p[done:], off+int64(done))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return done, fmt.Errorf("read output file %q at %d: %w", f.path, off+int64(done), err)
+		}
+		if n == 0 {
+			break
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// WriteAt writes p at off, over what is there.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		n, err := unix.Pwrite(f.fd, p[done:], off+int64(done))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return done, fmt.Errorf("write output file %q at %d: %w", f.path, off+int64(done), err)
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// Stat looks at the open file. Links is 0 once it was removed.
+func (f *File) Stat() (Info, error) {
+	info, _, err := statFd(f.fd)
+	if err != nil {
+		return Info{}, fmt.Errorf("look at open output file %q: %w", f.path, err)
+	}
+	return info, nil
+}
+
+// Sync brings the file's bytes and size to disk (fdatasync). After an error the bytes
+// may be gone and a second Sync would not say so: stop.
+func (f *File) Sync() error {
+	for {
+		err := unix.Fdatasync(f.fd)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("sync output file %q: %w", f.path, err)
+		}
+		return nil
+	}
+}
+
+// StartWriteback asks the kernel to begin writing off to off+n to disk, and does not
+// wait for it. It promises nothing; a later Sync has less to do.
+func (f *File) StartWriteback(off, n int64) {
+	_ = unix.SyncFileRange(f.fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+// Close closes the file.
+func (f *File) Close() error {
+	if err := unix.Close(f.fd); err != nil {
+		return fmt.Errorf("close output file %q: %w", f.path, err)
+	}
+	return nil
+}

@@ -1,0 +1,46 @@
+package output
+
+import (
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// SyncFS brings everything of the file system that holds r to disk, names included. One
+// call is cheaper than a sync of each of many files. It is refused (false) where the
+// kernel would not report a failed write back (before 5.8, fs/sync.c).
+func (r *Root) SyncFS() (bool, error) {
+	if !syncfsReports() {
+		return false, nil
+	}
+	r.mu.Lock()
+	r.stale = map[string]struct{}{}
+	r.mu.Unlock()
+	for {
+		err := unix.Syncfs(r.fd)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return true, fmt.Errorf("sync the file system of output directory %q: %w", r.dir, err)
+		}
+		return true, nil
+	}
+}
+
+// Covers reports whether SyncFS brings the file to disk: it is on the root's own file
+// system, and the kernel reports errors.
+func (r *Root) Covers(id ID) bool { return syncfsReports() && id.Dev == r.dev }
+
+var syncfsReports = sync.OnceValue(func() bool {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > 5 || major == 5 && minor >= 8
+})
