@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"ftfuse/bench"
 	"ftfuse/config"
 )
 
@@ -26,6 +27,9 @@ const (
 )
 
 func main() {
+	if code, ok := bench.MaybeHelper(); ok {
+		os.Exit(code)
+	}
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
 

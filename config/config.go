@@ -143,9 +143,8 @@ type Mount struct {
 	UID        *uint32 // owner of new files and directories; nil: who makes them
 	GID        *uint32 // group of new files and directories; nil: who makes them
 
-	// Rules in the order of the file; the first whose Path matches wins, and a file
-	// that none matches is not transferred. Never empty: without any [[mount.rule]]
-	// it holds one rule with all defaults, which transfers everything.
+	// Rules in the order of the file; the first whose Path matches wins. A file that
+	// none matches is treated as DefaultRule says: it is transferred, line by line.
 	Rules    []Rule
 	Forwards []Forward // [[mount.forward]]
 

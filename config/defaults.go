@@ -31,8 +31,8 @@ func DefaultQueue() Queue {
 	}
 }
 
-// DefaultRule is the rule of a mount that has none: everything is transferred, line
-// by line.
+// DefaultRule is what holds for a file that no rule matches: it is transferred, line
+// by line. A rule begins with it.
 func DefaultRule() Rule {
 	return Rule{
 		Path:     "**",

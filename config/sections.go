@@ -104,9 +104,6 @@ func (m *Mount) decode(t *table) {
 		r.decode(s)
 		m.Rules = append(m.Rules, r)
 	}
-	if len(m.Rules) == 0 {
-		m.Rules = []Rule{DefaultRule()}
-	}
 	m.Forwards = decodeForwards(t)
 	m.HTTP.decode(t.sub("http"))
 	m.Queue.decode(t.sub("queue"))

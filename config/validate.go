@@ -126,9 +126,6 @@ func (m *Mount) validate(ps *problems) {
 }
 
 func (r *Rule) validate(ps *problems, groups []Forward) {
-	if r.key == "" {
-		return // the one of a file without rules
-	}
 	ps.glob(join(r.key, "path"), r.Path)
 	key := join(r.key, "forward")
 	if r.Forward != nil && len(r.Forward) == 0 {
