@@ -1,0 +1,469 @@
+package transport
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"ftfuse/internal/batch"
+)
+
+const clientReadBuffer = 16 << 10
+
+// session is one connection of a Client: a goroutine that sends batches (run's own),
+// one that reads, and one for everything else that is to be written.
+type session struct {
+	c       *Client
+	nc      net.Conn
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	frames  frameReader
+	wire    wire
+	number  uint64 // of this connection, from 1
+	peer    Peer
+	window  int64
+	maxData uint32
+	useful  bool // an answer came
+	start   time.Time
+
+	pull     context.Context // ends when no new batch is to be taken
+	stopPull context.CancelFunc
+
+	wmu  sync.Mutex // one frame at a time
+	head []byte
+	vec  [2][]byte
+	bufs net.Buffers
+
+	mu          sync.Mutex
+	ctl         control
+	peerDrains  bool
+	lastHorizon []LaneHorizon
+	wake        chan struct{} // for the control goroutine
+}
+
+// control is what the control goroutine is to write.
+type control struct {
+	pong     uint64
+	havePong bool
+	again    []*flight // refused for their CRC, to be sent once more
+}
+
+func newSession(ctx context.Context, c *Client, nc net.Conn) *session {
+	s := &session{c: c, nc: nc, wake: make(chan struct{}, 1), start: time.Now()}
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.wire = wire{nc: nc, ctx: s.ctx}
+	s.frames = frameReader{r: bufio.NewReaderSize(&s.wire, clientReadBuffer), lim: limits{meta: maxEarlyMeta}}
+	s.pull, s.stopPull = context.WithCancel(s.ctx)
+	return s
+}
+
+// run serves the connection. nil means that it was drained, by whichever side.
+func (s *session) run() error {
+	stop := watch(s.ctx, s.nc, true)
+	defer stop()
+	defer s.stopPull()
+	if err := s.handshake(); err != nil {
+		s.cancel(err)
+		abort(s.nc)
+		return err
+	}
+	s.c.log.Info("connected to the next node", "peer", s.peer.String(), "node", s.peer.Node.String(), "product", s.peer.Product)
+	if s.c.o.OnConnect != nil {
+		s.c.o.OnConnect(s.peer)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { s.cancel(s.read()) })
+	wg.Go(s.control)
+	wg.Go(func() {
+		select {
+		case <-s.c.drain:
+			s.c.setState(StateDraining)
+			s.stopPull()
+			s.c.flights.signal()
+		case <-s.ctx.Done():
+		}
+	})
+	err := s.send()
+	if err == nil {
+		s.wmu.Lock()
+		err = s.writeLocked(appendBye(nil, ByeDrained, ""))
+		s.wmu.Unlock()
+	}
+	if err == nil {
+		s.cancel(errPeerDrained)
+		wg.Wait()
+		linger(s.nc)
+		return nil
+	}
+	s.cancel(err)
+	abort(s.nc)
+	wg.Wait()
+	return context.Cause(s.ctx)
+}
+
+// handshake sends HELLO and reads WELCOME.
+func (s *session) handshake() error {
+	c := s.c
+	if err := s.nc.SetDeadline(time.Now().Add(c.t.handshake)); err != nil {
+		return err
+	}
+	id := c.o.Identity
+	m := hello{
+		minVersion: MinVersion, maxVersion: MaxVersion, node: id.Node, maxData: c.o.MaxData,
+		window: uint32(min(c.o.Window, 1<<32-1)), host: id.Host, role: id.Role, product: id.Product,
+	}
+	if _, err := s.nc.Write(m.append(nil, typeHello)); err != nil {
+		return fmt.Errorf("write HELLO: %w", err)
+	}
+	h, meta, err := s.frames.next()
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("no WELCOME within %v: %w", c.t.handshake, ErrSilent)
+	case err != nil:
+		return fmt.Errorf("read WELCOME: %w", unexpected(err))
+	case h.kind == typeBye:
+		bye, err := parseBye(meta)
+		if err != nil {
+			return err
+		}
+		return bye
+	case h.kind != typeWelcome:
+		return fmt.Errorf("%w: %v, want WELCOME", ErrFrame, h.kind)
+	}
+	w, err := parseHello(meta)
+	if err != nil {
+		return err
+	}
+	if w.minVersion < MinVersion || w.minVersion > MaxVersion {
+		return fmt.Errorf("%w: WELCOME chose protocol version %d, offered were %d to %d", ErrFrame, w.minVersion, MinVersion, MaxVersion)
+	}
+	if err := s.nc.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	s.peer = Peer{
+		Node: w.node, Host: w.host, Role: w.role, Product: w.product,
+		Addr: s.nc.RemoteAddr().String(), Version: w.minVersion,
+	}
+	s.window, s.maxData = c.o.Window, w.maxData
+	if w.window > 0 {
+		s.window = min(s.window, int64(w.window))
+	}
+	s.wire.silence = c.t.deadAfter
+	s.frames.lim = limits{meta: maxMeta}
+	c.update(func(st *ClientStats) {
+		st.Connects++
+		st.State, st.Since = StateConnected, time.Now()
+		st.Peer, st.Window, st.LastError = s.peer, s.window, ""
+		s.number = st.Connects
+	})
+	return nil
+}
+
+// send announces the horizons, sends again what was not answered, and then what the
+// Source gives. It returns nil when one side wants no more and all is answered.
+func (s *session) send() error {
+	if err := s.sendHorizon(); err != nil {
+		return err
+	}
+	for _, fl := range s.c.flights.left() {
+		if s.peerWantsNoMore() {
+			break
+		}
+		if err := s.sendFlight(fl); err != nil {
+			return err
+		}
+	}
+	for s.pull.Err() == nil {
+		if err := s.waitFor(s.pull, func() bool { return s.hasRoom() }); err != nil {
+			break
+		}
+		seq, b, err := s.c.src.Next(s.pull)
+		if err != nil {
+			if s.pull.Err() != nil {
+				break
+			}
+			return &sourceError{err}
+		}
+		fl := &flight{seq: seq, b: b}
+		if v := s.sendable(&b); v.Code != Taken {
+			s.surface(fl, v)
+			continue
+		}
+		if !s.c.flights.add(fl) {
+			continue // in flight already: its answer counts for both
+		}
+		if err := s.sendFlight(fl); err != nil {
+			return err
+		}
+	}
+	if err := s.ctx.Err(); err != nil {
+		return context.Cause(s.ctx)
+	}
+	return s.drained()
+}
+
+// drained tells the peer that no more comes and waits for the answers.
+func (s *session) drained() error {
+	if !s.peerWantsNoMore() {
+		s.wmu.Lock()
+		err := s.writeLocked(appendEmpty(nil, typeDrain))
+		s.wmu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return s.waitFor(s.ctx, func() bool { return s.c.flights.outstanding(s.number) == 0 })
+}
+
+// waitFor waits until ok; only the sending goroutine calls it.
+func (s *session) waitFor(ctx context.Context, ok func() bool) error {
+	for !ok() {
+		select {
+		case <-s.c.flights.changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func (s *session) hasRoom() bool {
+	n, bytes := s.c.flights.size()
+	return n == 0 || bytes < s.window
+}
+
+func (s *session) peerWantsNoMore() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peerDrains
+}
+
+// sendable refuses here what the peer could not take.
+func (s *session) sendable(b *batch.Sealed) Verdict {
+	switch {
+	case uint64(len(b.Data)) > uint64(s.maxData):
+		return Verdict{TooLarge, fmt.Sprintf("%d bytes, %v takes at most %d", len(b.Data), s.peer, s.maxData)}
+	case len(b.Via)+1 > maxVia:
+		return Verdict{Loop, fmt.Sprintf("came through %d nodes, at most %d are possible", len(b.Via), maxVia)}
+	case slices.Contains(b.Via, s.peer.Node):
+		return Verdict{Loop, fmt.Sprintf("came through %v before", s.peer)}
+	}
+	return Verdict{}
+}
+
+// sendFlight writes one batch, unless it was answered meanwhile.
+func (s *session) sendFlight(fl *flight) error {
+	b, send := s.c.flights.mark(fl, s.number)
+	if !send {
+		return nil
+	}
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	s.head = appendBatch(s.head[:0], &b, s.c.o.Identity.Node)
+	if err := s.writeLocked(s.head, b.Data); err != nil {
+		return err
+	}
+	s.c.update(func(st *ClientStats) {
+		st.Sent++
+		st.SentBytes += uint64(len(b.Data))
+		if b.Flags&batch.FlagResent != 0 {
+			st.Resent++
+		}
+	})
+	return nil
+}
+
+// writeLocked writes p and data as one. It may block as long as the peer does not
+// read; the reader watches over the peer meanwhile.
+func (s *session) writeLocked(p []byte, data ...[]byte) error {
+	s.vec = [2][]byte{p}
+	s.bufs = s.vec[:1]
+	if len(data) > 0 && len(data[0]) > 0 {
+		s.vec[1] = data[0]
+		s.bufs = s.vec[:2]
+	}
+	_, err := s.bufs.WriteTo(s.nc)
+	s.vec = [2][]byte{}
+	if err != nil {
+		if s.ctx.Err() != nil {
+			return context.Cause(s.ctx)
+		}
+		return fmt.Errorf("write to peer: %w", err)
+	}
+	return nil
+}
+
+// sendHorizon announces what moved since the last time.
+func (s *session) sendHorizon() error {
+	now := s.c.src.Horizon()
+	if slices.Equal(now, s.lastHorizon) {
+		return nil
+	}
+	s.lastHorizon = slices.Clone(now)
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	return s.writeLocked(appendHorizons(nil, now))
+}
+
+// read reads frames until the connection ends, and says why it did.
+func (s *session) read() error {
+	for {
+		h, meta, err := s.frames.next()
+		if err == io.EOF {
+			return errors.New("peer closed the connection without a BYE")
+		}
+		if err != nil {
+			return err
+		}
+		switch h.kind {
+		case typeAck:
+			err = s.acked(meta)
+		case typeRefuse:
+			err = s.refused(meta)
+		case typeFinal:
+			err = parseSets(meta, func(lane batch.Lane, set batch.Ranges) { s.c.src.Final(lane, set.All()) })
+		case typePing:
+			var token uint64
+			if token, err = parseToken(meta); err == nil {
+				s.post(func(c *control) { c.pong, c.havePong = token, true })
+			}
+		case typePong:
+			var token uint64
+			if token, err = parseToken(meta); err == nil {
+				rtt := time.Since(s.start) - time.Duration(token)
+				s.c.update(func(st *ClientStats) { st.RTT = rtt })
+			}
+		case typeDrain:
+			s.mu.Lock()
+			s.peerDrains = true
+			s.mu.Unlock()
+			s.c.setState(StateDraining)
+			s.stopPull()
+			s.c.flights.signal()
+		case typeSkip: // reserved
+		case typeBye:
+			bye, err := parseBye(meta)
+			if err != nil {
+				return err
+			}
+			return bye
+		default:
+			err = fmt.Errorf("%w: %v from a server", ErrFrame, h.kind)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// acked ends flights and tells the Source.
+func (s *session) acked(meta []byte) error {
+	var seqs []uint64
+	err := parseSets(meta, func(lane batch.Lane, set batch.Ranges) {
+		seqs = s.c.flights.settle(lane, set, seqs)
+	})
+	for _, seq := range seqs {
+		s.c.src.Acked(seq)
+	}
+	s.useful = true
+	s.c.update(func(st *ClientStats) {
+		st.Acked += uint64(len(seqs))
+		st.LastAck = time.Now()
+	})
+	return err
+}
+
+// refused does what the verdict asks for.
+func (s *session) refused(meta []byte) error {
+	id, v, err := parseRefuse(meta)
+	if err != nil {
+		return err
+	}
+	fl := s.c.flights.find(id)
+	if fl == nil {
+		return nil
+	}
+	switch {
+	case v.Code == Busy:
+		return fmt.Errorf("%v refused batch %v: %v: %s", s.peer, id, v.Code, v.Text)
+	case v.Code == BadCRC && !fl.badCRC:
+		fl.badCRC = true // only this goroutine and its successors look at it
+		s.c.log.Warn("batch arrived damaged; sending it again", "peer", s.peer.String(), "batch", id.String(), "reason", v.Text)
+		s.post(func(c *control) { c.again = append(c.again, fl) })
+		return nil
+	}
+	s.useful = true
+	s.c.flights.drop(fl)
+	s.surface(fl, v)
+	return nil
+}
+
+// surface gives a refused batch back to the Source.
+func (s *session) surface(fl *flight, v Verdict) {
+	s.c.log.Error("batch refused; it stays in this node's queue", "peer", s.peer.String(), "batch", fl.b.ID.String(),
+		"code", v.Code.String(), "reason", v.Text)
+	s.c.update(func(st *ClientStats) { st.Refused++ })
+	s.c.src.Refused(fl.seq, v)
+}
+
+// post changes what the control goroutine is to write, and wakes it.
+func (s *session) post(change func(*control)) {
+	s.mu.Lock()
+	change(&s.ctl)
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// control writes what is not a batch of the sending goroutine: heartbeats, their
+// answers, horizons, damaged batches once more. It waits behind a batch that is being
+// written, whose bytes tell the peer as much as a heartbeat.
+func (s *session) control() {
+	ticker := time.NewTicker(s.c.t.heartbeat)
+	defer ticker.Stop()
+	var buf []byte
+	for {
+		buf = buf[:0]
+		tick := false
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-ticker.C:
+			tick = true
+			buf = appendToken(buf, typePing, uint64(time.Since(s.start)))
+		case <-s.wake:
+		}
+		s.mu.Lock()
+		again := s.ctl.again
+		s.ctl.again = nil
+		if s.ctl.havePong {
+			buf = appendToken(buf, typePong, s.ctl.pong)
+			s.ctl.havePong = false
+		}
+		s.mu.Unlock()
+		s.wmu.Lock()
+		err := s.writeLocked(buf)
+		s.wmu.Unlock()
+		for _, fl := range again {
+			if err == nil {
+				err = s.sendFlight(fl)
+			}
+		}
+		if err == nil && tick {
+			err = s.sendHorizon()
+		}
+		if err != nil {
+			s.cancel(err)
+			return
+		}
+	}
+}
