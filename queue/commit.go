@@ -1,0 +1,226 @@
+package queue
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"ftfuse/internal/failpoint"
+)
+
+var (
+	fpCommitBefore = failpoint.New("queue/commit-before")
+	fpCommitAfter  = failpoint.New("queue/commit-after")
+	fpRollCreated  = failpoint.New("queue/roll-created")
+	fpRollCopied   = failpoint.New("queue/roll-copied")
+	fpRollNamed    = failpoint.New("queue/roll-named")
+	fpUnlink       = failpoint.New("queue/unlink")
+)
+
+const (
+	ackEvery   = 500 * time.Millisecond // an ack waits no longer for a commit
+	retryEvery = 200 * time.Millisecond // how often a full disk is tried again
+	ageEvery   = time.Second
+)
+
+// committer is the one goroutine that writes. All of its fields are its own.
+type committer struct {
+	q         *Queue
+	held      *group // taken, and waiting for room on the disk
+	lastStart time.Time
+	retryAt   time.Time
+	ageAt     time.Time
+}
+
+// ackLater notes that acks, losses or a horizon wait for a commit. The caller holds mu.
+func (q *Queue) ackLater() {
+	if q.ackSince.IsZero() {
+		q.ackSince = time.Now()
+		q.wakeCommitter()
+	}
+}
+
+func (c *committer) run() {
+	q := c.q
+	defer close(q.done)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		q.mu.Lock()
+		wait, ok := c.plan(time.Now())
+		closing := q.closed
+		q.mu.Unlock()
+		if closing && (!ok || wait > 0) {
+			c.end()
+			return
+		}
+		if ok && wait <= 0 {
+			if err := c.step(); err != nil {
+				c.fail(err)
+				return
+			}
+			continue
+		}
+		if !ok {
+			wait = time.Hour
+		}
+		timer.Reset(wait)
+		select {
+		case <-q.kick:
+		case <-timer.C:
+		case <-q.stop:
+		}
+	}
+}
+
+// end calls what is still waiting when the queue is closed: nothing, or what a full
+// disk did not take.
+func (c *committer) end() {
+	if c.held != nil {
+		c.finish(c.held, fmt.Errorf("%w: the disk is full, what was submitted last is not stored", ErrClosed))
+	}
+}
+
+// plan says how long to wait until something is due; false: until a kick. The caller
+// holds mu.
+func (c *committer) plan(now time.Time) (time.Duration, bool) {
+	q := c.q
+	due, any := time.Time{}, false
+	at := func(t time.Time) {
+		if !any || t.Before(due) {
+			due, any = t, true
+		}
+	}
+	switch p := &q.pending; {
+	case c.held != nil:
+		at(c.retryAt)
+	case len(p.txns) == 0:
+	case p.sync || q.closed || p.bytes >= q.o.CommitBytes:
+		at(now)
+	default:
+		at(c.lastStart.Add(q.o.CommitEvery))
+	}
+	if !q.ackSince.IsZero() {
+		if q.closed {
+			at(now)
+		} else {
+			at(q.ackSince.Add(ackEvery))
+		}
+	}
+	if q.closed {
+		if !any {
+			return 0, false
+		}
+		return due.Sub(now), true
+	}
+	if q.o.MaxAge > 0 && q.low() <= q.committed {
+		at(c.ageAt)
+	}
+	if q.idleRoll() {
+		at(q.lastWork.Add(q.o.IdleAfter))
+	}
+	if !any {
+		return 0, false
+	}
+	return due.Sub(now), true
+}
+
+// idleRoll says whether the active segment is worth giving back. The caller holds mu.
+func (q *Queue) idleRoll() bool {
+	a := q.active()
+	return a.high > q.o.IdleBytes && q.low() == q.nextSeq
+}
+
+// step does what is due: one commit at most.
+func (c *committer) step() error {
+	q := c.q
+	c.lastStart = time.Now()
+	q.mu.Lock()
+	if q.o.MaxAge > 0 && !c.lastStart.Before(c.ageAt) {
+		c.ageAt = c.lastStart.Add(min(ageEvery, max(q.o.MaxAge/4, time.Millisecond)))
+		q.expire(c.lastStart)
+	}
+	if c.held == nil && len(q.pending.txns) > 0 {
+		c.held = q.takePending()
+	}
+	idle := (q.idleRoll() || q.active().damaged) && c.held == nil && !c.lastStart.Before(q.lastWork.Add(q.o.IdleAfter))
+	acks := !q.ackSince.IsZero()
+	q.mu.Unlock()
+	if c.held == nil && !acks && !idle {
+		return nil
+	}
+	if idle {
+		return c.idle()
+	}
+	g := c.held
+	if g != nil && g.empty() && !acks {
+		c.held = nil
+		c.finish(g, nil)
+		return nil
+	}
+	err := c.room(g)
+	if errors.Is(err, syscall.ENOSPC) && g != nil {
+		c.full(err)
+		g = nil // acks and deletes still fit
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	if g == nil && !acks {
+		return nil
+	}
+	return c.commit(g)
+}
+
+func (g *group) empty() bool { return len(g.items) == 0 && len(g.puts) == 0 }
+
+// takePending makes the pending group the one to commit. The caller holds mu.
+func (q *Queue) takePending() *group {
+	g := q.pending
+	q.pending = group{}
+	q.taking = g.bytes
+	g.puts = make(map[string][]byte, len(g.kv)+2)
+	for k, v := range g.kv {
+		g.puts[string(classKV)+k] = v
+	}
+	q.delivered.encode(g.puts)
+	return &g
+}
+
+// commit writes g (which may be nil) and all acks in one transaction.
+func (c *committer) commit(g *group) error {
+	q := c.q
+	q.mu.Lock()
+	a := q.active()
+	ch := &change{puts: map[string][]byte{}, deletes: q.deletes}
+	q.deletes = nil
+	var sum tally
+	newest := q.committed
+	if g != nil {
+		ch.entries = g.items
+		for k, v := range g.puts {
+			ch.puts[k] = v
+		}
+		for _, it := range g.items {
+			sum.add(entryTally(&it.e, it.size))
+			a.ids.add(it.seq, it.e.Batch.ID)
+			newest = it.seq
+		}
+	} else if c.held == nil && len(q.pending.txns) == 0 {
+		q.delivered.encode(ch.puts) // horizons; no Txn is in between
+	}
+	drained := q.encodeAcks(ch.puts)
+	a.total.add(sum)
+	a.last = max(a.last, newest)
+	ch.puts[segmentKey(classSegment, a.num)] = a.encodeRecord()
+	ch.puts[keyRoot] = rootRecord{q.node, newest}.encode()
+	q.mu.Unlock()
+
+	if err := q.write(a, ch, q.st); err != nil {
+		return err
+	}
+	c.publish(g, newest)
+	return c.remove(drained)
+}

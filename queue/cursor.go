@@ -1,0 +1,267 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"syscall"
+	"time"
+
+	"ftfuse/internal/batch"
+)
+
+// Cursor is a named consumer of the queue. Next may be called by one goroutine at a
+// time; Ack and Rewind by any.
+type Cursor struct {
+	q    *Queue
+	name string
+	wake chan struct{} // there is more, or something changed
+
+	// Guarded by q.mu.
+	acked batch.Ranges
+	next  uint64
+	given map[uint64]givenItem // given and not acked
+	parts map[uint64]tally     // by segment: what of it was acked
+	dirty bool
+	epoch uint64 // counts Rewinds
+}
+
+type givenItem struct {
+	tally
+	time int64
+	held bool // the consumer has it: given since the last Rewind
+}
+
+func newCursor(q *Queue, name string) *Cursor {
+	return &Cursor{q: q, name: name, wake: make(chan struct{}, 1), given: map[uint64]givenItem{}, parts: map[uint64]tally{}}
+}
+
+// Name returns the cursor's name.
+func (c *Cursor) Name() string { return c.name }
+
+// Next returns the next committed entry that was not acked, in order, and waits for
+// one. It returns ctx's error, ErrClosed, or an error that wraps ErrFailed. Entries that
+// cannot be read are counted as lost and stepped over.
+func (c *Cursor) Next(ctx context.Context) (Item, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return Item{}, err
+		}
+		c.q.mu.Lock()
+		it, seg, seq, err := c.look()
+		epoch := c.epoch
+		c.q.mu.Unlock()
+		switch {
+		case err != nil:
+			return Item{}, err
+		case it != nil:
+			return Item{Seq: it.seq, Entry: it.e}, nil
+		case seg != nil:
+			item, ok, err := c.fromDisk(seg, seq, epoch)
+			if err != nil || ok {
+				return item, err
+			}
+			continue
+		}
+		select {
+		case <-c.wake:
+		case <-ctx.Done():
+		case <-c.q.failed:
+		case <-c.q.stop:
+		}
+	}
+}
+
+// look finds what is next: an item in memory, or the segment to read seq from, or
+// neither. The caller holds mu.
+func (c *Cursor) look() (*memItem, *segment, uint64, error) {
+	q := c.q
+	if err := q.state(); err != nil {
+		return nil, nil, 0, err
+	}
+	for ; c.next <= q.committed; c.next++ {
+		seq := c.next
+		if c.acked.Contains(seq) {
+			continue
+		}
+		it := q.mem.get(seq)
+		if it == nil {
+			seg := q.segmentOf(seq)
+			if seg == nil {
+				return nil, nil, 0, fmt.Errorf("find entry %d: no segment holds it; run `ftfuse queue verify`", seq)
+			}
+			return nil, seg, seq, nil
+		}
+		if q.expired(it.e.Batch, time.Now()) {
+			q.loseEntry(q.segmentOf(seq), seq, &head{seq: seq, dataLen: uint32(len(it.e.Batch.Data)), e: it.e}, LostExpired, nil)
+			continue
+		}
+		c.give(seq, &it.e, it.size)
+		return it, nil, 0, nil
+	}
+	return nil, nil, 0, nil
+}
+
+func (c *Cursor) give(seq uint64, e *Entry, size int64) {
+	c.given[seq] = givenItem{tally: entryTally(e, size), time: e.Batch.Time, held: true}
+	c.next = seq + 1
+}
+
+// fromDisk reads seq. It returns false where the caller has to look again.
+func (c *Cursor) fromDisk(seg *segment, seq, epoch uint64) (Item, bool, error) {
+	h, found, err := seg.read(seq, false)
+	q := c.q
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if c.epoch != epoch || c.next != seq || c.acked.Contains(seq) || errors.Is(err, errReopen) {
+		return Item{}, false, nil
+	}
+	if err == nil && !found {
+		err = fmt.Errorf("%w: entry %d is not in %s", errDamaged, seq, seg.path)
+	}
+	if err != nil {
+		if !isDamage(err) {
+			return Item{}, false, fmt.Errorf("read entry %d: %w", seq, err)
+		}
+		known := &h
+		if h.seq == 0 {
+			known = nil
+		}
+		q.loseEntry(seg, seq, known, LostCorrupt, err)
+		return Item{}, false, nil
+	}
+	if q.expired(h.e.Batch, time.Now()) {
+		q.loseEntry(seg, seq, &h, LostExpired, nil)
+		return Item{}, false, nil
+	}
+	c.give(seq, &h.e, h.size())
+	return Item{Seq: seq, Entry: h.e}, true, nil
+}
+
+// isDamage says whether err tells of what is on the disk, and not of this process (out
+// of descriptors, of memory): only the first may count as a loss.
+func isDamage(err error) bool {
+	return errors.Is(err, errDamaged) || errors.Is(err, syscall.EIO) || errors.Is(err, ErrVersion)
+}
+
+// Ack tells that the consumer is done with seq, which Next gave it. Any order, any
+// number of times. It becomes durable with a coming commit, within a second without
+// one; a lost ack means only that seq is given again after a restart.
+func (c *Cursor) Ack(seq uint64) {
+	q := c.q
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	g, ok := c.given[seq]
+	if !ok || c.acked.Contains(seq) {
+		return
+	}
+	seg := q.segmentOf(seq)
+	c.take(seg, seq, g.tally)
+	q.passIfAll(seg, seq, g.tally)
+}
+
+// take notes that this cursor is done with seq. The caller holds mu.
+func (c *Cursor) take(seg *segment, seq uint64, t tally) {
+	c.acked.Add(seq)
+	delete(c.given, seq)
+	p := c.parts[seg.num]
+	p.add(t)
+	c.parts[seg.num] = p
+	c.dirty = true
+	c.q.ackLater()
+}
+
+// Rewind makes Next start again at the oldest entry that was not acked.
+func (c *Cursor) Rewind() {
+	c.q.mu.Lock()
+	defer c.q.mu.Unlock()
+	c.next = c.acked.Next()
+	c.epoch++
+	for seq, g := range c.given {
+		g.held = false
+		c.given[seq] = g
+	}
+	c.signal()
+}
+
+func (c *Cursor) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// passIfAll passes seq if every cursor has acked it. The caller holds mu.
+func (q *Queue) passIfAll(seg *segment, seq uint64, t tally) {
+	for _, c := range q.cursors {
+		if !c.acked.Contains(seq) {
+			return
+		}
+	}
+	q.pass(seg, seq, t)
+}
+
+// pass gives up seq: no cursor needs it any more. The caller holds mu.
+func (q *Queue) pass(seg *segment, seq uint64, t tally) {
+	seg.passed.add(t)
+	seg.dirty = true
+	q.live -= int64(t.Bytes)
+	q.mem.drop(seq)
+	if seg == q.active() {
+		q.deletes = append(q.deletes, seq)
+	}
+	q.moreRoom()
+}
+
+// moreRoom wakes those who wait for room. The caller holds mu.
+func (q *Queue) moreRoom() {
+	close(q.room)
+	q.room = make(chan struct{})
+}
+
+// segmentOf returns the segment that was given seq, or nil. The caller holds mu.
+func (q *Queue) segmentOf(seq uint64) *segment {
+	i := sort.Search(len(q.segs), func(i int) bool { return q.segs[i].first > seq }) - 1
+	for ; i >= 0; i-- { // segments without entries share their first with the next
+		if s := q.segs[i]; seq <= s.last && seq >= s.first {
+			return s
+		}
+	}
+	return nil
+}
+
+func (q *Queue) active() *segment { return q.segs[len(q.segs)-1] }
+
+// cursorRecord is what is stored of a cursor.
+type cursorRecord struct {
+	acked batch.Ranges
+	parts map[uint64]tally
+}
+
+// encode stores the parts of the active segment and of those that are acked in part.
+func (c *Cursor) encode() []byte {
+	b := c.acked.Append(nil)
+	for _, s := range c.q.segs {
+		if p, ok := c.parts[s.num]; ok && (s == c.q.active() || p.Batches < s.count()) {
+			b = appendFields(b, s.num, p.Batches, p.Records, p.Payload, p.Bytes)
+		}
+	}
+	return b
+}
+
+func (r *cursorRecord) parse(b []byte) (err error) {
+	if r.acked, b, err = batch.ParseRanges(b); err != nil {
+		return fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	r.parts = map[uint64]tally{}
+	for len(b) > 0 {
+		var num uint64
+		var t tally
+		if b, err = readFields(b, &num, &t.Batches, &t.Records, &t.Payload, &t.Bytes); err != nil {
+			return err
+		}
+		r.parts[num] = t
+	}
+	return nil
+}

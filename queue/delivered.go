@@ -1,0 +1,216 @@
+package queue
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"ftfuse/internal/batch"
+)
+
+// keepCRCs is how many of the newest numbers of a lane keep their CRC.
+const keepCRCs = 1024
+
+// chunkSize is how many CRCs are stored in one value, so that a commit writes little.
+const chunkSize = 64
+
+// delivered is the delivered set as of the newest submitted Txn.
+type delivered struct {
+	lanes  map[batch.Lane]*laneSet
+	nextIx uint32
+	dirty  map[batch.Lane]*laneSet
+}
+
+// laneSet is the part of one lane.
+type laneSet struct {
+	ix     uint32 // names the lane in the keys of its chunks
+	ids    batch.Ranges
+	newest uint64
+	chunks map[uint64]*crcChunk // by n / chunkSize
+	gone   []uint64             // chunks to delete at the next commit
+}
+
+// crcChunk holds the CRCs of the numbers of one chunk that are known.
+type crcChunk struct {
+	known uint64 // bit i: crc[i] is set
+	crc   [chunkSize]uint32
+	dirty bool
+}
+
+func newDelivered() delivered {
+	return delivered{lanes: map[batch.Lane]*laneSet{}, dirty: map[batch.Lane]*laneSet{}}
+}
+
+// look says whether id is in the set, and whether its CRC there is another one.
+func (d *delivered) look(id batch.ID, crc uint32) (known, conflict bool) {
+	l := d.lanes[id.Lane]
+	if l == nil || !l.ids.Contains(id.N) {
+		return false, false
+	}
+	c := l.chunks[id.N/chunkSize]
+	if c == nil || c.known&(1<<(id.N%chunkSize)) == 0 {
+		return true, false
+	}
+	return true, c.crc[id.N%chunkSize] != crc
+}
+
+func (d *delivered) lane(lane batch.Lane) *laneSet {
+	l := d.lanes[lane]
+	if l == nil {
+		l = &laneSet{ix: d.nextIx, chunks: map[uint64]*crcChunk{}}
+		d.nextIx++
+		d.lanes[lane] = l
+	}
+	d.dirty[lane] = l
+	return l
+}
+
+// add puts id into the set.
+func (d *delivered) add(id batch.ID, crc uint32) {
+	l := d.lane(id.Lane)
+	l.ids.Add(id.N)
+	if id.N > l.newest {
+		l.newest = id.N
+		l.forget()
+	} else if id.N/chunkSize < l.oldestChunk() {
+		return
+	}
+	k := id.N / chunkSize
+	c := l.chunks[k]
+	if c == nil {
+		c = &crcChunk{}
+		l.chunks[k] = c
+	}
+	c.known |= 1 << (id.N % chunkSize)
+	c.crc[id.N%chunkSize] = crc
+	c.dirty = true
+}
+
+func (l *laneSet) oldestChunk() uint64 {
+	if l.newest < keepCRCs {
+		return 0
+	}
+	return (l.newest - keepCRCs) / chunkSize
+}
+
+// forget drops the chunks that hold none of the newest numbers.
+func (l *laneSet) forget() {
+	if len(l.chunks) <= keepCRCs/chunkSize {
+		return
+	}
+	for k := range l.chunks {
+		if k < l.oldestChunk() {
+			delete(l.chunks, k)
+			l.gone = append(l.gone, k)
+		}
+	}
+}
+
+// merge makes everything below one range.
+func (d *delivered) merge(lane batch.Lane, below uint64) {
+	if l := d.lanes[lane]; l != nil {
+		if r := l.ids.All(); len(r) > 0 && r[0].First == 1 && r[0].Last >= below-1 {
+			return
+		}
+	}
+	l := d.lane(lane)
+	l.ids.AddRange(batch.Range{First: 1, Last: below - 1})
+	if below-1 > l.newest {
+		l.newest = below - 1
+		l.forget()
+	}
+}
+
+// encode puts what changed since the last call into puts (nil: delete).
+func (d *delivered) encode(puts map[string][]byte) {
+	for lane, l := range d.dirty {
+		l.encode(lane, puts)
+	}
+	clear(d.dirty)
+}
+
+func (l *laneSet) encode(lane batch.Lane, puts map[string][]byte) {
+	v := binary.LittleEndian.AppendUint32(nil, l.ix)
+	v = binary.LittleEndian.AppendUint64(v, l.newest)
+	puts[laneKey(lane)] = l.ids.Append(v)
+	for _, k := range l.gone {
+		puts[chunkKey(l.ix, k)] = nil
+	}
+	l.gone = l.gone[:0]
+	for k, c := range l.chunks {
+		if c.dirty {
+			puts[chunkKey(l.ix, k)] = c.encode()
+			c.dirty = false
+		}
+	}
+}
+
+func (c *crcChunk) encode() []byte {
+	b := binary.LittleEndian.AppendUint64(nil, c.known)
+	for i, crc := range c.crc {
+		if c.known&(1<<i) != 0 {
+			b = binary.LittleEndian.AppendUint32(b, crc)
+		}
+	}
+	return b
+}
+
+func parseChunk(b []byte) (*crcChunk, error) {
+	if len(b) < 8 {
+		return nil, fmt.Errorf("%w: CRC chunk of %d bytes", errDamaged, len(b))
+	}
+	c := &crcChunk{known: binary.LittleEndian.Uint64(b)}
+	b = b[8:]
+	for i := range c.crc {
+		if c.known&(1<<i) == 0 {
+			continue
+		}
+		if len(b) < 4 {
+			return nil, fmt.Errorf("%w: CRC chunk is cut short", errDamaged)
+		}
+		c.crc[i], b = binary.LittleEndian.Uint32(b), b[4:]
+	}
+	return c, nil
+}
+
+// load takes one stored value of the set. Lanes must come before their chunks, which
+// the order of the keys ('l' before 'x') gives; byIx collects them.
+func (d *delivered) load(key string, v []byte, byIx map[uint32]*laneSet) error {
+	switch key[0] {
+	case classLane:
+		lane, err := batch.ParseLane([]byte(key[1:]))
+		if err != nil {
+			return fmt.Errorf("%w: delivered set: %w", errDamaged, err)
+		}
+		if len(v) < 12 {
+			return fmt.Errorf("%w: delivered set of lane %v has %d bytes", errDamaged, lane, len(v))
+		}
+		l := &laneSet{ix: binary.LittleEndian.Uint32(v), newest: binary.LittleEndian.Uint64(v[4:]), chunks: map[uint64]*crcChunk{}}
+		if l.ids, _, err = batch.ParseRanges(v[12:]); err != nil {
+			return fmt.Errorf("%w: delivered set of lane %v: %w", errDamaged, lane, err)
+		}
+		d.lanes[lane] = l
+		d.nextIx = max(d.nextIx, l.ix+1)
+		byIx[l.ix] = l
+	case classChunk:
+		if len(key) != 13 {
+			return fmt.Errorf("%w: CRC chunk key %x", errDamaged, key)
+		}
+		l := byIx[binary.BigEndian.Uint32([]byte(key[1:]))]
+		c, err := parseChunk(v)
+		if err != nil {
+			return err
+		}
+		if l == nil {
+			return fmt.Errorf("%w: CRC chunk %x of no lane", errDamaged, key)
+		}
+		l.chunks[binary.BigEndian.Uint64([]byte(key[5:]))] = c
+	}
+	return nil
+}
+
+func laneKey(l batch.Lane) string { return string(l.Append([]byte{classLane})) }
+
+func chunkKey(ix uint32, chunk uint64) string {
+	b := binary.BigEndian.AppendUint32([]byte{classChunk}, ix)
+	return string(binary.BigEndian.AppendUint64(b, chunk))
+}

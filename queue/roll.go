@@ -1,0 +1,183 @@
+package queue
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// need estimates the bytes that committing g writes.
+func (g *group) need(pageSize int64) int64 {
+	n := 64 * pageSize // bbolt's own pages
+	if g == nil {
+		return n
+	}
+	for _, it := range g.items {
+		n += it.size + 2*pageSize
+	}
+	for k, v := range g.puts {
+		n += int64(2*len(k)+2*len(v)) + 64
+	}
+	return n
+}
+
+// room makes sure that the active segment has room for g, and begins a new one where it
+// has become too large. It returns ENOSPC where the disk has none.
+func (c *committer) room(g *group) error {
+	q := c.q
+	a := q.active() // only the committer changes which one it is
+	page := int64(os.Getpagesize())
+	need := g.need(page)
+	if g != nil && a.high+need > q.o.SegmentBytes && a.count() > 0 {
+		if free := int64(a.db.Stats().FreePageN) * page; free < 2*need {
+			if err := c.roll(); err != nil {
+				return err
+			}
+			a = q.active()
+		}
+	}
+	err := a.grow(need)
+	if isFull(err) && g == nil {
+		q.dropReserve()
+		err = a.grow(need)
+	}
+	if err == nil && g != nil {
+		c.roomAgain()
+	}
+	return err
+}
+
+// idle gives back a large drained segment, or leaves a damaged one.
+func (c *committer) idle() error {
+	err := c.roll()
+	if isFull(err) { // it can wait
+		c.q.mu.Lock()
+		c.q.lastWork = time.Now()
+		c.q.mu.Unlock()
+		return nil
+	}
+	return err
+}
+
+// roll begins a new segment with a copy of all state. On ENOSPC nothing has changed.
+func (c *committer) roll() error {
+	q := c.q
+	q.mu.Lock()
+	old := q.active()
+	s := &segment{num: old.num + 1, first: q.committed + 1, last: q.committed}
+	puts := map[string][]byte{segmentKey(classIDs, old.num): old.ids.encode()}
+	q.mu.Unlock()
+
+	st := &stored{vals: maps.Clone(q.st.vals), commit: q.st.commit, sum: q.st.sum}
+	if err := q.bear(s, puts, st); err != nil {
+		return err
+	}
+	q.st = st
+	q.mu.Lock()
+	q.segs = append(q.segs, s)
+	q.deletes = nil // they are in a closed segment now, which goes as a whole
+	old.dirty = true
+	q.ackLater()
+	q.mu.Unlock()
+	old.io.Lock()
+	err := guard(old.path, old.db.Close)
+	old.db = nil
+	if old.pages != nil {
+		_ = old.pages.Close()
+		old.pages = nil
+	}
+	old.io.Unlock()
+	if err != nil {
+		return fmt.Errorf("close segment %s: %w", old.path, err)
+	}
+	return nil
+}
+
+// bear makes the segment file of s with the state st changed by puts, under a temporary
+// name until it is whole on disk. On ENOSPC the reserve is given up and it tries again.
+func (q *Queue) bear(s *segment, puts map[string][]byte, st *stored) error {
+	puts[segmentKey(classSegment, s.num)] = s.encodeRecord()
+	need := int64(256 << 10)
+	for _, m := range []map[string][]byte{puts, st.vals} {
+		for k, v := range m {
+			need += int64(2*(len(k)+len(v)) + 64)
+		}
+	}
+	err := q.createSegment(s, need)
+	if isFull(err) && q.dropReserve() {
+		q.abandon(s)
+		err = q.createSegment(s, need)
+	}
+	if err != nil {
+		q.abandon(s)
+		return err
+	}
+	if err := fpRollCreated.Inject(); err != nil {
+		return err
+	}
+	if err := q.write(s, &change{puts: puts, whole: true}, st); err != nil {
+		return err
+	}
+	if err := fpRollCopied.Inject(); err != nil {
+		return err
+	}
+	if err := os.Rename(s.path+tempExt, s.path); err != nil {
+		return fmt.Errorf("name the new segment: %w", err)
+	}
+	if err := syncDir(q.dir); err != nil {
+		return err
+	}
+	return fpRollNamed.Inject()
+}
+
+// abandon removes what createSegment made.
+func (q *Queue) abandon(s *segment) {
+	_ = s.close()
+	_ = os.Remove(s.path + tempExt)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("open directory to sync it: %w", err)
+	}
+	err = d.Sync()
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("sync directory %s: %w", dir, err)
+	}
+	return nil
+}
+
+// The reserve is a file whose space a full disk gets back, so that a new segment, which
+// draining may need, can be written.
+
+func (q *Queue) reservePath() string { return filepath.Join(q.dir, "reserve") }
+
+// makeReserve allocates the reserve; where there is no room it is done without.
+func (q *Queue) makeReserve() {
+	f, err := os.OpenFile(q.reservePath(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		q.log.Warn("no reserve for a full disk", "error", err)
+		return
+	}
+	err = unix.Fallocate(int(f.Fd()), 0, 0, q.o.ReserveBytes)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		q.log.Warn("no reserve for a full disk", "file", q.reservePath(), "error", err)
+		_ = os.Remove(q.reservePath())
+	}
+}
+
+// dropReserve gives the reserve to the disk; false where there is none.
+func (q *Queue) dropReserve() bool {
+	return os.Remove(q.reservePath()) == nil
+}

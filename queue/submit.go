@@ -1,0 +1,255 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"ftfuse/internal/batch"
+)
+
+// group is what is committed in one bbolt transaction.
+type group struct {
+	txns  []*Txn
+	items []*memItem
+	kv    map[string][]byte // nil: delete
+	bytes int64
+	sync  bool
+	puts  map[string][]byte // set when the group is taken: kv, and the delivered set
+}
+
+// Submit appends t to what will be committed. Txns are committed in the order in which
+// Submit takes them. On an error nothing of t happens and Done is not called.
+//
+// The queue keeps Batch.Data, Notes and values by reference until no reader needs them:
+// the caller must not write to them again.
+func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
+	if err := checkEntries(t.Entries); err != nil {
+		return Fresh, err
+	}
+	select {
+	case q.submit <- struct{}{}:
+		defer func() { <-q.submit }()
+	case <-ctx.Done():
+		return Fresh, fmt.Errorf("submit to the queue: %w", ctx.Err())
+	case <-q.failed:
+		return Fresh, q.err
+	case <-q.stop:
+		return Fresh, ErrClosed
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err := q.state(); err != nil {
+		return Fresh, err
+	}
+	fresh, err := q.dedupe(t.Entries)
+	if err != nil {
+		return Fresh, err
+	}
+	if len(fresh) == 0 && len(t.Entries) > 0 {
+		q.enqueue(&Txn{Done: t.Done, Sync: t.Sync}, nil)
+		return Duplicate, nil
+	}
+	status, err := q.admit(ctx, fresh)
+	if err != nil {
+		return Fresh, err
+	}
+	lost := fresh
+	if status == Dropped {
+		fresh = nil
+	}
+	was := t.Entries
+	t.Entries = fresh
+	if err := q.prepare(t); err != nil {
+		t.Entries = was
+		return Fresh, err
+	}
+	if status == Dropped {
+		for i := range lost {
+			q.lose(LostDropNewest, entryTally(&lost[i], lost[i].size()))
+		}
+	}
+	q.append(t)
+	return status, nil
+}
+
+// checkEntries refuses what could not be stored or found again.
+func checkEntries(entries []Entry) error {
+	for i := range entries {
+		s := &entries[i].Batch
+		if s.ID.N == 0 || s.ID.Lane.Bucket >= batch.MaxBuckets {
+			return fmt.Errorf("submit batch %v: %w", s.ID, batch.ErrName)
+		}
+		if len(s.Via) > maxVia || len(s.Data) > math.MaxInt32 || len(entries[i].Note) > math.MaxInt32 {
+			return fmt.Errorf("submit batch %v: %w: %d bytes, %d bytes of note, %d nodes", s.ID, ErrOptions, len(s.Data), len(entries[i].Note), len(s.Via))
+		}
+	}
+	return nil
+}
+
+// state returns why the queue takes no more calls. The caller holds mu.
+func (q *Queue) state() error {
+	if err := q.Err(); err != nil {
+		return err
+	}
+	if q.closed {
+		return ErrClosed
+	}
+	return nil
+}
+
+// dedupe returns the entries whose ids are new.
+func (q *Queue) dedupe(entries []Entry) ([]Entry, error) {
+	if !q.o.Dedupe || len(entries) == 0 {
+		return entries, nil
+	}
+	fresh := make([]Entry, 0, len(entries))
+	var own map[batch.ID]uint32
+	if len(entries) > 1 {
+		own = make(map[batch.ID]uint32, len(entries))
+	}
+	for i := range entries {
+		s := &entries[i].Batch
+		known, conflict := q.delivered.look(s.ID, s.CRC)
+		if crc, twice := own[s.ID]; twice {
+			known, conflict = true, crc != s.CRC
+		}
+		if conflict {
+			return nil, fmt.Errorf("submit batch %v with CRC %08x: %w", s.ID, s.CRC, ErrConflict)
+		}
+		if !known {
+			fresh = append(fresh, entries[i])
+			if own != nil {
+				own[s.ID] = s.CRC
+			}
+		}
+	}
+	return fresh, nil
+}
+
+// admit waits for room or does what the policy says. The caller holds mu, which is
+// given up while waiting.
+func (q *Queue) admit(ctx context.Context, entries []Entry) (Status, error) {
+	var size int64
+	for i := range entries {
+		size += entries[i].size()
+	}
+	if size == 0 {
+		return Fresh, nil
+	}
+	for {
+		busy := q.pending.bytes + q.taking
+		full := q.live > 0 && q.live+size > q.o.MaxBytes
+		late := busy > 0 && busy+size > q.o.PendingBytes
+		if !full && !late {
+			return Fresh, nil
+		}
+		if full || q.diskFull {
+			switch {
+			case q.o.OnFull == Error:
+				return Fresh, fmt.Errorf("submit %d bytes: %w: %d of %d bytes are waiting", size, ErrFull, q.live, q.o.MaxBytes)
+			case q.o.OnFull == DropNewest:
+				return Dropped, nil
+			case q.o.OnFull == DropOldest && q.dropOldest(LostDropOldest):
+				continue
+			}
+		}
+		if err := q.waitRoom(ctx); err != nil {
+			return Fresh, err
+		}
+	}
+}
+
+func (q *Queue) waitRoom(ctx context.Context) error {
+	room := q.room
+	q.mu.Unlock()
+	defer q.mu.Lock()
+	select {
+	case <-room:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for room in the queue: %w", ctx.Err())
+	case <-q.failed:
+		return q.err
+	case <-q.stop:
+		return ErrClosed
+	}
+}
+
+// prepare lets the role fill t. It may call Get, so that kvMu is free.
+func (q *Queue) prepare(t *Txn) error {
+	if t.Prepare == nil {
+		return nil
+	}
+	// mu stays free for acks and readers; the submit lock keeps the order.
+	q.mu.Unlock()
+	err := t.Prepare(t)
+	q.mu.Lock()
+	if err == nil {
+		err = q.state()
+	}
+	return err
+}
+
+// append makes t part of the queue. The caller holds mu.
+func (q *Queue) append(t *Txn) {
+	items := make([]*memItem, len(t.Entries))
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		it := &memItem{seq: q.nextSeq, size: e.size(), e: *e}
+		q.nextSeq++
+		q.mem.push(it)
+		q.live += it.size
+		items[i] = it
+		q.pending.bytes += it.size
+		if q.o.Dedupe {
+			q.delivered.add(e.Batch.ID, e.Batch.CRC)
+		}
+	}
+	q.enqueue(t, items)
+}
+
+func (q *Queue) enqueue(t *Txn, items []*memItem) {
+	p := &q.pending
+	p.txns = append(p.txns, t)
+	p.items = append(p.items, items...)
+	if len(t.Set) > 0 {
+		if p.kv == nil {
+			p.kv = map[string][]byte{}
+		}
+		q.kvMu.Lock()
+		for _, kv := range t.Set {
+			p.kv[kv.Key] = kv.Value
+			p.bytes += int64(len(kv.Key) + len(kv.Value))
+			if kv.Value == nil {
+				delete(q.kv, kv.Key)
+			} else {
+				q.kv[kv.Key] = kv.Value
+			}
+		}
+		q.kvMu.Unlock()
+	}
+	p.sync = p.sync || t.Sync
+	if p.sync || p.bytes >= q.o.CommitBytes || len(p.txns) == 1 {
+		q.wakeCommitter()
+	}
+}
+
+func (q *Queue) wakeCommitter() {
+	select {
+	case q.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Range calls fn for each key with the prefix, in no order, as of the newest submitted
+// Txn, until fn returns false. fn must not call Submit.
+func (q *Queue) Range(prefix string, fn func(key string, value []byte) bool) {
+	q.kvMu.RLock()
+	defer q.kvMu.RUnlock()
+	for k, v := range q.kv {
+		if len(k) >= len(prefix) && k[:len(prefix)] == prefix && !fn(k, v) {
+			return
+		}
+	}
+}
