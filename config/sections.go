@@ -15,6 +15,7 @@ const (
 	maxMaxBytes    = 1024 * TiB
 	minCommitBytes = 4 * KiB
 	maxCommitBytes = 64 * MiB
+	minCommitEvery = 100 * time.Microsecond
 	maxCommitEvery = 10 * time.Second
 	minWindow      = 64 * KiB
 	maxWindow      = 4 * GiB
@@ -73,7 +74,7 @@ func (q *Queue) decode(t *table) {
 		return
 	}
 	enum(t, "durability", &q.Durability, DurabilityJournal, DurabilitySync)
-	t.duration("commit_every", 0, maxCommitEvery, &q.CommitEvery)
+	t.duration("commit_every", minCommitEvery, maxCommitEvery, &q.CommitEvery)
 	t.size("commit_bytes", minCommitBytes, maxCommitBytes, &q.CommitBytes)
 	t.size("max_bytes", minMaxBytes, maxMaxBytes, &q.MaxBytes)
 	enum(t, "on_full", &q.OnFull, FullBlock, FullError, FullDropOldest, FullDropNewest)
