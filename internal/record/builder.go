@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/dirty"
 )
 
 // slack is how much longer than maxBytes a sealed batch may become, so that a batch
@@ -59,16 +60,8 @@ func (b *Builder) Add(a *Attr, data ...[]byte) bool {
 	for _, d := range data {
 		n += len(d)
 	}
-	same := b.haveWriter && a.Path == b.last.path && a.PID == b.last.pid &&
-		a.UID == b.last.uid && a.GID == b.last.gid && a.Host == b.last.host
-	bound := n + headBound
-	if !same {
-		bound += newWriterBound + len(a.Host) + len(a.Path)
-		if len(a.Host) > MaxString || len(a.Path) > MaxString || len(b.writers) == MaxWriters {
-			return false
-		}
-	}
-	if !b.reserve(bound) {
+	bound, same := b.bound(a, n)
+	if bound < 0 || !b.reserve(bound) {
 		return false
 	}
 	b.head(a, n, same)
@@ -79,10 +72,24 @@ func (b *Builder) Add(a *Attr, data ...[]byte) bool {
 	return true
 }
 
+// bound returns how long a record of n bytes can get with its head, -1 if it can be in
+// no batch, and whether its writer is that of the record before.
+func (b *Builder) bound(a *Attr, n int) (bound int, same bool) {
+	same = b.haveWriter && a.Path == b.last.path && a.PID == b.last.pid &&
+		a.UID == b.last.uid && a.GID == b.last.gid && a.Host == b.last.host
+	if same {
+		return n + headBound, true
+	}
+	if len(a.Host) > MaxString || len(a.Path) > MaxString || len(b.writers) == MaxWriters {
+		return -1, false
+	}
+	return n + headBound + newWriterBound + len(a.Host) + len(a.Path), false
+}
+
 // reserve makes room for n more bytes of data and heads.
 func (b *Builder) reserve(n int) bool {
 	if b.buf == nil {
-		b.buf = makeDirty(b.max)[:HeaderSize]
+		b.buf = dirty.Make(b.max)[:HeaderSize]
 	}
 	total := len(b.buf) + len(b.heads) + n
 	if total <= b.max {
@@ -92,7 +99,7 @@ func (b *Builder) reserve(n int) bool {
 		return false
 	}
 	if total > cap(b.buf) {
-		b.buf = makeDirty(total)[:HeaderSize]
+		b.buf = dirty.Make(total)[:HeaderSize]
 	}
 	return true
 }
@@ -190,7 +197,7 @@ func (b *Builder) Payload() int {
 // back (the queue holds it for a time nobody knows); the garbage collector has it.
 func (b *Builder) Seal(id batch.ID, sealedAt int64) batch.Sealed {
 	if b.buf == nil {
-		b.buf = makeDirty(b.max)[:HeaderSize]
+		b.buf = dirty.Make(b.max)[:HeaderSize]
 	}
 	h := header{
 		codec: CodecNone, id: id, time: sealedAt, records: b.records,
