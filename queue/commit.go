@@ -31,6 +31,7 @@ type committer struct {
 	lastStart time.Time
 	retryAt   time.Time
 	ageAt     time.Time
+	rollAt    time.Time // not before this: the disk was full
 }
 
 // ackLater notes that acks, losses or a horizon wait for a commit. The caller holds mu.
@@ -77,9 +78,16 @@ func (c *committer) run() {
 // end calls what is still waiting when the queue is closed: nothing, or what a full
 // disk did not take.
 func (c *committer) end() {
+	q := c.q
+	q.mu.Lock()
+	g := q.pending
+	q.pending = group{}
+	q.mu.Unlock()
+	err := fmt.Errorf("%w: the disk is full, what was submitted last is not stored", ErrClosed)
 	if c.held != nil {
-		c.finish(c.held, fmt.Errorf("%w: the disk is full, what was submitted last is not stored", ErrClosed))
+		c.finish(c.held, err)
 	}
+	c.finish(&g, err)
 }
 
 // plan says how long to wait until something is due; false: until a kick. The caller
@@ -117,8 +125,8 @@ func (c *committer) plan(now time.Time) (time.Duration, bool) {
 	if q.o.MaxAge > 0 && q.low() <= q.committed {
 		at(c.ageAt)
 	}
-	if q.idleRoll() {
-		at(q.lastWork.Add(q.o.IdleAfter))
+	if t, ok := c.rollDue(); ok {
+		at(t)
 	}
 	if !any {
 		return 0, false
@@ -126,10 +134,23 @@ func (c *committer) plan(now time.Time) (time.Duration, bool) {
 	return due.Sub(now), true
 }
 
-// idleRoll says whether the active segment is worth giving back. The caller holds mu.
-func (q *Queue) idleRoll() bool {
-	a := q.active()
-	return a.high > q.o.IdleBytes && q.low() == q.nextSeq
+// rollDue says when the active segment is to be left: at once if it is damaged, and
+// after some idle time if it is large and drained. The caller holds mu.
+func (c *committer) rollDue() (at time.Time, due bool) {
+	q := c.q
+	switch a := q.active(); {
+	case c.held != nil:
+		return at, false
+	case a.damaged:
+		return c.rollAt, true
+	case a.high > q.o.IdleBytes && q.low() == q.nextSeq:
+		at = q.lastWork.Add(q.o.IdleAfter)
+		if c.rollAt.After(at) {
+			at = c.rollAt
+		}
+		return at, true
+	}
+	return at, false
 }
 
 // step does what is due: one commit at most.
@@ -144,7 +165,8 @@ func (c *committer) step() error {
 	if c.held == nil && len(q.pending.txns) > 0 {
 		c.held = q.takePending()
 	}
-	idle := (q.idleRoll() || q.active().damaged) && c.held == nil && !c.lastStart.Before(q.lastWork.Add(q.o.IdleAfter))
+	rollAt, idle := c.rollDue()
+	idle = idle && !c.lastStart.Before(rollAt)
 	acks := !q.ackSince.IsZero()
 	q.mu.Unlock()
 	if c.held == nil && !acks && !idle {

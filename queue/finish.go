@@ -45,6 +45,7 @@ func (q *Queue) encodeAcks(puts map[string][]byte) (drained []*segment) {
 // publish makes what was committed visible and calls the Dones of g.
 func (c *committer) publish(g *group, newest uint64) {
 	q := c.q
+	q.commits.Add(1)
 	q.mu.Lock()
 	q.committed = newest
 	q.mem.evict(q.o.MemoryBytes, q.committed)

@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftfuse/internal/batch"
@@ -221,6 +222,8 @@ type Queue struct {
 
 	kvMu sync.RWMutex
 	kv   map[string][]byte // as of the newest submitted Txn
+
+	commits atomic.Uint64 // bbolt transactions, for the benchmark's sync cadence
 
 	st *stored // committer only: what the newest segment's state holds
 

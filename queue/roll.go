@@ -55,9 +55,7 @@ func (c *committer) room(g *group) error {
 func (c *committer) idle() error {
 	err := c.roll()
 	if isFull(err) { // it can wait
-		c.q.mu.Lock()
-		c.q.lastWork = time.Now()
-		c.q.mu.Unlock()
+		c.rollAt = time.Now().Add(retryEvery)
 		return nil
 	}
 	return err
