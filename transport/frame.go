@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/dirty"
 )
 
 // Type says what a frame carries.
@@ -161,7 +162,7 @@ func (f *frameReader) next() (frameHeader, []byte, error) {
 func (f *frameReader) readData(n int) ([]byte, error) {
 	const first = 64 << 10
 	step := min(n, max(first, 2*f.largest))
-	buf := make([]byte, step)
+	buf := dirty.Make(step)[:step]
 	read := 0
 	for {
 		if _, err := io.ReadFull(f.r, buf[read:]); err != nil {
@@ -171,12 +172,13 @@ func (f *frameReader) readData(n int) ([]byte, error) {
 		if read == n {
 			break
 		}
-		grown := make([]byte, min(n, 2*read))
+		step = min(n, 2*read)
+		grown := dirty.Make(step)[:step]
 		copy(grown, buf)
 		buf = grown
 	}
 	f.largest = max(f.largest, n)
-	return buf, nil
+	return buf[:n:n], nil
 }
 
 // unexpected makes an end inside a frame what it is.

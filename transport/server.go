@@ -8,7 +8,10 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"ftfuse/internal/batch"
 )
@@ -43,7 +46,11 @@ type Server struct {
 	stopping chan struct{} // closed by Shutdown
 	ended    chan struct{} // closed and made anew when a connection ends
 	refused  uint64        // connections above MaxConns
+
+	telling atomic.Int64 // connections that are being turned away
 }
+
+const maxTelling = 32
 
 // NewServer returns a Server that gives what it receives to h.
 func NewServer(o ServerOptions, h Handler) *Server {
@@ -83,6 +90,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	})
 	for {
 		nc, err := ln.Accept()
+		if err != nil && s.waitForResources(ctx, err) {
+			continue
+		}
 		if err != nil {
 			return s.acceptEnded(ctx, cancel, &wg, err)
 		}
@@ -96,6 +106,27 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			s.remove(c)
 		})
 	}
+}
+
+// waitForResources waits a while when err is one that passes: a connection that was
+// reset while it waited, or a limit that other connections hold up. It reports whether
+// to accept again.
+func (s *Server) waitForResources(ctx context.Context, err error) bool {
+	if errors.Is(err, unix.ECONNABORTED) {
+		return true
+	}
+	if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.ENOMEM) {
+		return false
+	}
+	s.log.Error("cannot accept connections; trying again; raise the limit of open files (ulimit -n)", "error", err)
+	timer := time.NewTimer(200 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-s.stopping:
+	}
+	return true
 }
 
 // acceptEnded waits for the connections as the reason demands.
@@ -133,11 +164,16 @@ func (s *Server) remove(c *serverConn) {
 	s.ended = make(chan struct{})
 }
 
-// turnAway tells a peer that there are too many. It does not wait for it to hear.
+// turnAway tells a peer that there are too many, unless a flood of them is being told.
 func (s *Server) turnAway(nc net.Conn) {
-	defer nc.Close()
-	_ = nc.SetWriteDeadline(time.Now().Add(time.Second))
-	_, _ = nc.Write(appendBye(nil, ByeTooMany, fmt.Sprintf("%d connections at most", s.o.MaxConns)))
+	if s.telling.Add(1) <= maxTelling {
+		_ = nc.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = nc.Write(appendBye(nil, ByeTooMany, fmt.Sprintf("%d connections at most", s.o.MaxConns)))
+		linger(nc)
+	} else {
+		abort(nc)
+	}
+	s.telling.Add(-1)
 	s.log.Warn("turned a connection away: too many", "addr", nc.RemoteAddr().String(), "max", s.o.MaxConns)
 }
 
@@ -264,7 +300,8 @@ var errDenied = errors.New("transport: peer is not admitted")
 type budget struct {
 	mu      sync.Mutex
 	free    int64
-	changed chan struct{} // closed and made anew when bytes come back
+	waiters int
+	changed chan struct{} // closed and made anew when bytes come back and someone waits
 }
 
 // take takes n bytes, waiting for them unless force is set.
@@ -277,11 +314,19 @@ func (b *budget) take(ctx context.Context, n int64, force func() bool) error {
 			return nil
 		}
 		changed := b.changed
+		b.waiters++
 		b.mu.Unlock()
+		var err error
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			err = context.Cause(ctx)
+		}
+		b.mu.Lock()
+		b.waiters--
+		b.mu.Unlock()
+		if err != nil {
+			return err
 		}
 	}
 }
@@ -291,8 +336,10 @@ func (b *budget) give(n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.free += n
-	close(b.changed)
-	b.changed = make(chan struct{})
+	if b.waiters > 0 {
+		close(b.changed)
+		b.changed = make(chan struct{})
+	}
 }
 
 func (b *budget) used(of int64) int64 {

@@ -12,6 +12,10 @@ func (c *serverConn) post(change func(*outbox)) {
 	c.mu.Lock()
 	change(&c.out)
 	c.mu.Unlock()
+	c.wakeWriter()
+}
+
+func (c *serverConn) wakeWriter() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
@@ -41,13 +45,17 @@ func (c *serverConn) refuse(id batch.ID, v Verdict) error {
 
 // final tells the peer what is final, where it is interested.
 func (c *serverConn) final(each func(add func(batch.Lane, batch.Range))) {
-	c.post(func(o *outbox) {
-		each(func(lane batch.Lane, r batch.Range) {
-			if _, ok := c.lanes[lane]; ok || c.allLanes {
-				addTo(o.finals, lane, r)
-			}
-		})
+	c.mu.Lock()
+	each(func(lane batch.Lane, r batch.Range) {
+		if _, ok := c.lanes[lane]; ok || c.allLanes {
+			addTo(c.out.finals, lane, r)
+		}
 	})
+	some := len(c.out.finals) > 0
+	c.mu.Unlock()
+	if some {
+		c.wakeWriter()
+	}
 }
 
 // drain asks the peer to send no more.
@@ -67,8 +75,8 @@ func addTo(sets map[batch.Lane]*batch.Ranges, lane batch.Lane, r batch.Range) {
 }
 
 // write sends what is in the outbox, at once when the connection was at rest and every
-// millisecond when it is busy, and a PING at every heartbeat, whatever the reader and
-// the Handler are doing. It ends with the connection's context.
+// millisecond when it is busy, and a PING when nothing else was sent for a heartbeat,
+// whatever the reader and the Handler are doing. It ends with the connection's context.
 func (c *serverConn) write() {
 	heartbeat := time.NewTicker(c.s.t.heartbeat)
 	defer heartbeat.Stop()
@@ -84,6 +92,9 @@ func (c *serverConn) write() {
 		case <-c.ctx.Done():
 			return
 		case <-heartbeat.C:
+			if time.Since(last) < c.s.t.heartbeat {
+				continue // what was written since is as good
+			}
 			buf = appendToken(buf, typePing, uint64(time.Since(c.since)))
 		case <-c.wake:
 			if rest := ackEvery - time.Since(last); rest > 0 {

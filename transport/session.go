@@ -36,16 +36,16 @@ type session struct {
 	pull     context.Context // ends when no new batch is to be taken
 	stopPull context.CancelFunc
 
-	wmu  sync.Mutex // one frame at a time
-	head []byte
-	vec  [2][]byte
-	bufs net.Buffers
-
-	mu          sync.Mutex
-	ctl         control
-	peerDrains  bool
+	wmu         sync.Mutex // one frame at a time; guards the next four
+	head        []byte
+	vec         [2][]byte
+	bufs        net.Buffers
 	lastHorizon []LaneHorizon
-	wake        chan struct{} // for the control goroutine
+
+	mu         sync.Mutex
+	ctl        control
+	peerDrains bool
+	wake       chan struct{} // for the control goroutine
 }
 
 // control is what the control goroutine is to write.
@@ -303,12 +303,12 @@ func (s *session) writeLocked(p []byte, data ...[]byte) error {
 // sendHorizon announces what moved since the last time.
 func (s *session) sendHorizon() error {
 	now := s.c.src.Horizon()
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
 	if slices.Equal(now, s.lastHorizon) {
 		return nil
 	}
 	s.lastHorizon = slices.Clone(now)
-	s.wmu.Lock()
-	defer s.wmu.Unlock()
 	return s.writeLocked(appendHorizons(nil, now))
 }
 

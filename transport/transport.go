@@ -37,7 +37,7 @@ const (
 	DefaultHandshake = 5 * time.Second       // from the connection to the last byte of the handshake
 	DefaultDial      = 3 * time.Second       // to connect
 	DefaultMinWait   = 50 * time.Millisecond // before the first reconnect
-	DefaultMaxWait   = 5 * time.Second       // between two reconnects
+	DefaultMaxWait   = time.Second           // between two reconnects
 	DefaultMaxConns  = 1024                  // of a server
 	ackEvery         = time.Millisecond      // the least time between two ACK frames
 )
