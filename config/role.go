@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"time"
+
+	"ftfuse/internal/template"
 )
 
 // CheckRole returns nil, or an *Error that lists what the role of this version would
@@ -124,6 +126,13 @@ func (c *Config) Notes(r Role) []string {
 	if !c.TLS.Enabled() {
 		note("no tls: connections are plain TCP, neither encrypted nor authenticated")
 	}
+	if r == RoleReceive && c.Receive != nil {
+		for i := range c.Receive.Outputs {
+			if o := &c.Receive.Outputs[i]; !hasData(o) {
+				note("format = %q has no %%L: %s/%s gets lines without the data", o.Format, o.Dir, o.File)
+			}
+		}
+	}
 	if r != RoleMount || c.Mount == nil {
 		return notes
 	}
@@ -140,4 +149,10 @@ func (c *Config) Notes(r Role) []string {
 		note("max_age = %v: data that cannot be delivered for so short a time is lost (and counted)", q.MaxAge)
 	}
 	return notes
+}
+
+// hasData reports whether the output writes what programs wrote.
+func hasData(o *Output) bool {
+	t, err := template.Compile(template.Format, o.Format, o.Time)
+	return err == nil && t.Fields()&template.Line != 0
 }

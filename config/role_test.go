@@ -1,0 +1,181 @@
+package config
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+// good is a file whose roles start.
+const good = `host = "h"
+[mount]
+[[mount.rule]]
+path = "**"
+[[mount.forward]]
+name = "colo"
+primary = ["b:7401"]
+[receive]
+[[receive.output]]
+dir = "/data"
+`
+
+// with returns good with lines added behind the line that equals after.
+func with(t *testing.T, after, lines string) string {
+	t.Helper()
+	text := strings.Replace(good, after+"\n", after+"\n"+lines+"\n", 1)
+	if text == good {
+		t.Fatalf("no line %q in the good file", after)
+	}
+	return text
+}
+
+func TestRoleAcceptsWhatItDoesAnyway(t *testing.T) {
+	for name, text := range map[string]string{
+		"good":             good,
+		"any":              with(t, `name = "colo"`, `mode = "any"`),
+		"no secondary":     with(t, `name = "colo"`, `secondary = []`),
+		"failback default": with(t, `name = "colo"`, `failback_after = "30s"`),
+		"window":           with(t, `name = "colo"`, `window = "1MiB"`),
+		"no compression":   with(t, `host = "h"`, `queue.compression = "none"`),
+		"attribution":      with(t, `path = "**"`, `attribution = "open"`),
+		"write":            with(t, `path = "**"`, `attribution = "write"`),
+		"own group":        with(t, `path = "**"`, `forward = ["colo"]`),
+		"empty lists":      with(t, `path = "**"`, "allow = []\ndeny = []\ndefault = \"allow\"\nplugin = []"),
+		"offline take":     with(t, `[mount]`, `offline = "take"`),
+		"offline ignore":   with(t, `[mount]`, `offline = "ignore"`),
+		"refuse":           with(t, `[mount]`, `overwrite = "refuse"`),
+		"owner":            with(t, `[mount]`, "uid = 0\ngid = 100\numask = \"077\"\nallow_other = false"),
+		"no plugin":        with(t, `dir = "/data"`, `plugin = []`),
+		"http off":         with(t, `host = "h"`, `http = {}`),
+		"http off twice":   with(t, `host = "h"`, `http.listen = ""`),
+		"sync":             with(t, `host = "h"`, `queue.durability = "sync"`),
+		"policies":         with(t, `host = "h"`, "[queue]\non_full = \"drop_oldest\"\nmax_age = \"7d\""),
+		"another role's":   good + "[mount.queue]\ncompression = \"none\"\n",
+	} {
+		c := parse(t, text)
+		for _, r := range c.Roles() {
+			if err := c.CheckRole(r); err != nil {
+				t.Errorf("%s: %s refused: %v", name, r, err)
+			}
+		}
+	}
+}
+
+func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
+	for name, tc := range map[string]struct {
+		role Role
+		text string
+		want []want
+	}{
+		"hash":           {RoleMount, with(t, `name = "colo"`, `mode = "hash"`), []want{{7, ErrUnsupported, "mount.forward.mode", "hash", `"any"`}}},
+		"broadcast":      {RoleMount, with(t, `name = "colo"`, `mode = "broadcast"`), []want{{7, ErrUnsupported, "mount.forward.mode", "broadcast", `"any"`}}},
+		"secondary":      {RoleMount, with(t, `name = "colo"`, `secondary = ["c:1"]`), []want{{7, ErrUnsupported, "mount.forward.secondary", "", "[]"}}},
+		"failback":       {RoleMount, with(t, `name = "colo"`, `failback_after = "1s"`), []want{{7, ErrUnsupported, "mount.forward.failback_after", "", "remove"}}},
+		"two primaries":  {RoleMount, strings.Replace(good, `["b:7401"]`, `["b:7401", "c:1"]`, 1), []want{{7, ErrUnsupported, "mount.forward.primary", "", `["b:7401"]`}}},
+		"two groups":     {RoleMount, good + "[[mount.forward]]\nname = \"x\"\nprimary = [\"c:1\"]\n", []want{{11, ErrUnsupported, "mount.forward", "second group", "single"}}},
+		"no group":       {RoleMount, "host = \"h\"\n[mount]\n", []want{{2, ErrMissing, "mount", "nowhere", "[[mount.forward]]"}}},
+		"compression":    {RoleMount, with(t, `host = "h"`, `queue.compression = "s2"`), []want{{2, ErrUnsupported, "queue.compression", "s2", `"none"`}}},
+		"own":            {RoleMount, good + "[mount.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "mount.queue.compression", "zstd", ""}}},
+		"receiver's own": {RoleReceive, good + "[receive.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "receive.queue.compression", "zstd", ""}}},
+		"tls":            {RoleReceive, with(t, `host = "h"`, `tls = { cert = "/a", key = "/b" }`), []want{{2, ErrUnsupported, "tls", "TLS", "remove"}}},
+		"http":           {RoleReceive, with(t, `host = "h"`, `http.listen = ":80"`), []want{{2, ErrUnsupported, "http.listen", ":80", "remove"}}},
+		"own http":       {RoleMount, good + "[mount.http]\nlisten = \":80\"\n", []want{{12, ErrUnsupported, "mount.http.listen", ":80", "remove"}}},
+		"keep":           {RoleMount, with(t, `[mount]`, `offline = "keep"`), []want{{3, ErrUnsupported, "mount.offline", "keep", `"ignore"`}}},
+		"allow":          {RoleMount, with(t, `path = "**"`, `allow = [ { match = "x" } ]`), []want{{5, ErrUnsupported, "mount.rule.allow", "", "remove"}}},
+		"deny":           {RoleMount, with(t, `path = "**"`, `deny = [ { match = "x" } ]`), []want{{5, ErrUnsupported, "mount.rule.deny", "", "remove"}}},
+		"default deny":   {RoleMount, with(t, `path = "**"`, `default = "deny"`), []want{{5, ErrUnsupported, "mount.rule.default", "", "transfer = false"}}},
+		"copy":           {RoleMount, with(t, `path = "**"`, `output = "/copy/%F"`), []want{{5, ErrUnsupported, "mount.rule.output", "", "remove"}}},
+		"plugin":         {RoleMount, with(t, `path = "**"`, `plugin = ["/bin/cat"]`), []want{{5, ErrUnsupported, "mount.rule.plugin", "", "remove"}}},
+		"output plugin":  {RoleReceive, with(t, `dir = "/data"`, `plugin = ["/bin/cat"]`), []want{{11, ErrUnsupported, "receive.output.plugin", "", "[]"}}},
+		"relay":          {RoleRelay, good + "[relay]\n", []want{{11, ErrUnsupported, "relay", "relay", "other roles"}}},
+		"absent":         {RoleRelay, good, []want{{1, ErrMissing, "", "no [relay]", "add [relay]"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := parse(t, tc.text).CheckRole(tc.role)
+			var e *Error
+			if !errors.As(err, &e) {
+				t.Fatalf("CheckRole returned %v for:\n%s", err, tc.text)
+			}
+			checkProblems(t, e, tc.want)
+		})
+	}
+}
+
+// What one role would ignore is no concern of the others.
+func TestRoleStartsBesideOneThatCannot(t *testing.T) {
+	c := parse(t, with(t, `name = "colo"`, `mode = "hash"`)+"[relay]\n")
+	if err := c.CheckRole(RoleReceive); err != nil {
+		t.Error(err)
+	}
+	if c.CheckRole(RoleMount) == nil || c.CheckRole(RoleRelay) == nil {
+		t.Error("mount or relay accepted")
+	}
+	// A compression that only a mount knows does not stop a receiver.
+	c = parse(t, with(t, `host = "h"`, `queue.compression = "s2"`))
+	if err := c.CheckRole(RoleReceive); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNotesSayWhatIsDoneInstead(t *testing.T) {
+	c := parse(t, with(t, `path = "**"`, `attribution = "open"`))
+	notes := strings.Join(c.Notes(RoleMount), "\n")
+	for _, want := range []string{"no tls", `offline = "take"`, `attribution = "open"`} {
+		if !strings.Contains(notes, want) {
+			t.Errorf("the notes say nothing of %s:\n%s", want, notes)
+		}
+	}
+	c = parse(t, with(t, `[mount]`, `offline = "ignore"`))
+	if notes := c.Notes(RoleMount); len(notes) != 1 || !strings.Contains(notes[0], "no tls") {
+		t.Errorf("got %q, want only that there is no tls", notes)
+	}
+	c = parse(t, with(t, `dir = "/data"`, `format = "%H"`))
+	if notes := strings.Join(c.Notes(RoleReceive), "\n"); !strings.Contains(notes, "%L") {
+		t.Errorf("the notes say nothing of a format without the data:\n%s", notes)
+	}
+}
+
+func TestRoleSectionsOverrideSharedOnes(t *testing.T) {
+	c := parse(t, `host = "h"
+http.listen = "127.0.0.1:80"
+[receive.queue]
+on_full = "error"
+[queue]
+max_bytes = "1GiB"
+commit_every = "7ms"
+[mount.queue]
+max_bytes = "2GiB"
+[mount.http]
+listen = ""
+[relay]
+[receive]
+`)
+	type got struct {
+		max  Size
+		full FullPolicy
+		http string
+	}
+	for role, want := range map[Role]got{
+		RoleMount:   {2 * GiB, FullBlock, ""},
+		RoleRelay:   {GiB, FullBlock, "127.0.0.1:80"},
+		RoleReceive: {GiB, FullError, "127.0.0.1:80"},
+	} {
+		q := c.QueueFor(role)
+		if g := (got{q.MaxBytes, q.OnFull, c.HTTPFor(role).Listen}); g != want || q.CommitEvery != 7*time.Millisecond {
+			t.Errorf("%s has %+v and %v, want %+v and 7ms", role, g, q.CommitEvery, want)
+		}
+	}
+	if c.QueueDir(RoleMount) != "/var/lib/ftfuse/mount/queue" || c.DeadDir(RoleReceive) != "/var/lib/ftfuse/receive/dead" {
+		t.Errorf("directories are %s and %s", c.QueueDir(RoleMount), c.DeadDir(RoleReceive))
+	}
+}
+
+// A Config that a program made by hand has no lines, and CheckRole no panic.
+func TestCheckRoleOfAConfigThatWasNotParsed(t *testing.T) {
+	c := &Config{Mount: &Mount{Offline: OfflineKeep, Queue: DefaultQueue()}}
+	err := c.CheckRole(RoleMount)
+	if !errors.Is(err, ErrUnsupported) || !errors.Is(err, ErrMissing) {
+		t.Errorf("got %v", err)
+	}
+}
