@@ -1,0 +1,297 @@
+package capture
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"ftfuse/internal/batch"
+	"ftfuse/internal/record"
+	"ftfuse/mount/spool"
+	"ftfuse/queue"
+)
+
+var errShort = errors.New("fewer bytes than the journal says")
+
+// Capture cuts what is written to a spool into batches and commits them to a queue.
+// Make it with New, call Recover once, then Run. Drain, DrainAll, Overwrite,
+// BeginTruncate, FinishTruncate and Stats are safe for concurrent use; before Run
+// they wait for it.
+type Capture struct {
+	o    Options
+	lane batch.Lane
+	n    counters
+
+	// Run's goroutine.
+	ctx        context.Context
+	b          *record.Builder
+	win        window
+	attr       record.Attr
+	number     uint64 // of the newest batch sealed
+	entries    []queue.Entry
+	extra      []kv
+	setSeq     uint64 // the journal's sequence number last stored
+	taken      uint64 // the newest entry taken in
+	queued     int    // entries taken in and not cut
+	newest     uint64 // the newest writer id seen
+	in         []spool.Entry
+	files      map[spool.Number]*file
+	lastFile   *file
+	cutting    *file
+	ready      []*file
+	readyHead  int
+	paths      map[string]*path
+	lastPath   *path
+	lastPathID uint32
+	pendBytes  int64
+	pendCount  int
+	tally      tally
+	lossy      bool // a start: the journal lost notes, so gaps may have bytes
+	collecting bool // an overwrite: sealed batches are kept together
+	again      bool // a wake-up was used elsewhere
+	dirtySince time.Time
+	timer      *time.Timer
+
+	dirtyFiles   []*file
+	dirtyWriters []*writer
+	dirtyPaths   []*path
+
+	arm      chan uint64
+	arrived  chan struct{}
+	armed    bool
+	wake     chan struct{} // capacity 1: a request, a commit, a failure
+	complete chan struct{} // capacity 1: a commit, for the completer
+
+	settleMu sync.Mutex // file.gen, and acting on it
+
+	mu        sync.Mutex
+	requests  []*request
+	waiters   []waiter
+	finished  []*commit
+	gone      []spool.Number
+	inFlight  int64
+	submitted uint64
+	committed uint64
+	err       error // of the queue or the completer: everything stops
+	stopped   error // Run has ended
+	recovered bool
+}
+
+// New returns a Capture that has done nothing yet.
+func New(o Options) (*Capture, error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	c := &Capture{
+		o: o, b: record.NewBuilder(o.BatchBytes), in: make([]spool.Entry, 0, 4096),
+		files: map[spool.Number]*file{}, paths: map[string]*path{},
+		arm: make(chan uint64), arrived: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), complete: make(chan struct{}, 1),
+		timer: time.NewTimer(time.Hour),
+	}
+	c.timer.Stop()
+	c.n.skips = make([]skipCounter, len(o.Rules))
+	return c, nil
+}
+
+// Lane returns the lane of this start's batches. It is known once Recover returned.
+func (c *Capture) Lane() batch.Lane { return c.lane }
+
+// Batches returns the number of the newest batch that was sealed; the lane's horizon
+// can be no higher.
+func (c *Capture) Batches() uint64 { return c.n.batches.Load() }
+
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// fail stops everything for err.
+func (c *Capture) fail(err error) {
+	c.mu.Lock()
+	if c.err == nil {
+		c.err = err
+	}
+	c.mu.Unlock()
+	poke(c.wake)
+}
+
+func (c *Capture) failure() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Run captures until ctx ends, and then returns nil; what was accepted and not yet
+// captured stays in the spool. To have it all in the queue call DrainAll before. Any
+// error is final: the role must stop. Run's goroutines have ended when it returns.
+func (c *Capture) Run(ctx context.Context) error {
+	if !c.recovered {
+		return errors.New("capture: Run before Recover")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { c.completer(ctx) })
+	wg.Go(func() { c.waiter(ctx) })
+	c.ctx = ctx
+	err := c.loop(ctx)
+	if ctx.Err() != nil && (err == nil || errors.Is(err, ctx.Err())) {
+		err = nil
+	}
+	cancel()
+	wg.Wait()
+	c.stop(err)
+	return err
+}
+
+// stop answers everybody who still waits.
+func (c *Capture) stop(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = ErrStopped
+	if err != nil {
+		c.stopped = fmt.Errorf("%w: %w", ErrStopped, err)
+	}
+	for _, r := range c.requests {
+		r.answer(c.stopped)
+	}
+	for _, w := range c.waiters {
+		w.r.answer(c.stopped)
+	}
+	c.requests, c.waiters = nil, nil
+}
+
+func (c *Capture) loop(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := c.failure(); err != nil {
+			return err
+		}
+		c.again = false
+		c.forgetGone()
+		took := c.intake()
+		if err := c.serve(); err != nil {
+			return err
+		}
+		cut, err := c.fill()
+		if err != nil {
+			return err
+		}
+		if c.readyHead < len(c.ready) {
+			continue
+		}
+		sent, err := c.submitIfDue()
+		if err != nil {
+			return err
+		}
+		if took || cut || sent || c.again {
+			continue
+		}
+		c.sleep(ctx)
+	}
+	return ctx.Err()
+}
+
+// submitIfDue submits what there is unless a transaction is on its way: then it waits
+// for that, and the batch goes on filling. State without batches waits a while for
+// company.
+func (c *Capture) submitIfDue() (bool, error) {
+	if !c.isDirty() {
+		return false, nil
+	}
+	c.mu.Lock()
+	busy := c.submitted > c.committed
+	c.mu.Unlock()
+	if busy {
+		return false, nil
+	}
+	if c.b.Records() == 0 {
+		now := time.Now()
+		if c.dirtySince.IsZero() {
+			c.dirtySince = now
+		}
+		if now.Sub(c.dirtySince) < c.o.LazyCommit && c.usedUp()-c.setSeq < 4096 {
+			return false, nil
+		}
+	}
+	c.dirtySince = time.Time{}
+	return true, c.submit(c.ctx, false)
+}
+
+// busyPoll is how often new entries are looked for while a transaction is on its way:
+// waiting for each would cost its writer a wake-up, and the batch cannot go anyway.
+const busyPoll = time.Millisecond
+
+// sleep waits for an entry, a request or a commit.
+func (c *Capture) sleep(ctx context.Context) {
+	c.mu.Lock()
+	busy := c.submitted > c.committed
+	c.mu.Unlock()
+	var timer <-chan time.Time
+	var arrived <-chan struct{}
+	switch {
+	case busy:
+		c.timer.Reset(busyPoll)
+		timer = c.timer.C
+	case c.isDirty():
+		c.timer.Reset(c.o.LazyCommit)
+		timer = c.timer.C
+		fallthrough
+	default:
+		if !c.armed {
+			select {
+			case c.arm <- c.taken + 1:
+				c.armed = true
+			case <-ctx.Done():
+				return
+			}
+		}
+		arrived = c.arrived
+	}
+	select {
+	case <-arrived:
+		c.armed = false
+	case <-c.wake:
+	case <-timer:
+	case <-ctx.Done():
+	}
+	c.timer.Stop()
+}
+
+// waiter waits for journal entries in Run's stead.
+func (c *Capture) waiter(ctx context.Context) {
+	for {
+		select {
+		case seq := <-c.arm:
+			if c.o.Store.Wait(ctx, seq) != nil {
+				return
+			}
+			poke(c.arrived)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// newEpoch stores a raised counter with fresh random bits before the first batch, so
+// that no batch id is ever given out twice, also by a clone or a restored copy.
+func (c *Capture) newEpoch() error {
+	e := batch.Epoch{Counter: 1}
+	if v, ok := c.o.Queue.Get(keyEpoch); ok {
+		if err := checkValue(keyEpoch, v, 17); err != nil {
+			return err
+		}
+		e.Counter = le.Uint64(v[1:]) + 1
+	}
+	var random [8]byte
+	rand.Read(random[:])
+	e.Random = le.Uint64(random[:])
+	v := le.AppendUint64(le.AppendUint64([]byte{kvVersion}, e.Counter), e.Random)
+	c.extra = append(c.extra, kv{Key: keyEpoch, Value: v})
+	c.lane = batch.Lane{Origin: c.o.Origin, Epoch: e}
+	return nil
+}

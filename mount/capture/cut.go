@@ -1,0 +1,257 @@
+package capture
+
+import (
+	"bytes"
+	"fmt"
+
+	"ftfuse/internal/record"
+	"ftfuse/mount/spool"
+)
+
+const (
+	maxExtent = 1 << 20  // a longer extent is cut as several
+	largeItem = 16 << 10 // read by itself; smaller ones are read together
+	maxGap    = 64 << 10 // room before a read for the unfinished line that it ends
+)
+
+// cutFile cuts what waits of f, oldest first, until budget bytes were taken or the
+// next item is newer than until.
+func (c *Capture) cutFile(f *file, budget int64, until uint64) error {
+	c.cutting = f
+	defer func() { c.cutting = nil }()
+	for budget > 0 && !f.empty() && f.q[f.head].seq <= until {
+		it := &f.q[f.head]
+		c.dirtyFile(f)
+		n, k := int64(0), 1
+		var err error
+		switch it.kind {
+		case spool.Release:
+			err = c.endWriter(f, it)
+		case spool.Flush:
+			err = c.endRecord(f, it)
+		case spool.Write:
+			n, k, err = c.cutWrites(f, until)
+		}
+		if err != nil {
+			return err
+		}
+		if k > 0 {
+			f.seq = f.q[f.head+k-1].seq
+		}
+		f.head += k
+		c.queued -= k
+		budget -= n + int64(k)*64
+	}
+	return nil
+}
+
+// cutWrites cuts the writes at the front of f's queue that one read can get. It
+// returns their bytes and how many items are used up: 0 when there is more to cut of
+// the first.
+func (c *Capture) cutWrites(f *file, until uint64) (n int64, k int, err error) {
+	it := &f.q[f.head]
+	end := it.off + it.n
+	if it.n == 0 || end <= f.pos {
+		return 0, 1, nil
+	}
+	if it.off > f.pos {
+		if err := c.gap(f, it.off, c.lossy); err != nil {
+			return 0, 0, err
+		}
+	}
+	if it.path.skip {
+		c.skip(it.path, uint64(end-f.pos))
+		f.pos = end
+		return 0, 1, nil
+	}
+	k, total := c.run(f, until)
+	if k == 0 { // a part of a long one
+		part := *it
+		part.n, part.off = total, f.pos
+		return total, 0, c.cutItems(f, []item{part})
+	}
+	return total, k, c.cutItems(f, f.q[f.head:f.head+k])
+}
+
+// run returns how many items from the front of f's queue are to be read at once, and
+// their bytes from the position on. 0 items means: a part of the first.
+func (c *Capture) run(f *file, until uint64) (k int, total int64) {
+	q := f.q[f.head:]
+	end := q[0].off + q[0].n
+	total = end - f.pos
+	if total > maxExtent {
+		return 0, maxExtent
+	}
+	if total >= largeItem {
+		return 1, total
+	}
+	limit := int64(c.o.RunBytes)
+	if free := int64(c.b.Free()); c.b.Records() > 0 {
+		limit = min(limit, free)
+	}
+	for k = 1; k < len(q); k++ {
+		it := &q[k]
+		if it.kind != spool.Write || it.off != end || it.n == 0 || it.n >= largeItem || it.path.skip || it.seq > until {
+			break
+		}
+		if total+it.n+int64(k)*12 > limit {
+			break
+		}
+		total += it.n
+		end += it.n
+	}
+	return k, total
+}
+
+// cutItems reads the bytes of contiguous extents from the position on and cuts them.
+func (c *Capture) cutItems(f *file, items []item) error {
+	last := &items[len(items)-1]
+	total := int(last.off + last.n - f.pos)
+	gap := 0
+	if w := f.writers[items[0].writer]; w != nil && len(w.pend) <= maxGap {
+		gap = len(w.pend)
+	}
+	buf := c.b.Space(gap + total)
+	if buf == nil && c.b.Records() > 0 {
+		if err := c.seal(); err != nil {
+			return err
+		}
+		buf = c.b.Space(gap + total)
+	}
+	if buf == nil {
+		return fmt.Errorf("capture: room for %d bytes in a batch: the limit is %d", gap+total, record.MaxBatch)
+	}
+	start := f.pos
+	if n, err := c.o.Store.ReadAt(f.number, buf[gap:], start); err != nil || n != total {
+		return fmt.Errorf("read %d bytes of spool file %s at %d for capture: got %d: %w; was the file changed by hand?", total, f.number, start, n, orShort(err))
+	}
+	c.win.buf, c.win.end, c.win.spilled = buf, 0, false
+	for i := range items {
+		it := &items[i]
+		a := gap + int(max(it.off, start)-start)
+		b := gap + int(it.off+it.n-start)
+		c.tally.writes++
+		c.tally.bytes += uint64(b - a)
+		if err := c.cutExtent(f.writerOf(it.writer, it.path), it, a, b); err != nil {
+			return err
+		}
+	}
+	c.win.buf = nil
+	return nil
+}
+
+// cutExtent cuts the bytes a to b of the window, which w wrote, and moves the position
+// of its file past them.
+func (c *Capture) cutExtent(w *writer, it *item, a, b int) error {
+	f := w.file
+	if it.path.binary {
+		return c.cutBinary(w, it, a, b)
+	}
+	if w.open() {
+		i := bytes.IndexByte(c.win.buf[a:b], '\n')
+		if i < 0 {
+			return c.hold(w, it, a, b)
+		}
+		if err := c.finish(w, a, a+i+1); err != nil {
+			return err
+		}
+		if a += i + 1; a == b {
+			return nil
+		}
+	}
+	if i := lastNewline(c.win.buf[a:b]); i >= 0 {
+		if i > w.path.maxLine {
+			if err := c.cutLong(w, it, a, a+i+1); err != nil {
+				return err
+			}
+		} else {
+			if err := c.emit(w, c.attrOf(w, it), nil, a, a+i+1); err != nil {
+				return err
+			}
+			f.pos += int64(i + 1)
+		}
+		if a += i + 1; a == b {
+			return nil
+		}
+	}
+	return c.hold(w, it, a, b)
+}
+
+// cutLong cuts whole lines of which some may be longer than max_line.
+func (c *Capture) cutLong(w *writer, it *item, a, b int) error {
+	whole := func(from, to int) error {
+		if from == to {
+			return nil
+		}
+		if err := c.emit(w, c.attrOf(w, it), nil, from, to); err != nil {
+			return err
+		}
+		w.file.pos += int64(to - from)
+		return nil
+	}
+	from := a // of lines that are short enough
+	for at := a; at < b; {
+		next := at + bytes.IndexByte(c.win.buf[at:b], '\n') + 1
+		if next-at-1 > w.path.maxLine {
+			if err := whole(from, at); err != nil {
+				return err
+			}
+			w.attr = *c.attrOf(w, it)
+			if err := c.finish(w, at, next); err != nil {
+				return err
+			}
+			from = next
+		}
+		at = next
+	}
+	return whole(from, b)
+}
+
+// cutBinary makes the bytes a record, or a piece of one that ends at the flush.
+func (c *Capture) cutBinary(w *writer, it *item, a, b int) error {
+	for a < b {
+		n := min(b-a, maxPiece)
+		at := c.attrOf(w, it)
+		at.Flags |= record.Binary | pieceFlag(w.inPiece)
+		if err := c.emit(w, at, nil, a, a+n); err != nil {
+			return err
+		}
+		if !w.inPiece {
+			w.attr, w.inPiece = *at, true
+			c.dirtyWriter(w)
+		}
+		a += n
+		w.file.pos += int64(n)
+	}
+	return nil
+}
+
+func pieceFlag(inPiece bool) uint16 {
+	if inPiece {
+		return record.PieceMiddle
+	}
+	return record.PieceFirst
+}
+
+// attrOf fills the attributes of an extent of w. They are good until the next call.
+func (c *Capture) attrOf(w *writer, it *item) *record.Attr {
+	a := &c.attr
+	a.Host, a.Path = c.o.Host, w.path.name
+	a.PID, a.UID, a.GID = it.pid, it.uid, it.gid
+	a.Time, a.Flags = it.time, it.flags
+	return a
+}
+
+// skip counts bytes that a rule keeps from being transferred.
+func (c *Capture) skip(p *path, n uint64) {
+	s := &c.n.skips[p.rule]
+	s.writes.Add(1)
+	s.bytes.Add(n)
+}
+
+func orShort(err error) error {
+	if err == nil {
+		return errShort
+	}
+	return err
+}

@@ -1,0 +1,177 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync/atomic"
+
+	"ftfuse/mount/spool"
+)
+
+// request is something that another goroutine wants of Run's. It is taken up once all
+// entries up to until are cut: of one file, or of all.
+type request struct {
+	ctx   context.Context
+	file  spool.Number
+	all   bool
+	until uint64
+	must  bool         // goes on when its caller has gone, and while the queue is full
+	run   func() error // done in Run's goroutine; what it changes is committed
+	state atomic.Int32 // waiting, taken, left
+	res   chan error   // capacity 1
+	once  atomic.Bool  // answered
+}
+
+const (
+	waiting int32 = iota
+	taken
+	left
+)
+
+// waiter is a request whose transaction is on its way.
+type waiter struct {
+	r   *request
+	txn uint64
+}
+
+func (r *request) answer(err error) {
+	if r.once.CompareAndSwap(false, true) {
+		r.res <- err
+	}
+}
+
+// Drain returns nil when everything that was accepted of file n before the call is in
+// the queue, on disk. When ctx ends first it returns its error; nothing is lost then.
+// It returns queue.ErrFull where the queue is full and does not block.
+func (c *Capture) Drain(ctx context.Context, n spool.Number) error {
+	return c.ask(&request{ctx: ctx, file: n}, fmt.Sprintf("drain file %s", n))
+}
+
+// DrainAll is Drain for all files.
+func (c *Capture) DrainAll(ctx context.Context) error {
+	return c.ask(&request{ctx: ctx, all: true}, "drain all files")
+}
+
+// ask posts r and waits for its answer, or until ctx ends.
+func (c *Capture) ask(r *request, what string) error {
+	r.res = make(chan error, 1)
+	r.until = c.o.Store.Next() - 1
+	c.mu.Lock()
+	if c.stopped != nil {
+		err := c.stopped
+		c.mu.Unlock()
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	c.requests = append(c.requests, r)
+	c.mu.Unlock()
+	poke(c.wake)
+	var err error
+	select {
+	case err = <-r.res:
+	case <-r.ctx.Done():
+		switch {
+		case r.must, r.run == nil:
+			err = r.ctx.Err()
+		case r.state.CompareAndSwap(waiting, left):
+			err = r.ctx.Err()
+		default:
+			err = <-r.res // it is being submitted under ctx, or on its way to the disk
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// serve takes up the requests whose bytes are there.
+func (c *Capture) serve() error {
+	c.mu.Lock()
+	list := c.requests
+	c.requests = nil
+	c.mu.Unlock()
+	var later []*request
+	for i, r := range list {
+		ok, err := c.serveOne(r)
+		if err != nil {
+			c.putBack(append(later, list[i:]...))
+			return err
+		}
+		if !ok {
+			later = append(later, r)
+		}
+	}
+	c.putBack(later)
+	return nil
+}
+
+func (c *Capture) putBack(list []*request) {
+	if len(list) == 0 {
+		return
+	}
+	c.mu.Lock()
+	c.requests = append(list, c.requests...)
+	c.mu.Unlock()
+}
+
+// serveOne reports whether r needs no more looking at.
+func (c *Capture) serveOne(r *request) (bool, error) {
+	if r.once.Load() || r.state.Load() == left || (r.ctx.Err() != nil && !r.must && r.run == nil) {
+		return true, nil
+	}
+	if c.taken < r.until {
+		return false, nil
+	}
+	if r.all && c.usedUp() < r.until {
+		return false, nil
+	}
+	if f := c.files[r.file]; f != nil && !r.all {
+		if err := c.cutFile(f, math.MaxInt64, r.until); err != nil {
+			return false, err
+		}
+	}
+	if r.run != nil {
+		if !r.state.CompareAndSwap(waiting, taken) {
+			return true, nil
+		}
+		if err := r.run(); err != nil {
+			r.answer(err)
+			return true, c.failure()
+		}
+	}
+	if c.isDirty() {
+		if err := c.submit(c.ctx, true); err != nil {
+			r.answer(err)
+			return true, err
+		}
+	}
+	c.await(r)
+	return true, nil
+}
+
+// await answers r once the newest transaction is on disk.
+func (c *Capture) await(r *request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || c.committed >= c.submitted {
+		r.answer(c.err)
+		return
+	}
+	c.waiters = append(c.waiters, waiter{r, c.submitted})
+}
+
+// refuse answers those who wait for room in a queue that does not block.
+func (c *Capture) refuse(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := c.requests[:0]
+	for _, r := range c.requests {
+		if r.must {
+			kept = append(kept, r)
+		} else {
+			r.answer(err)
+		}
+	}
+	c.requests = kept
+}

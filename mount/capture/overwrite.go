@@ -1,0 +1,166 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"ftfuse/internal/failpoint"
+	"ftfuse/internal/record"
+	"ftfuse/mount/spool"
+)
+
+var (
+	fpOverwrite = failpoint.New("capture/overwrite") // its record is on disk; the spool file is as before
+	fpIntent    = failpoint.New("capture/intent")    // an intent is on disk; the file is as before
+)
+
+// Overwrite makes data, which a program writes over captured bytes of file n, a record
+// flagged Overwrite (in line mode: its whole lines; the rest waits as an unfinished
+// line of the writer) and returns nil when it is in the queue, on disk. The position
+// is then at least newEnd, where the write ends. The caller pwrites to the spool file
+// afterwards, and keeps other writers of n away meanwhile. Of e it uses Writer, Path,
+// PathID, PID, UID, GID and Time. On an error nothing of data is ever delivered; ctx
+// gives up as long as the queue has not taken it. data is not kept.
+func (c *Capture) Overwrite(ctx context.Context, n spool.Number, e spool.Entry, data []byte, newEnd int64) error {
+	r := &request{ctx: ctx, file: n}
+	r.run = func() error { return c.overwrite(ctx, n, &e, data, newEnd) }
+	if err := c.ask(r, fmt.Sprintf("overwrite %d bytes of file %s", len(data), n)); err != nil {
+		return err
+	}
+	return fpOverwrite.Inject()
+}
+
+// undo is what an overwrite that the queue did not take must leave as it was.
+type undo struct {
+	file    file
+	writer  *writer
+	old     writer
+	tail    tail
+	number  uint64
+	pending int64
+	count   int
+	setSeq  uint64
+	tally   tally
+}
+
+func (c *Capture) overwrite(ctx context.Context, n spool.Number, e *spool.Entry, data []byte, newEnd int64) error {
+	if c.isDirty() { // so that nothing but this overwrite is in its transaction
+		if err := c.submit(c.ctx, false); err != nil {
+			c.fail(err)
+			return err
+		}
+	}
+	f := c.fileOf(n)
+	it := c.itemOf(e)
+	it.seq, it.n, it.kind, it.flags = 0, int64(len(data)), spool.Write, record.Overwrite
+	f.path = it.path
+	c.newest = max(c.newest, it.writer)
+	if it.path.skip {
+		c.skip(it.path, uint64(len(data)))
+		f.pos = max(f.pos, newEnd)
+		c.dirtyFile(f)
+		return nil
+	}
+	w := f.writerOf(it.writer, it.path)
+	u := undo{file: *f, writer: w, old: *w, tail: it.path.tail, number: c.number,
+		pending: c.pendBytes, count: c.pendCount, setSeq: c.setSeq, tally: c.tally}
+	u.old.pend = append([]byte(nil), w.pend...)
+	u.old.chunks = append([]int64(nil), w.chunks...)
+	c.collecting = true
+	defer func() { c.collecting = false }()
+	err := c.cutOverwrite(w, &it, data)
+	f.pos = max(u.file.pos, newEnd)
+	c.dirtyFile(f)
+	if err == nil {
+		err = c.submit(ctx, true)
+	}
+	if err != nil {
+		c.undo(f, &u)
+		return err
+	}
+	c.n.overwrites.Add(1)
+	c.n.overwriteBytes.Add(uint64(len(data)))
+	return nil
+}
+
+// cutOverwrite cuts bytes that are in memory. What goes wrong is undone by the caller.
+func (c *Capture) cutOverwrite(w *writer, it *item, data []byte) error {
+	for len(data) > 0 {
+		n := min(len(data), maxExtent)
+		c.win.buf, c.win.end, c.win.spilled = data[:n], 0, true
+		if err := c.cutExtent(w, it, 0, n); err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	c.win.buf = nil
+	return nil
+}
+
+func (c *Capture) undo(f *file, u *undo) {
+	w, p := u.writer, u.writer.path
+	f.pos, f.seq = u.file.pos, u.file.seq
+	*w = u.old
+	p.tail = u.tail
+	f.dirty, w.dirty, p.dirty = false, false, false
+	c.number, c.pendBytes, c.pendCount, c.setSeq, c.tally = u.number, u.pending, u.count, u.setSeq, u.tally
+	c.b.Reset()
+	c.entries, c.extra = nil, nil
+	c.dirtyFiles, c.dirtyWriters, c.dirtyPaths = c.dirtyFiles[:0], c.dirtyWriters[:0], c.dirtyPaths[:0]
+}
+
+// BeginTruncate prepares for file n to get newSize: all of it is in the queue, and the
+// intent too, when it returns nil. The caller then truncates the spool file (which
+// punches it out first) and calls FinishTruncate, and lets nobody write to n from
+// before BeginTruncate until FinishTruncate returned. On an error there is no intent.
+func (c *Capture) BeginTruncate(ctx context.Context, n spool.Number, newSize int64) error {
+	r := &request{ctx: ctx, file: n}
+	size := int64(0)
+	r.run = func() error {
+		f := c.fileOf(n)
+		size = c.o.Store.Size(n)
+		c.renew(f)
+		c.extra = append(c.extra, kv{Key: cutKey(n), Value: cut{size, newSize}.append(nil)})
+		return nil
+	}
+	if err := c.ask(r, fmt.Sprintf("begin to truncate file %s to %d", n, newSize)); err != nil {
+		return err
+	}
+	return fpIntent.Inject()
+}
+
+// FinishTruncate ends what BeginTruncate began: file n has newSize bytes, or, where the
+// truncation failed, the size that the caller gives. Its position is there from now
+// on. Once called it happens, even if ctx ends before it returns.
+func (c *Capture) FinishTruncate(ctx context.Context, n spool.Number, newSize int64) error {
+	r := &request{ctx: ctx, file: n, must: true}
+	r.run = func() error {
+		f := c.fileOf(n)
+		c.renew(f)
+		if newSize > f.pos {
+			c.hole(newSize - f.pos)
+		}
+		f.pos = newSize
+		c.dirtyFile(f)
+		c.extra = append(c.extra, kv{Key: cutKey(n)})
+		return nil
+	}
+	return c.ask(r, fmt.Sprintf("finish to truncate file %s to %d", n, newSize))
+}
+
+// renew makes the completer leave f alone for what was committed until now: its
+// positions mean nothing once the file was truncated.
+func (c *Capture) renew(f *file) {
+	c.settleMu.Lock()
+	f.gen++
+	c.settleMu.Unlock()
+}
+
+// hole counts bytes that nobody wrote.
+func (c *Capture) hole(n int64) {
+	c.n.holes.Add(1)
+	c.n.holeBytes.Add(uint64(n))
+}
+
+const allEntries = math.MaxUint64

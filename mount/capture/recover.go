@@ -1,0 +1,305 @@
+package capture
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+
+	"ftfuse/internal/failpoint"
+	"ftfuse/internal/record"
+	"ftfuse/mount/spool"
+)
+
+var (
+	fpEpoch    = failpoint.New("capture/epoch")    // the new epoch is on disk, nothing was replayed
+	fpReplayed = failpoint.New("capture/replayed") // all is replayed, the end of it not yet submitted
+)
+
+// recoverChunk is how much of a file without notes is one extent.
+const recoverChunk = 512 << 10
+
+// Recover takes up what an earlier run left: it opens a new epoch, reads the positions
+// and unfinished lines from the queue, closes truncations that were under way, replays
+// the journal behind what is committed, takes bytes that no note covers as Recovered,
+// ends all unfinished lines, and returns when everything is in the queue, on disk. It
+// must be called once, before Run and before anything is written to the spool.
+func (c *Capture) Recover(ctx context.Context) error {
+	run, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { defer close(done); c.completer(run) }()
+	c.ctx = run
+	err := c.recover(run)
+	if err == nil {
+		err = c.settled(run)
+	}
+	cancel()
+	<-done
+	c.ctx = nil
+	if err == nil {
+		err = c.failure()
+	}
+	if err != nil {
+		return fmt.Errorf("recover what was written before: %w", err)
+	}
+	c.recovered = true
+	return nil
+}
+
+func (c *Capture) recover(ctx context.Context) error {
+	if err := c.newEpoch(); err != nil {
+		return err
+	}
+	if err := c.submit(ctx, true); err != nil {
+		return err
+	}
+	if err := c.o.Queue.Flush(ctx); err != nil {
+		return err
+	}
+	if err := fpEpoch.Inject(); err != nil {
+		return err
+	}
+	st, err := c.load()
+	if err != nil {
+		return err
+	}
+	for i := range st.files {
+		if err := c.takeFile(&st.files[i], st); err != nil {
+			return err
+		}
+	}
+	st.dropGone(c)
+	if err := c.replay(st); err != nil {
+		return err
+	}
+	if err := c.endAll(st); err != nil {
+		return err
+	}
+	return fpReplayed.Inject()
+}
+
+// takeFile makes the state of one spool file, and has its position follow a file that
+// is shorter: after power loss its last pages can be missing, and what is written next
+// would be taken for captured.
+func (c *Capture) takeFile(info *spool.FileInfo, st *stored) error {
+	f := c.fileOf(info.Number)
+	p, known := st.pos[info.Number]
+	f.pos, f.seq = p.pos, p.seq
+	name := p.path
+	if info.Path != "" || name == "" {
+		name = info.Path
+	}
+	f.path, f.uid, f.gid = c.pathOf(0, name), info.UID, info.GID
+	if t, ok := st.cuts[info.Number]; ok {
+		pos, err := c.closeCut(f, t, info.Size)
+		if err != nil {
+			return err
+		}
+		f.pos = pos
+		c.extra = append(c.extra, kv{Key: cutKey(f.number)})
+		c.dirtyFile(f)
+	}
+	if f.pos > info.Size {
+		c.n.shrunk.Add(1)
+		c.o.Logger.Warn("spool file is shorter than what was captured of it: bytes that were not on disk yet are in the queue; going on from its end",
+			"file", f.number.String(), "path", name, "size", info.Size, "captured", f.pos)
+		f.pos = info.Size
+		c.dirtyFile(f)
+	}
+	if !known && info.Size > 0 {
+		c.dirtyFile(f)
+	}
+	delete(st.pos, info.Number)
+	return nil
+}
+
+// closeCut returns the position of a file whose truncation was under way: everything
+// below oldSize is in the queue. The file was punched out whole before it was cut, so
+// data below its old size was written since.
+func (c *Capture) closeCut(f *file, t cut, size int64) (int64, error) {
+	switch {
+	case size == t.newSize:
+		return t.newSize, nil
+	case size == t.oldSize:
+		return f.pos, nil
+	}
+	at, err := c.o.Store.SeekData(f.number, 0)
+	switch {
+	case errors.Is(err, io.EOF):
+		return min(f.pos, size), nil
+	case err != nil:
+		return 0, fmt.Errorf("look for data in file %s after a truncation: %w", f.number, err)
+	case at < t.oldSize:
+		return min(t.newSize, size), nil
+	}
+	return min(f.pos, size), nil
+}
+
+// replay cuts the journal's entries behind the committed one, then what no entry
+// covers.
+func (c *Capture) replay(st *stored) error {
+	rec := c.o.Store.Begin(st.seq)
+	c.setSeq, c.taken = st.seq, rec.From-1
+	c.lossy = rec.Lost > 0 || rec.OtherBoot || rec.From > st.seq+1
+	if rec.Lost > 0 || rec.From > st.seq+1 {
+		c.o.Logger.Warn("notes of writes were lost; their bytes are delivered without pid and time", "lost", rec.Lost, "from", rec.From, "committed", st.seq)
+	}
+	for {
+		took := c.intake()
+		cut, err := c.fill()
+		if err != nil {
+			return err
+		}
+		if !took && !cut {
+			break
+		}
+	}
+	if want := c.o.Store.Next() - 1; c.taken < want {
+		return fmt.Errorf("%w: journal gives entries up to %d, has %d", ErrState, c.taken, want)
+	}
+	for i := range st.files {
+		f := c.files[st.files[i].Number]
+		if size := c.o.Store.Size(f.number); size > f.pos {
+			c.dirtyFile(f)
+			if err := c.gap(f, size, true); err != nil {
+				return err
+			}
+		}
+	}
+	c.lossy = false
+	return nil
+}
+
+// gap moves the position of f to where, which nothing that is known has written: a
+// hole, or, where notes may have been lost, bytes to be recovered.
+func (c *Capture) gap(f *file, to int64, lossy bool) error {
+	if !lossy {
+		c.hole(to - f.pos)
+		f.pos = to
+		return nil
+	}
+	for f.pos < to {
+		at, err := c.o.Store.SeekData(f.number, f.pos)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("look for data in file %s: %w", f.number, err)
+		}
+		if err != nil || at > to {
+			at = to
+		}
+		if at > f.pos {
+			c.hole(at - f.pos)
+			f.pos = at
+			continue
+		}
+		it := c.recoveredItem(f, min(to-f.pos, recoverChunk))
+		if it.path.skip {
+			c.skip(it.path, uint64(it.n))
+			f.pos += it.n
+			continue
+		}
+		c.n.recovered.Add(uint64(it.n))
+		if err := c.cutItems(f, []item{it}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recoveredItem is the extent of n bytes at f's position that no note covers. Where one
+// writer has an unfinished line in f, it went on with it.
+func (c *Capture) recoveredItem(f *file, n int64) item {
+	it := item{
+		off: f.pos, n: n, time: c.o.Now().UnixNano(), path: f.path, kind: spool.Write,
+		uid: f.uid, gid: f.gid, flags: record.Recovered,
+	}
+	open := 0
+	for _, w := range f.writers {
+		if w.open() {
+			open++
+			it.writer, it.path = w.id, w.path
+		}
+	}
+	if open != 1 {
+		it.writer, it.path = 0, f.path
+	}
+	return it
+}
+
+// endAll ends every unfinished line: no handle outlives the daemon. Those of one path
+// were open together, so that the second must not go on in the line of the first;
+// who opens later may.
+func (c *Capture) endAll(st *stored) error {
+	var open []*writer
+	for _, f := range c.files {
+		for _, w := range f.writers {
+			if w.open() {
+				open = append(open, w)
+			}
+		}
+	}
+	slices.SortFunc(open, func(a, b *writer) int {
+		return cmp.Or(cmp.Compare(a.attr.Time, b.attr.Time), cmp.Compare(a.id, b.id))
+	})
+	c.newest = math.MaxUint64
+	for _, w := range open {
+		if err := c.end(w); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.files {
+		f.writers, f.last = nil, nil
+		if st.orphans[f.number] {
+			delete(c.files, f.number)
+		}
+	}
+	for _, p := range c.paths {
+		if p.tail.mark != 0 || p.dirty {
+			p.tail = tail{}
+			c.dirtyPath(p)
+		}
+	}
+	c.newest = 0
+	return nil
+}
+
+// settled submits the rest, waits for the disk and tells the store.
+func (c *Capture) settled(ctx context.Context) error {
+	if c.isDirty() {
+		if err := c.submit(ctx, true); err != nil {
+			return err
+		}
+	}
+	if err := c.o.Queue.Flush(ctx); err != nil {
+		return err
+	}
+	for {
+		c.mu.Lock()
+		pending := c.committed < c.submitted || len(c.finished) > 0
+		err := c.err
+		c.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if !pending {
+			break
+		}
+		select {
+		case <-c.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	c.settleMu.Lock()
+	defer c.settleMu.Unlock()
+	for _, f := range c.files {
+		c.o.Store.Settled(f.number, f.pos)
+	}
+	gone := c.o.Store.TakeGone()
+	c.mu.Lock()
+	c.gone = append(c.gone, gone...)
+	c.mu.Unlock()
+	return nil
+}

@@ -1,0 +1,86 @@
+package capture
+
+import (
+	"fmt"
+
+	"github.com/bmatcuk/doublestar/v4"
+)
+
+// Mode says where records end.
+type Mode uint8
+
+// Modes of a rule.
+const (
+	ModeLine   Mode = iota // at line ends; an unfinished line waits for its end
+	ModeBinary             // where each write ended
+)
+
+// Rule says what becomes of the files whose path matches. The first rule that
+// matches counts; a file that none matches is transferred in line mode.
+type Rule struct {
+	Path     string // doublestar glob on the path below the mount point that a handle was opened with
+	Transfer bool
+	Mode     Mode
+	MaxLine  int // bytes without the line end; 0: Options.MaxLine
+}
+
+func (r *Rule) check() error {
+	if !doublestar.ValidatePattern(r.Path) {
+		return fmt.Errorf("path %q is not a glob: close its brackets and braces", r.Path)
+	}
+	if r.Mode != ModeLine && r.Mode != ModeBinary {
+		return fmt.Errorf("path %q: mode %d, want line or binary", r.Path, r.Mode)
+	}
+	return nil
+}
+
+// path is a path that a handle was opened with, and what the rules say about it.
+type path struct {
+	name    string
+	rule    int // index, -1 for none
+	skip    bool
+	binary  bool
+	maxLine int // at most record's longest, at least 1
+
+	tail  tail
+	dirty bool // tail changed since the last transaction
+}
+
+// tail tells whose bytes the last record of a path was, when it did not end a line.
+// Another writer that was open then must not go on in that line.
+type tail struct {
+	writer uint64
+	mark   uint64 // the newest writer that was open at that time; 0: at a line's start
+}
+
+// pathOf returns the path with the journal's id and name. Names are the identity:
+// two ids of one name share what is kept here.
+func (c *Capture) pathOf(id uint32, name string) *path {
+	if p := c.lastPath; p != nil && c.lastPathID == id && p.name == name {
+		return p
+	}
+	p := c.paths[name]
+	if p == nil {
+		p = c.newPath(name)
+		c.paths[name] = p
+	}
+	c.lastPath, c.lastPathID = p, id
+	return p
+}
+
+func (c *Capture) newPath(name string) *path {
+	p := &path{name: name, rule: -1, maxLine: c.o.MaxLine}
+	for i := range c.o.Rules {
+		r := &c.o.Rules[i]
+		if ok, _ := doublestar.Match(r.Path, name); !ok {
+			continue
+		}
+		p.rule, p.skip, p.binary = i, !r.Transfer, r.Mode == ModeBinary
+		if r.MaxLine > 0 {
+			p.maxLine = r.MaxLine
+		}
+		break
+	}
+	p.maxLine = min(p.maxLine, maxPiece)
+	return p
+}

@@ -1,0 +1,77 @@
+package capture
+
+import "sync/atomic"
+
+// Stats is a copy of the counters since the start. Bytes are as programs wrote them.
+type Stats struct {
+	Writes, Bytes         uint64 // taken in: entries that had bytes, and those
+	Records, RecordBytes  uint64 // put into batches
+	Batches, BatchBytes   uint64 // sealed, with their encoding
+	Commits               uint64 // transactions submitted
+	Holes, HoleBytes      uint64 // skipped: nobody wrote them
+	Overwrites            uint64 // writes over captured bytes
+	OverwriteBytes        uint64
+	LongLines             uint64 // travelled in pieces
+	Unterminated          uint64 // lines that ended without a line end
+	Breaks                uint64 // records that must not go on in another writer's line
+	Recovered             uint64 // bytes whose attributes were lost
+	Shrunk                uint64 // files found shorter than their position at a start
+	Pending, PendingBytes int64  // unfinished lines now
+	InFlight              int64  // bytes given to the queue and not committed now
+	Skipped               []Skip // by rule with transfer = false
+}
+
+// Skip is what one rule kept from being transferred.
+type Skip struct {
+	Rule          int // index in Options.Rules
+	Writes, Bytes uint64
+}
+
+// counters are written by Run's goroutine and read by any.
+type counters struct {
+	writes, bytes, records, recordBytes, batches, batchBytes, commits atomic.Uint64
+	holes, holeBytes, overwrites, overwriteBytes, longLines           atomic.Uint64
+	unterminated, breaks, recovered, shrunk                           atomic.Uint64
+	pending, pendingBytes                                             atomic.Int64
+	skips                                                             []skipCounter
+}
+
+type skipCounter struct{ writes, bytes atomic.Uint64 }
+
+// tally is what Run's goroutine counted since it last published.
+type tally struct{ writes, bytes, records, recordBytes uint64 }
+
+func (c *Capture) publish() {
+	t, n := &c.tally, &c.n
+	n.writes.Add(t.writes)
+	n.bytes.Add(t.bytes)
+	n.records.Add(t.records)
+	n.recordBytes.Add(t.recordBytes)
+	n.pending.Store(int64(c.pendCount))
+	n.pendingBytes.Store(c.pendBytes)
+	*t = tally{}
+}
+
+// Stats returns the counters. It is safe for concurrent use; the parts may be of
+// moments a millisecond apart.
+func (c *Capture) Stats() Stats {
+	n := &c.n
+	s := Stats{
+		Writes: n.writes.Load(), Bytes: n.bytes.Load(), Records: n.records.Load(), RecordBytes: n.recordBytes.Load(),
+		Batches: n.batches.Load(), BatchBytes: n.batchBytes.Load(), Commits: n.commits.Load(),
+		Holes: n.holes.Load(), HoleBytes: n.holeBytes.Load(),
+		Overwrites: n.overwrites.Load(), OverwriteBytes: n.overwriteBytes.Load(),
+		LongLines: n.longLines.Load(), Unterminated: n.unterminated.Load(), Breaks: n.breaks.Load(),
+		Recovered: n.recovered.Load(), Shrunk: n.shrunk.Load(),
+		Pending: n.pending.Load(), PendingBytes: n.pendingBytes.Load(),
+	}
+	c.mu.Lock()
+	s.InFlight = c.inFlight
+	c.mu.Unlock()
+	for i := range n.skips {
+		if w := n.skips[i].writes.Load(); w > 0 {
+			s.Skipped = append(s.Skipped, Skip{Rule: i, Writes: w, Bytes: n.skips[i].bytes.Load()})
+		}
+	}
+	return s
+}
