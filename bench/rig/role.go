@@ -90,6 +90,16 @@ func (r *Role) PID() int { return r.cmd.Process.Pid }
 // Done is closed once the process has ended.
 func (r *Role) Done() <-chan struct{} { return r.done }
 
+// Gone reports whether the process has ended.
+func (r *Role) Gone() bool {
+	select {
+	case <-r.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // ExitCode waits for the process and returns its exit code, -1 if a signal ended it.
 func (r *Role) ExitCode() int {
 	<-r.done

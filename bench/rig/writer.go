@@ -36,11 +36,16 @@ type Job struct {
 	// write are reported as Maybe, and the file is opened again once a FUSE file system
 	// that answers is back at its place.
 	Survive bool
+	// StopOnError ends the writer's work at the first write or fsync that fails, as a
+	// result rather than as an error.
+	StopOnError bool
+	SyncEvery   int // an fsync after so many write(2)s; 0: none
 }
 
 // Result is what a writer reports.
 type Result struct {
 	Lines   int          // lines given to write(2), Maybe included
+	Synced  int          // lines that the last fsync which returned 0 came after
 	Bytes   int64        // bytes that write(2) accepted
 	Seconds float64      // from the first write to the last
 	CPU     float64      // CPU seconds of the process
@@ -153,7 +158,7 @@ func writerMain() error {
 		return err
 	}
 	w.res.Seconds = time.Since(began).Seconds()
-	if err := syscall.Close(w.fd); err != nil && !w.job.Survive {
+	if err := syscall.Close(w.fd); err != nil && !w.job.Survive && !w.job.StopOnError {
 		return fmt.Errorf("close %s: %w", w.job.Path, err)
 	}
 	cpu, err := CPU(os.Getpid())
@@ -169,10 +174,12 @@ func writerMain() error {
 
 // writer is the child's side.
 type writer struct {
-	job    Job
-	fd     int
-	finish atomic.Bool
-	res    Result
+	job     Job
+	fd      int
+	finish  atomic.Bool
+	res     Result
+	writes  int
+	stopped bool // by an error, StopOnError
 }
 
 func (w *writer) open() error {
@@ -196,6 +203,12 @@ func (w *writer) run() error {
 		}
 		n += count
 		w.res.Lines = n
+		if err := w.sync(); err != nil {
+			return err
+		}
+		if w.stopped {
+			return nil
+		}
 		if w.job.Rate > 0 {
 			if ahead := time.Duration(n)*time.Second/time.Duration(w.job.Rate) - time.Since(began); ahead > 0 {
 				pause(ahead)
@@ -218,9 +231,32 @@ func (w *writer) write(lines []byte, first int) error {
 		case w.job.Survive && gone(err):
 			w.giveUp(first+done/w.job.Size, first+len(lines)/w.job.Size, err)
 			return w.reopen()
+		case w.job.StopOnError:
+			w.giveUp(first+done/w.job.Size, first+len(lines)/w.job.Size, err)
+			w.stopped = true
+			return nil
 		default:
 			return fmt.Errorf("append to %s: %w", w.job.Path, err)
 		}
+	}
+	return nil
+}
+
+// sync makes what was written durable when it is time to.
+func (w *writer) sync() error {
+	w.writes++
+	if w.stopped || w.job.SyncEvery == 0 || w.writes%w.job.SyncEvery != 0 {
+		return nil
+	}
+	err := syscall.Fsync(w.fd)
+	switch {
+	case err == nil:
+		w.res.Synced = w.res.Lines
+	case w.job.StopOnError:
+		w.res.Errors = append(w.res.Errors, err.Error())
+		w.stopped = true
+	default:
+		return fmt.Errorf("fsync %s: %w", w.job.Path, err)
 	}
 	return nil
 }
