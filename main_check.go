@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -34,10 +33,14 @@ func check(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	var refused []error
+	if len(cfg.Roles()) == 0 {
+		return cfg.CheckRole(config.RoleMount)
+	}
+	var all []error
 	for _, role := range cfg.Roles() {
 		if err := cfg.CheckRole(role); err != nil {
-			refused = append(refused, err)
+			fmt.Fprintf(c.App.Writer, "%s: %s: would not start\n", cfg.File, role)
+			all = append(all, err)
 			continue
 		}
 		fmt.Fprintf(c.App.Writer, "%s: %s: good\n", cfg.File, role)
@@ -45,8 +48,5 @@ func check(c *cli.Context) error {
 			fmt.Fprintf(c.App.Writer, "%s: %s: note: %s\n", cfg.File, role, note)
 		}
 	}
-	if len(cfg.Roles()) == 0 {
-		return cfg.CheckRole(config.RoleMount)
-	}
-	return errors.Join(refused...)
+	return config.Join(all...)
 }

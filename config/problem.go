@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sort"
 	"strings"
 )
 
@@ -94,6 +93,34 @@ func (e *Error) Unwrap() []error {
 	return all
 }
 
+// Join returns what several checks of one file found, each problem once; nil when
+// there is none. Every error must be an *Error of this package.
+func Join(all ...error) error {
+	joined := &Error{}
+	said := map[string]bool{}
+	for _, err := range all {
+		var e *Error
+		if !errors.As(err, &e) {
+			continue
+		}
+		for _, p := range e.Problems {
+			if text := p.Error(); !said[text] {
+				said[text] = true
+				joined.Problems = append(joined.Problems, p)
+			}
+		}
+	}
+	if len(joined.Problems) == 0 {
+		return nil
+	}
+	joined.sort()
+	return joined
+}
+
+func (e *Error) sort() {
+	slices.SortStableFunc(e.Problems, func(a, b *Problem) int { return a.Line - b.Line })
+}
+
 // problems collects while a file is read.
 type problems struct {
 	file   string
@@ -124,6 +151,7 @@ func (ps *problems) err() error {
 	if len(ps.list) == 0 {
 		return nil
 	}
-	sort.SliceStable(ps.list, func(i, j int) bool { return ps.list[i].Line < ps.list[j].Line })
-	return &Error{Problems: ps.list}
+	e := &Error{Problems: ps.list}
+	e.sort()
+	return e
 }
