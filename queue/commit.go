@@ -222,6 +222,7 @@ func (c *committer) commit(g *group) error {
 	newest := q.committed
 	if g != nil {
 		ch.entries = g.items
+		a.addBlocks(g.items)
 		for k, v := range g.puts {
 			ch.puts[k] = v
 		}

@@ -209,7 +209,9 @@ func (q *Queue) pass(seg *segment, seq uint64, t tally) {
 	q.live -= int64(t.Bytes)
 	q.mem.drop(seq)
 	if seg == q.active() {
-		q.deletes = append(q.deletes, seq)
+		if first, ok := seg.passBlock(seq); ok {
+			q.deletes = append(q.deletes, first)
+		}
 	}
 	q.moreRoom()
 }

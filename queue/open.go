@@ -186,8 +186,12 @@ func (q *Queue) scanIDs(s *segment) (ids idRuns) {
 		return ids
 	}
 	_ = b.walk(func(it pageItem) error {
-		if h, err := readItem(it, b.high, true); err == nil {
-			ids.add(h.seq, h.e.Batch.ID)
+		if bl, err := readBlock(it, b.high); err == nil {
+			for _, h := range bl.heads {
+				if h.seq != 0 {
+					ids.add(h.seq, h.e.Batch.ID)
+				}
+			}
 		}
 		return nil
 	}, func(error) error { return nil })

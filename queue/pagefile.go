@@ -268,42 +268,32 @@ func (p *pageFile) rootBucket(m pageMeta) subBucket {
 	return subBucket{p: p, high: m.high, root: m.root}
 }
 
-// find returns the element called key.
-func (s subBucket) find(key []byte) (it pageItem, found bool, err error) {
-	n := s.inline
-	if n == nil {
+// leaf returns the leaf page under which key stands, if it stands anywhere.
+func (s subBucket) leaf(key []byte) (n *pageNode, err error) {
+	if n = s.inline; n == nil {
 		if n, err = s.p.node(s.root, s.high); err != nil {
-			return it, false, err
+			return nil, err
 		}
 	}
 	for depth := 0; !n.leaf; depth++ {
 		if depth > maxTreeDepth {
-			return it, false, s.p.bad(n.off, "tree deeper than %d pages", maxTreeDepth)
+			return nil, s.p.bad(n.off, "tree deeper than %d pages", maxTreeDepth)
 		}
 		next, err := n.search(key)
 		if err != nil {
-			return it, false, err
+			return nil, err
 		}
 		if n, err = s.p.node(next, s.high); err != nil {
-			return it, false, err
+			return nil, err
 		}
 	}
-	for lo, hi := 0, n.count; lo < hi; {
-		mid := (lo + hi) / 2
-		it, err := n.item(mid)
-		if err != nil {
-			return it, false, err
-		}
-		switch bytes.Compare(it.key, key) {
-		case 0:
-			return it, true, nil
-		case -1:
-			lo = mid + 1
-		default:
-			hi = mid
-		}
-	}
-	return it, false, nil
+	return n, nil
+}
+
+// find returns the element called key.
+func (s subBucket) find(key []byte) (it pageItem, found bool, err error) {
+	it, found, err = s.floor(key)
+	return it, found && bytes.Equal(it.key, key), err
 }
 
 // search returns the child page under which key stands, if it stands anywhere.
@@ -373,4 +363,26 @@ func (s subBucket) walk(fn func(it pageItem) error, damage func(err error) error
 		}
 	}
 	return visit(n, 0)
+}
+
+// Names inside a segment file.
+var (
+	bucketMeta    = []byte("meta")
+	bucketState   = []byte("state")
+	bucketBatches = []byte("batches")
+	keyFormat     = []byte("format")
+	keyData       = []byte("d")
+	keyHead       = []byte("h")
+)
+
+// bucket returns the top bucket called name as of m.
+func (p *pageFile) bucket(m pageMeta, name []byte) (subBucket, error) {
+	it, ok, err := p.rootBucket(m).find(name)
+	if err != nil {
+		return subBucket{}, err
+	}
+	if !ok {
+		return subBucket{}, p.bad(0, "no bucket %q", name)
+	}
+	return it.open(m.high)
 }

@@ -213,7 +213,7 @@ type Queue struct {
 	losses    losses
 	live      int64 // bytes that some cursor has not passed; submitted ones included
 	liveCount uint64
-	deletes   []uint64      // seqs in the active segment that every cursor passed
+	deletes   []uint64      // blocks of the active segment that every cursor passed
 	room      chan struct{} // closed and replaced when there is more room
 	diskFull  bool
 	closed    bool

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -26,15 +27,17 @@ type segment struct {
 	damaged     bool // something of it could not be read
 	dirty       bool // the stored record is behind
 
-	io    sync.RWMutex // held to read, and locked to change the three below
-	db    *bbolt.DB    // nil unless it is the active one
-	pages *pageFile    // opened at the first read
-	root  *subBucket   // bucket of batches of a closed segment
+	io     sync.RWMutex // held to read, and locked to change the three below
+	db     *bbolt.DB    // nil unless it is the active one
+	pages  *pageFile    // opened at the first read
+	root   *subBucket   // bucket of batches of a closed segment
+	cached atomic.Pointer[block]
 
 	// Committer only, active segment only.
-	file  *os.File // bbolt's, which closes it
-	high  int64    // end of what bbolt has used
-	alloc int64    // end of what the file system has promised
+	blocks []blockSpan // ascending; Queue.mu
+	file   *os.File    // bbolt's, which closes it
+	high   int64       // end of what bbolt has used
+	alloc  int64       // end of what the file system has promised
 }
 
 const (
@@ -137,7 +140,7 @@ func (s *segment) grow(need int64) error {
 // change is what one bbolt transaction does to the active segment.
 type change struct {
 	entries []*memItem
-	deletes []uint64
+	deletes []uint64          // blocks by their first seq
 	puts    map[string][]byte // state values, nil deletes
 	whole   bool              // a new segment: write the format and all of the state
 }
@@ -176,19 +179,20 @@ func (q *Queue) fill(tx *bbolt.Tx, s *segment, c *change, st *stored) error {
 	b.FillPercent = 0.9
 	for _, seq := range c.deletes {
 		if err := b.DeleteBucket(seqKey(seq)); err != nil && !errors.Is(err, berrors.ErrBucketNotFound) {
-			return fmt.Errorf("delete entry %d: %w", seq, err)
+			return fmt.Errorf("delete block %d: %w", seq, err)
 		}
 	}
-	for _, it := range c.entries {
-		sub, err := b.CreateBucket(seqKey(it.seq))
+	for _, items := range splitBlocks(c.entries) {
+		heads, data := encodeBlock(items)
+		sub, err := b.CreateBucket(seqKey(items[0].seq))
 		if err == nil {
-			err = sub.Put(keyData, it.e.Batch.Data)
+			err = sub.Put(keyData, data)
 		}
 		if err == nil {
-			err = sub.Put(keyHead, appendHead(nil, it.seq, &it.e))
+			err = sub.Put(keyHead, heads)
 		}
 		if err != nil {
-			return fmt.Errorf("store entry %d: %w", it.seq, err)
+			return fmt.Errorf("store entries from %d on: %w", items[0].seq, err)
 		}
 	}
 	return fillState(tx.Bucket(bucketState), c, st)
@@ -245,7 +249,9 @@ func fillState(b *bbolt.Bucket, c *change, st *stored) error {
 	return put(keySum, encodeValue(keySum, st.sumValue()))
 }
 
-// read returns the entry at seq; see subBucket.readEntry.
+// read returns the entry at seq. head and data are checked with their CRCs. found is
+// false where there is none. Where the head was readable and the data was not, the head
+// is returned beside the error; else its seq is 0.
 func (s *segment) read(seq uint64, headOnly bool) (h head, found bool, err error) {
 	if err := s.openPages(); err != nil {
 		return h, false, err
@@ -253,10 +259,10 @@ func (s *segment) read(seq uint64, headOnly bool) (h head, found bool, err error
 	s.io.RLock()
 	defer s.io.RUnlock()
 	if s.db == nil {
-		if s.root == nil { // closed and opened again in between: rare, the caller repeats
+		if s.root == nil { // closed in between
 			return h, false, errReopen
 		}
-		return s.root.readEntry(seq, headOnly)
+		return s.lookup(*s.root, seq, headOnly)
 	}
 	err = guard(s.path, func() error {
 		return s.db.View(func(tx *bbolt.Tx) error { // pins the pages while they are read
@@ -266,11 +272,25 @@ func (s *segment) read(seq uint64, headOnly bool) (h head, found bool, err error
 			}
 			s.pages.grown(tx.Size())
 			var err error
-			h, found, err = b.readEntry(seq, headOnly)
+			h, found, err = s.lookup(b, seq, headOnly)
 			return err
 		})
 	})
 	return h, found, err
+}
+
+// lookup reads seq from its block. The block read last is kept: its place in the file
+// does not change while one of its entries is needed.
+func (s *segment) lookup(b subBucket, seq uint64, headOnly bool) (head, bool, error) {
+	bl := s.cached.Load()
+	if bl == nil || seq < bl.first || seq-bl.first >= uint64(len(bl.heads)) {
+		var err error
+		if bl, err = b.findBlock(seq); err != nil || bl == nil {
+			return head{}, false, err
+		}
+		s.cached.Store(bl)
+	}
+	return bl.entry(seq, headOnly)
 }
 
 var errReopen = errors.New("segment is being closed")
