@@ -28,6 +28,7 @@ type File struct {
 	mu   sync.Mutex    // orders note and pwrite, so that at most one write of a file is in progress
 	size atomic.Int64  // changed under mu
 	last atomic.Uint64 // sequence number of its newest entry
+	busy int           // Reserve less Unreserve. Under mu
 
 	// under Store.mu
 	refs   int
@@ -41,6 +42,7 @@ type File struct {
 type Handle struct {
 	*File
 	Writer uint64
+	Path   string // as it was opened
 	PathID uint32
 	wrote  atomic.Bool // since the last Flush
 	ever   atomic.Bool
@@ -182,7 +184,34 @@ func (s *Store) OpenWriter(f *File, path string) (*Handle, error) {
 		s.paths.release(id)
 		return nil, err
 	}
-	return &Handle{File: f, Writer: w, PathID: id}, nil
+	s.newest.Store(w)
+	return &Handle{File: f, Writer: w, Path: path, PathID: id}, nil
+}
+
+// Reserve makes every TryWrite of the file fail with ErrBusy until Unreserve: something
+// wants the file for itself. When it returns, no TryWrite is in progress.
+func (f *File) Reserve() {
+	f.mu.Lock()
+	f.busy++
+	f.mu.Unlock()
+}
+
+// Unreserve takes a Reserve back.
+func (f *File) Unreserve() {
+	f.mu.Lock()
+	f.busy--
+	f.mu.Unlock()
+}
+
+// TryWrite is Write for a caller who does not keep others away from the file: it
+// returns ErrBusy, and nothing happened, while the file is reserved.
+func (h *Handle) TryWrite(p []byte, off int64, appendEnd bool, m *Meta) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.busy > 0 {
+		return 0, ErrBusy
+	}
+	return h.writeLocked(p, off, appendEnd, m)
 }
 
 // Write is one write request: it notes it, makes the one pwrite, corrects the note to
@@ -191,41 +220,43 @@ func (s *Store) OpenWriter(f *File, path string) (*Handle, error) {
 //
 // On ErrJournalFull and ErrOverwrite nothing happened. Another error is a bare
 // errno, and not one byte was kept.
-func (h *Handle) Write(p []byte, off int64, appendEnd bool, m *Meta) (n int, seq uint64, err error) {
+func (h *Handle) Write(p []byte, off int64, appendEnd bool, m *Meta) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.writeLocked(p, off, appendEnd, m)
+}
+
+func (h *Handle) writeLocked(p []byte, off int64, appendEnd bool, m *Meta) (int, error) {
 	f := h.File
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	size := f.size.Load()
 	if appendEnd {
 		off = size
 	} else if off < size {
-		return 0, 0, ErrOverwrite
+		return 0, ErrOverwrite
 	}
 	j := f.s.journal
-	if j.uncaptured.Load() > 0 && j.uncaptured.Load()+int64(len(p)) > f.s.o.MaxUncaptured {
-		return 0, 0, ErrJournalFull
+	if !j.fits(len(p), f.s.o.MaxUncaptured) {
+		return 0, ErrJournalFull
 	}
 	e := Entry{
 		File: f.number, Writer: h.Writer, Off: off, Len: uint32(len(p)), PathID: h.PathID, Kind: Write,
 		PID: m.PID, UID: m.UID, GID: m.GID, Time: m.Time, Unique: m.Unique,
 	}
-	seq, err = j.note(&e)
+	seq, err := j.note(&e)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	f.last.Store(seq)
-	n, err = f.put(p, off)
+	n, err := f.put(p, off)
 	j.complete(seq, uint32(len(p)), uint32(n))
-	if n > 0 {
-		if !h.ever.Load() {
-			h.ever.Store(true)
-		}
-		if !h.wrote.Load() {
-			h.wrote.Store(true)
-		}
-		return n, seq, nil
+	if n == 0 {
+		return 0, err
 	}
-	return 0, seq, err
+	if !h.wrote.Load() {
+		h.wrote.Store(true)
+		h.ever.Store(true)
+	}
+	return n, nil
 }
 
 // put is the one pwrite of a noted write, with f.mu held. A failure leaves the size as
@@ -266,7 +297,10 @@ func (f *File) cutFailed(size int64) {
 
 // Overwrite writes over bytes that the file has, and past its end, after the capture
 // has committed them. It makes no note.
-func (f *File) Overwrite(p []byte, off int64) (int, error) {
+func (h *Handle) Overwrite(p []byte, off int64) (int, error) {
+	f := h.File
+	h.wrote.Store(true)
+	h.ever.Store(true)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n, err := unix.Pwrite(f.fd, p, off)
@@ -305,7 +339,7 @@ func (h *Handle) mark(k Kind, m *Meta) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	e := Entry{
-		File: h.number, Writer: h.Writer, Off: h.size.Load(), PathID: h.PathID, Kind: k,
+		File: h.number, Writer: h.Writer, Off: int64(h.s.newest.Load()), PathID: h.PathID, Kind: k,
 		PID: m.PID, UID: m.UID, GID: m.GID, Time: m.Time, Unique: m.Unique,
 	}
 	seq, err := h.s.journal.note(&e)

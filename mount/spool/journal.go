@@ -230,6 +230,12 @@ func (j *journal) result(seq uint64) *uint32 {
 	return (*uint32)(unsafe.Pointer(&j.ring[(seq%j.cap)*entrySize+entResult]))
 }
 
+// fits reports whether n more bytes may be accepted. One write always may.
+func (j *journal) fits(n int, limit int64) bool {
+	have := j.uncaptured.Load()
+	return have <= 0 || have+int64(n) <= limit
+}
+
 // note stores e with the next sequence number and returns it, or ErrJournalFull.
 // The entry is in progress until complete.
 func (j *journal) note(e *Entry) (uint64, error) {

@@ -29,6 +29,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,6 +49,8 @@ var (
 	// ErrJournalFull: the ring, or the room for bytes not yet captured, is used up;
 	// Changed tells when to try again.
 	ErrJournalFull = errors.New("spool: journal is full")
+	// ErrBusy: the file is reserved.
+	ErrBusy = errors.New("spool: file is reserved")
 	// ErrOverwrite: the write does not begin at or after the end of the file.
 	ErrOverwrite = errors.New("spool: write over what the file has")
 )
@@ -80,7 +83,7 @@ type Entry struct {
 	Seq    uint64 // dense from 1, never used twice
 	File   Number
 	Writer uint64 // id of the open handle, never used twice
-	Off    int64
+	Off    int64  // of a Write; else the newest writer id that was given out then
 	Len    uint32
 	Path   string // below the mount, without a leading slash, as the handle was opened; "" if it is lost
 	PathID uint32
@@ -123,6 +126,7 @@ type Store struct {
 	gone    []Number
 	numbers idRange
 	writers idRange
+	newest  atomic.Uint64 // writer id
 
 	found []FileInfo // what Open found
 	tidy  tidier
@@ -323,6 +327,12 @@ func (s *Store) CommittedSeq() uint64 { return s.journal.done.Load() }
 
 // Changed returns a channel that is closed at the next Committed.
 func (s *Store) Changed() <-chan struct{} { return s.journal.changed() }
+
+// HasRoom reports whether the ring has a place and a small write would fit.
+func (s *Store) HasRoom() bool {
+	j := s.journal
+	return j.next.Load()-j.done.Load() <= j.cap && j.fits(1, s.o.MaxUncaptured)
+}
 
 // Uncaptured is how many bytes are accepted and not committed.
 func (s *Store) Uncaptured() int64 { return s.journal.uncaptured.Load() }

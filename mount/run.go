@@ -1,0 +1,318 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"bazil.org/fuse"
+
+	"ftfuse/config"
+	"ftfuse/internal/batch"
+	"ftfuse/mount/capture"
+	"ftfuse/mount/spool"
+	"ftfuse/queue"
+	"ftfuse/transport"
+)
+
+// memoryLimit is what the garbage collector aims to stay below: with the queue's window
+// and what is in flight it keeps the role under 256 MiB at full load.
+const memoryLimit = 192 << 20
+
+// role is a running mount: the parts and how they hang together.
+//
+//	kernel ── server ── spool ──> capture ──> queue ──> source ──> transport client
+type role struct {
+	cfg   *config.Config
+	m     *config.Mount
+	log   *slog.Logger
+	queue *queue.Queue
+	store *spool.Store
+	cap   *capture.Capture
+	src   *source
+	cli   *transport.Client
+	conn  *fuse.Conn
+	srv   *server
+
+	abandoned bool // the request loop could not be stopped and still uses the parts
+
+	fail   chan error // capacity 1: the first part that stopped by itself
+	wg     sync.WaitGroup
+	served chan struct{} // closed when the request loop has ended
+}
+
+// Run is the role mount: it mounts, captures and sends until ctx ends, then drains
+// until shutdown_timeout, unmounts and returns nil. It returns an error where a part
+// failed; the connection to the kernel is dropped then, so that no program waits for
+// a daemon that cannot keep its promises.
+func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
+	debug.SetMemoryLimit(memoryLimit)
+	r := &role{cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), fail: make(chan error, 1), served: make(chan struct{})}
+	if err := r.openParts(); err != nil {
+		return errors.Join(err, r.closeParts())
+	}
+	defer func() { err = errors.Join(err, r.closeParts()) }()
+	if err := r.cap.Recover(ctx); err != nil {
+		return fmt.Errorf("recover the spool: %w", err)
+	}
+	pctx, cancel := context.WithCancel(context.Background())
+	defer r.wg.Wait()
+	defer cancel()
+	r.startParts(pctx)
+	if err := r.mount(); err != nil {
+		return err
+	}
+	r.log.Info("ready", "point", r.m.Point, "pid", os.Getpid(), "attribution", "write", "note", "pid in records is the thread's id, as the kernel gives it")
+	select {
+	case <-ctx.Done():
+		r.drain()
+	case err = <-r.fail:
+		r.log.Error("a part of the mount failed; the mount point is given up, what was accepted stays in the spool", "err", err)
+	case <-r.served:
+		err = fmt.Errorf("%w: %s was unmounted by somebody else; what was accepted stays in the spool and is sent after the next start", ErrMountPoint, r.m.Point)
+	}
+	r.unmount()
+	return err
+}
+
+func (r *role) openParts() (err error) {
+	dir := r.cfg.RoleDir(config.RoleMount)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
+	if err := r.checkPoint(); err != nil {
+		return err
+	}
+	q := r.cfg.QueueFor(config.RoleMount)
+	r.queue, err = queue.Open(r.cfg.QueueDir(config.RoleMount), queue.Options{
+		CommitEvery: q.CommitEvery, CommitBytes: int64(q.CommitBytes), MaxBytes: int64(q.MaxBytes), MaxAge: q.MaxAge,
+		OnFull: queuePolicy[q.OnFull], Cursors: []string{forwardCursor}, Logger: r.log,
+	})
+	if err != nil {
+		return fmt.Errorf("open queue: %w", err)
+	}
+	if r.store, err = spool.Open(dir, spool.Options{Readback: int64(r.m.Readback), Logger: r.log}); err != nil {
+		return err
+	}
+	r.cap, err = capture.New(capture.Options{
+		Store: r.store, Queue: r.queue, Rules: captureRules(r.m.Rules), Host: r.cfg.Host,
+		Origin: batch.Origin(r.queue.Node()), Logger: r.log,
+	})
+	if err != nil {
+		return fmt.Errorf("set up capture: %w", err)
+	}
+	if r.src, err = newSource(r.queue, r.log); err != nil {
+		return err
+	}
+	return r.newClient()
+}
+
+func (r *role) newClient() error {
+	if len(r.m.Forwards) == 0 || len(r.m.Forwards[0].Primary) == 0 {
+		return errors.New("no destination: add [[mount.forward]] with primary = [\"HOST:PORT\"]")
+	}
+	f := r.m.Forwards[0]
+	r.cli = transport.NewClient(transport.ClientOptions{
+		Identity: transport.Identity{Node: r.queue.Node(), Host: r.cfg.Host, Role: "mount", Product: "ftfuse"},
+		Address:  f.Primary[0], Window: int64(f.Window), OnConnect: r.src.connected, Logger: r.log,
+	}, r.src)
+	return nil
+}
+
+var queuePolicy = map[config.FullPolicy]queue.Policy{
+	config.FullBlock: queue.Block, config.FullError: queue.Error,
+	config.FullDropOldest: queue.DropOldest, config.FullDropNewest: queue.DropNewest,
+}
+
+var fullPolicies = map[config.FullPolicy]fullPolicy{
+	config.FullBlock: fullBlock, config.FullError: fullError,
+	config.FullDropOldest: fullPass, config.FullDropNewest: fullPass,
+}
+
+func captureRules(rules []config.Rule) []capture.Rule {
+	out := make([]capture.Rule, len(rules))
+	for i, r := range rules {
+		out[i] = capture.Rule{Path: r.Path, Transfer: r.Transfer, MaxLine: int(r.MaxLine)}
+		if r.Mode == config.ModeBinary {
+			out[i].Mode = capture.ModeBinary
+		}
+	}
+	return out
+}
+
+// startParts starts what runs without the mount.
+func (r *role) startParts(ctx context.Context) {
+	run := func(what string, f func(context.Context) error) {
+		r.wg.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				r.failed(fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+	run("capture", r.cap.Run)
+	run("forward", r.cli.Run)
+	run("final acks", r.src.keep)
+	run("queue", func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.queue.Failed():
+			return r.queue.Err()
+		}
+	})
+}
+
+func (r *role) failed(err error) {
+	select {
+	case r.fail <- err:
+	default: // the first one counts
+	}
+}
+
+// checkPoint makes the mount point usable: it is made if it is missing, and what a
+// killed predecessor left there is detached.
+func (r *role) checkPoint() error {
+	point := r.m.Point
+	n, err := clearStale(point)
+	if err != nil {
+		return err
+	}
+	if n > 0 {
+		r.log.Warn("detached the mount of a predecessor that was killed", "point", point)
+	}
+	if err := os.MkdirAll(point, 0o755); err != nil {
+		return fmt.Errorf("%w: %w; make it, or choose another [mount] point", ErrMountPoint, err)
+	}
+	real, err := filepath.EvalSymlinks(point)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrMountPoint, err)
+	}
+	if real != point {
+		return fmt.Errorf("%w: %s is a symbolic link on its way; write point = %q", ErrMountPoint, point, real)
+	}
+	st, err := os.Lstat(point)
+	if err != nil || !st.IsDir() {
+		return fmt.Errorf("%w: %s is not a directory", ErrMountPoint, point)
+	}
+	return nil
+}
+
+// mount mounts and starts the request loop.
+func (r *role) mount() (err error) {
+	if r.m.UID != nil || r.m.GID != nil {
+		uid, gid := ^uint32(0), ^uint32(0)
+		if r.m.UID != nil {
+			uid = *r.m.UID
+		}
+		if r.m.GID != nil {
+			gid = *r.m.GID
+		}
+		if err := r.store.ChownDir("", uid, gid); err != nil {
+			return fmt.Errorf("give the root of the mount to uid %d, gid %d: %w", uid, gid, err)
+		}
+	}
+	if r.conn, err = connect(r.m.Point, r.m.AllowOther); err != nil {
+		return err
+	}
+	q := r.cfg.QueueFor(config.RoleMount)
+	r.srv = newServer(r.conn, r.store, r.cap, r.free, settings{
+		full: fullPolicies[q.OnFull], sync: q.Durability == config.DurabilitySync,
+		refuse: r.m.Overwrite == config.OverwriteRefuse, umask: r.m.Umask,
+		uid: r.m.UID, gid: r.m.GID, maxBytes: int64(q.MaxBytes),
+	}, r.log)
+	go func() {
+		defer close(r.served)
+		if err := r.srv.serve(); err != nil {
+			r.failed(err)
+		}
+	}()
+	return nil
+}
+
+// free is how many bytes may be accepted until max_bytes.
+func (r *role) free() int64 { return r.queue.Room() - r.store.Uncaptured() }
+
+const (
+	// drainPoll is how often a stopping role looks whether everything is sent.
+	drainPoll = 5 * time.Millisecond
+	// reconnectGrace is how long it waits for a connection that is not there.
+	reconnectGrace = time.Second
+)
+
+// drain accepts no more writes and sends what there is until shutdown_timeout. What
+// remains stays queued.
+func (r *role) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.ShutdownTimeout)
+	defer cancel()
+	r.srv.closing.Store(true)
+	if err := r.cap.DrainAll(ctx); err != nil {
+		r.log.Warn("not everything is in the queue; the rest stays in the spool", "err", err)
+		return
+	}
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	alone := time.Now()
+	for r.queue.Room() < int64(r.cfg.QueueFor(config.RoleMount).MaxBytes) {
+		select {
+		case <-tick.C:
+		case <-r.queue.Failed():
+			return
+		case <-ctx.Done():
+			r.log.Warn("stopping before everything is sent; the rest stays queued", "bytes", int64(r.cfg.QueueFor(config.RoleMount).MaxBytes)-r.queue.Room())
+			return
+		}
+		st := r.cli.Stats()
+		if st.State == transport.StateConnected {
+			alone = time.Now()
+		}
+		if time.Since(alone) > reconnectGrace {
+			r.log.Warn("no connection to the destination; what is not sent stays queued", "address", st.Address, "last_error", st.LastError)
+			return
+		}
+	}
+	if err := r.cli.Drain(ctx); err != nil {
+		r.log.Warn("batches in flight stay queued", "err", err)
+	}
+}
+
+// unmount takes the mount away. Where programs still hold files open it is detached
+// and their connection dropped: they get ENOTCONN from then on.
+func (r *role) unmount() {
+	r.srv.closing.Store(true)
+	r.srv.stop()
+	busy, err := unmount(r.m.Point)
+	switch {
+	case err != nil:
+		r.log.Error("the mount point cannot be unmounted; it answers ENOTCONN until `umount -l`", "point", r.m.Point, "err", err)
+	case busy:
+		r.log.Warn("programs still use the mount; it is detached and their open files answer ENOTCONN", "point", r.m.Point)
+	}
+	if busy && os.Geteuid() != 0 || err != nil {
+		r.abandoned = true // the loop still reads; the end of the process ends it
+		return
+	}
+	<-r.served
+	r.srv.wg.Wait()
+	r.conn.Close()
+}
+
+// closeParts closes what openParts opened, the last one first.
+func (r *role) closeParts() error {
+	if r.abandoned {
+		return nil
+	}
+	var errs []error
+	if r.store != nil {
+		errs = append(errs, r.store.Close())
+	}
+	if r.queue != nil {
+		errs = append(errs, r.queue.Close())
+	}
+	return errors.Join(errs...)
+}
