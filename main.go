@@ -16,6 +16,7 @@ import (
 
 	"ftfuse/bench"
 	"ftfuse/config"
+	"ftfuse/mount"
 )
 
 // Exit codes; people script against them.
@@ -27,6 +28,7 @@ const (
 )
 
 func main() {
+	mount.MaybeHelper()
 	if code, ok := bench.MaybeHelper(); ok {
 		os.Exit(code)
 	}

@@ -18,6 +18,15 @@ func configFlag() cli.Flag {
 	}
 }
 
+// configFile is the file that -c, the environment or the default names. An empty
+// environment variable names none.
+func configFile(c *cli.Context) string {
+	if name := c.String("config"); name != "" {
+		return name
+	}
+	return config.DefaultFile
+}
+
 func checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:   "check",
@@ -29,7 +38,7 @@ func checkCommand() *cli.Command {
 
 // check prints the roles that would start and returns why the others would not.
 func check(c *cli.Context) error {
-	cfg, err := config.Load(c.String("config"))
+	cfg, err := config.Load(configFile(c))
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ func mountCommand() *cli.Command {
 			if c.Args().Len() > 1 {
 				return usagef("ftfuse mount: unexpected argument %q; options stand before MOUNTPOINT", c.Args().Get(1))
 			}
-			file, point := c.String("config"), c.Args().First()
+			file, point := configFile(c), c.Args().First()
 			options, err := config.MountOptions(c.String("options"))
 			if err != nil {
 				return usagef("ftfuse mount: -o %s: %v", c.String("options"), err)
@@ -37,7 +37,7 @@ func receiveCommand() *cli.Command {
 		Usage: "receive batches and write them to files",
 		Flags: []cli.Flag{configFlag()},
 		Action: func(c *cli.Context) error {
-			file := c.String("config")
+			file := configFile(c)
 			return serve(config.RoleReceive, roles[config.RoleReceive], func() (*config.Config, error) {
 				return config.Load(file)
 			}, c.App.ErrWriter)

@@ -1,6 +1,11 @@
 package main
 
-import "ftfuse/config"
+import (
+	"ftfuse/config"
+	"ftfuse/mount"
+)
 
 // roles are the entry points.
-var roles = map[config.Role]runFunc{}
+var roles = map[config.Role]runFunc{
+	config.RoleMount: mount.Run,
+}

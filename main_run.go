@@ -46,7 +46,7 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), s
 	log := newLogger(stderr, cfg.Log, level)
 	slog.SetDefault(log)
 	for _, note := range cfg.Notes(role) {
-		log.Warn(note, "role", string(role), "config", cfg.File)
+		log.Info(note, "role", string(role), "config", cfg.File)
 	}
 
 	s := newSignals(log, func() { reload(log, level, role, load) })
@@ -82,9 +82,6 @@ type signals struct {
 	wg     sync.WaitGroup
 }
 
-// exit is replaced by nothing; a second signal must end the process at once.
-var exit = os.Exit
-
 // newSignals cancels ctx on the first SIGTERM or SIGINT and exits on the second;
 // SIGHUP calls hup. Writing to a closed pipe becomes an error instead of a death.
 func newSignals(log *slog.Logger, hup func()) *signals {
@@ -106,7 +103,7 @@ func (s *signals) loop(log *slog.Logger, hup func()) {
 		default:
 			if s.ctx.Err() != nil {
 				log.Error("second signal, stopping at once; what was accepted stays queued", "signal", sig.String())
-				exit(exitRuntime)
+				os.Exit(exitRuntime)
 			}
 			log.Info("stopping", "signal", sig.String())
 			s.cancel()
