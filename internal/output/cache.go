@@ -81,6 +81,13 @@ func (c *Cache) PinOpen(s *Slot) *File {
 	return s.file
 }
 
+// File returns the file of a slot that the caller has pinned.
+func (c *Cache) File(s *Slot) *File {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return s.file
+}
+
 // Unpin lets the slot's file be closed when room is needed.
 func (c *Cache) Unpin(s *Slot) {
 	c.mu.Lock()

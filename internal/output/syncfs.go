@@ -8,12 +8,9 @@ import (
 )
 
 // SyncFS brings everything of the file system that holds r to disk, names included. One
-// call is cheaper than a sync of each of many files. It is refused (false) where the
-// kernel would not report a failed write back (before 5.8, fs/sync.c).
-func (r *Root) SyncFS() (bool, error) {
-	if !syncfsReports() {
-		return false, nil
-	}
+// call is cheaper than a sync of each of many files. It may be relied on for files that
+// Covers is true of.
+func (r *Root) SyncFS() error {
 	r.mu.Lock()
 	r.stale = map[string]struct{}{}
 	r.mu.Unlock()
@@ -23,14 +20,14 @@ func (r *Root) SyncFS() (bool, error) {
 			continue
 		}
 		if err != nil {
-			return true, fmt.Errorf("sync the file system of output directory %q: %w", r.dir, err)
+			return fmt.Errorf("sync the file system of output directory %q: %w", r.dir, err)
 		}
-		return true, nil
+		return nil
 	}
 }
 
 // Covers reports whether SyncFS brings the file to disk: it is on the root's own file
-// system, and the kernel reports errors.
+// system, and the kernel reports a failed write back there (since 5.8, fs/sync.c).
 func (r *Root) Covers(id ID) bool { return syncfsReports() && id.Dev == r.dev }
 
 var syncfsReports = sync.OnceValue(func() bool {

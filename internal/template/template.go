@@ -247,3 +247,16 @@ func appendSeq(dst []byte, v *Values) []byte {
 	}
 	return dst
 }
+
+// WholePath reports whether the result holds the whole of the record's path (%F), so
+// that two paths of one host never share it by its name alone.
+func (t *Template) WholePath() bool {
+	for _, ops := range [][]op{t.pre, t.post} {
+		for _, o := range ops {
+			if o.kind == opPath {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,149 @@
+package receive
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bmatcuk/doublestar/v4"
+
+	"ftfuse/config"
+	"ftfuse/internal/template"
+)
+
+// errSet is returned for a stored template set that cannot be used.
+var errSet = errors.New("receive: stored template set")
+
+// spec is one output as a template set stores it.
+type spec struct {
+	Hosts  string `json:"hosts"`
+	Path   string `json:"path"`
+	Dir    string `json:"dir"`
+	File   string `json:"file"`
+	Format string `json:"format"`
+	Time   string `json:"time"`
+}
+
+// storedSet is the JSON form of a template set, which the queue keeps under
+// "set/<id>" as long as batches were assigned by it.
+type storedSet struct {
+	Version  int    `json:"version"`
+	Zone     string `json:"zone"`
+	ZoneData []byte `json:"zone_data,omitempty"`
+	Outputs  []spec `json:"outputs"`
+}
+
+const setVersion = 1
+
+// set is the outputs of one configuration, compiled. It is immutable, and what it
+// renders depends on nothing else: a redo by the same set gives the same bytes.
+type set struct {
+	id      uint64 // first 8 bytes of the SHA-256 of raw
+	raw     []byte
+	zone    *time.Location
+	outputs []*out
+	numbers bool // some template shows %N: lines must be counted
+}
+
+// out is one output of a set.
+type out struct {
+	spec
+	index  int
+	file   *template.Template
+	format *template.Template
+	exact  bool // format is "%L"
+	mixes  bool // records of several (host, path) can come to one file
+	static bool // the file's name depends on host and path alone
+}
+
+// newSet compiles the outputs of the configuration, with the zone of this host.
+func newSet(outputs []config.Output) (*set, error) {
+	s := storedSet{Version: setVersion, Zone: "UTC"}
+	for _, o := range outputs {
+		s.Outputs = append(s.Outputs, spec{Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time})
+	}
+	uses, err := s.usesTime()
+	if err != nil {
+		return nil, err
+	}
+	if uses {
+		zone, err := template.LocalZone()
+		if err != nil {
+			return nil, err
+		}
+		s.Zone, s.ZoneData = zone.Name, zone.Data
+	}
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encode template set: %w", err)
+	}
+	return parseSet(raw)
+}
+
+func (s *storedSet) usesTime() (bool, error) {
+	for _, o := range s.Outputs {
+		for use, text := range map[template.Use]string{template.File: o.File, template.Format: o.Format} {
+			t, err := template.Compile(use, text, o.Time)
+			if err != nil {
+				return false, err
+			}
+			if t.Fields()&template.Time != 0 {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// parseSet compiles a stored set.
+func parseSet(raw []byte) (*set, error) {
+	var st storedSet
+	if err := json.Unmarshal(raw, &st); err != nil {
+		return nil, fmt.Errorf("%w: %w", errSet, err)
+	}
+	if st.Version != setVersion {
+		return nil, fmt.Errorf("%w: version %d, this build reads %d; start the newer ftfuse until the queue is drained", errSet, st.Version, setVersion)
+	}
+	sum := sha256.Sum256(raw)
+	s := &set{id: binary.BigEndian.Uint64(sum[:]), raw: raw}
+	var err error
+	if s.zone, err = (template.Zone{Name: st.Zone, Data: st.ZoneData}).Location(); err != nil {
+		return nil, fmt.Errorf("%w: %w", errSet, err)
+	}
+	for i, sp := range st.Outputs {
+		o, err := compileOut(i, sp)
+		if err != nil {
+			return nil, err
+		}
+		s.numbers = s.numbers || (o.file.Fields()|o.format.Fields())&template.Seq != 0
+		s.outputs = append(s.outputs, o)
+	}
+	return s, nil
+}
+
+func compileOut(i int, sp spec) (*out, error) {
+	o := &out{spec: sp, index: i}
+	var err error
+	if o.file, err = template.Compile(template.File, sp.File, sp.Time); err != nil {
+		return nil, err
+	}
+	if o.format, err = template.Compile(template.Format, sp.Format, sp.Time); err != nil {
+		return nil, err
+	}
+	if !doublestar.ValidatePattern(sp.Hosts) || !doublestar.ValidatePattern(sp.Path) {
+		return nil, fmt.Errorf("output %d: bad glob in hosts %q or path %q", i+1, sp.Hosts, sp.Path)
+	}
+	f := o.file.Fields()
+	o.exact = o.format.Exact()
+	o.mixes = !o.file.WholePath() || f&template.Host == 0
+	o.static = f&^(template.Host|template.Path) == 0
+	return o, nil
+}
+
+// matches reports whether records of that host and path come to o.
+func (o *out) matches(host, path string) bool {
+	return doublestar.MatchUnvalidated(o.Hosts, host) && doublestar.MatchUnvalidated(o.Path, path)
+}

@@ -1,0 +1,366 @@
+package receive
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/output"
+)
+
+// lookEvery is how often a file's name is compared with the file that is written to,
+// while records come for it.
+const lookEvery = 20 * time.Millisecond
+
+// generation is one life of an output file: one inode, from one place on. Offsets are
+// assigned in it without a gap, in commit order; off stands for the same place of the
+// file unless a shift says otherwise.
+//
+// Fields up to shifts are guarded by table.mu; the others belong to the applier.
+type generation struct {
+	era     uint64 // 64 random bits; never used again
+	file    *file
+	id      output.ID // zero: the file could not be looked at when it began
+	end     int64     // where the next byte is assigned
+	state   lineState // at end
+	pending int       // extents that are not known to be on disk
+	shifts  []shift   // ascending by from
+
+	slot  output.Slot
+	live  bool  // what is assigned goes behind what is there; else a restart is being redone
+	next  int64 // everything below is written, in this run; -1: not yet known
+	dirty bool  // written to since the last checkpoint took it (guarded by applier.mu)
+	tail  int64 // where the last write ended in the file
+	wrote int64 // bytes since write back was last asked for
+	hold  *hold // set while it cannot be written to
+}
+
+func newGeneration(f *file, era uint64) *generation {
+	g := &generation{era: era, file: f, next: -1}
+	g.slot.Owner = g
+	return g
+}
+
+// place returns where off stands in the file.
+func (g *generation) place(off int64) int64 {
+	for i := len(g.shifts) - 1; i >= 0; i-- {
+		if s := &g.shifts[i]; s.from <= off {
+			return off - s.from + s.at
+		}
+	}
+	return off
+}
+
+// file is one output path.
+type file struct {
+	path string
+	root *output.Root
+	name string
+
+	look    sync.Mutex // held while the name is looked up
+	cur     *generation
+	checked time.Time // of the last look; monotonic
+}
+
+// table is all output files that something was assigned to, and their generations.
+type table struct {
+	roots   *roots
+	cache   *output.Cache
+	count   *counters
+	maxIdle int // files kept beyond those with something pending
+
+	mu    sync.Mutex
+	files map[string]*file
+	eras  map[uint64]*generation
+	byID  map[output.ID]*generation // the newest generation of each inode
+}
+
+func newTable(r *roots, c *output.Cache, n *counters) *table {
+	return &table{
+		roots: r, cache: c, count: n, maxIdle: 1 << 14,
+		files: map[string]*file{}, eras: map[uint64]*generation{}, byID: map[output.ID]*generation{},
+	}
+}
+
+// file returns the entry of a path.
+func (t *table) file(dir, name, path string) (*file, error) {
+	t.mu.Lock()
+	f := t.files[path]
+	t.mu.Unlock()
+	if f != nil {
+		return f, nil
+	}
+	root, err := t.roots.get(dir)
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f := t.files[path]; f != nil {
+		return f, nil
+	}
+	if len(t.files) >= 2*t.maxIdle {
+		t.forgetIdle()
+	}
+	f = &file{path: path, root: root, name: name}
+	t.files[path] = f
+	return f, nil
+}
+
+// forgetIdle drops files with nothing pending; t.mu is held. They are looked up again
+// when the next record comes for them.
+func (t *table) forgetIdle() {
+	for path, f := range t.files {
+		if f.cur != nil && f.cur.pending == 0 && f.look.TryLock() {
+			t.forget(f.cur)
+			f.cur = nil
+			delete(t.files, path)
+			f.look.Unlock()
+		}
+	}
+}
+
+// forget drops a generation; t.mu is held.
+func (t *table) forget(g *generation) {
+	delete(t.eras, g.era)
+	if t.byID[g.id] == g {
+		delete(t.byID, g.id)
+	}
+	_ = t.cache.Drop(&g.slot) // nothing of it is waiting for the disk; a pinned one is closed when room is needed
+}
+
+// touch makes sure that f has a generation, and that it is of the file that has the name
+// now. A *output.RefusedError means that f can never be written to. Where the file can
+// be neither looked at nor made for now, the generation has no identity.
+func (t *table) touch(f *file) error {
+	f.look.Lock()
+	defer f.look.Unlock()
+	t.mu.Lock()
+	cur := f.cur
+	var id output.ID
+	pending := 0
+	if cur != nil {
+		id, pending = cur.id, cur.pending
+	}
+	t.mu.Unlock()
+	now := time.Now()
+	if cur != nil && now.Sub(f.checked) < lookEvery {
+		return nil
+	}
+	info, err := f.root.Stat(f.name)
+	switch {
+	case errors.Is(err, output.ErrRefused):
+		return err
+	case err == nil && cur != nil && info.ID == id:
+		f.checked = now
+		return nil
+	case cur != nil && id.IsZero() && pending > 0: // the applier will find its place
+		f.checked = now
+		return nil
+	case err != nil && !errors.Is(err, unix.ENOENT) && cur != nil: // it cannot be looked at for now
+		f.checked = now
+		return nil
+	}
+	return t.begin(f, cur, now)
+}
+
+// begin opens the file that has the name now, makes it where there is none, and begins
+// a generation at its end. f.look is held.
+func (t *table) begin(f *file, old *generation, now time.Time) error {
+	g := newGeneration(f, newEra())
+	g.live = true
+	out, err := t.cache.Pin(&g.slot, func() (*output.File, error) { return f.root.Open(f.name) })
+	switch {
+	case errors.Is(err, output.ErrRefused):
+		return err
+	case err == nil:
+		defer t.cache.Unpin(&g.slot)
+		info, err := out.Stat()
+		if err != nil {
+			return err
+		}
+		g.id, g.end = info.ID, info.Size
+		if g.state, err = lastState(out, info.Size); err != nil {
+			return err
+		}
+	default: // no permission, or no room for it: as much as is known
+		if info, serr := f.root.Stat(f.name); serr == nil {
+			g.id, g.end = info.ID, info.Size
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if same := t.byID[g.id]; same != nil && !g.id.IsZero() {
+		// The inode is known, under this name or another: go on there. (What is pending
+		// is not in its size yet.)
+		f.cur, f.checked = same, now
+		return nil
+	}
+	if old != nil {
+		t.count.generations.Add(1)
+	}
+	t.install(f, g)
+	f.checked = now
+	return nil
+}
+
+// install makes g the current generation of f; t.mu is held.
+func (t *table) install(f *file, g *generation) {
+	old := f.cur
+	f.cur = g
+	t.eras[g.era] = g
+	if !g.id.IsZero() {
+		t.byID[g.id] = g
+	}
+	if old != nil && old != g && old.pending == 0 {
+		t.forget(old)
+	}
+}
+
+// lastState looks at the last byte of a file of that size.
+func lastState(f *output.File, size int64) (lineState, error) {
+	if size == 0 {
+		return lineState{}, nil
+	}
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], size-1); err != nil {
+		return lineState{}, err
+	}
+	return lineState{open: b[0] != '\n'}, nil
+}
+
+func newEra() uint64 {
+	for {
+		if era := rand.Uint64(); era != 0 {
+			return era
+		}
+	}
+}
+
+// assign gives n bytes and what the lead adds a place in f, and returns it. It is called
+// in commit order.
+func (t *table) assign(f *file, pf *planFile) extent {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g := f.cur
+	t.eras[g.era] = g
+	front, split := pf.lead.bytes(g.state)
+	if split {
+		t.count.pieces.Add(1)
+	}
+	e := extent{era: g.era, off: g.end, n: pf.n + int64(len(front)), before: g.state, id: g.id}
+	g.end += e.n
+	g.state = pf.after
+	g.pending++
+	return e
+}
+
+// adopt makes a generation known that a batch of an earlier run was assigned to.
+func (t *table) adopt(f *file, e *extent, after lineState, shifts []shift) *generation {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g := t.eras[e.era]
+	if g == nil {
+		g = newGeneration(f, e.era)
+		g.id, g.shifts = e.id, shifts
+		if len(shifts) > 0 {
+			g.id = shifts[len(shifts)-1].id
+		}
+		t.install(f, g)
+	}
+	g.end, g.state = e.off+e.n, after
+	g.pending++
+	return g
+}
+
+// settle notes that an extent of g is on disk, or is not to be waited for. It reports
+// whether it was the last and stored shifts of g are of no more use.
+func (t *table) settle(g *generation) (stale bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g.pending--
+	if g.pending > 0 || g.file.cur == g {
+		return false
+	}
+	t.forget(g)
+	return len(g.shifts) > 0
+}
+
+// move notes that what was assigned to g from off on goes to at of the file id, and
+// begins a new generation behind it for what is assigned from now on.
+func (t *table) move(g *generation, off int64, id output.ID, at int64) []shift {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byID[g.id] == g {
+		delete(t.byID, g.id)
+	}
+	g.shifts = append(g.shifts, shift{from: off, id: id, at: at})
+	g.id = id
+	t.count.generations.Add(1)
+	if g.file.cur == g {
+		next := newGeneration(g.file, newEra())
+		next.id, next.end, next.state, next.live = id, g.place(g.end), g.state, true
+		t.install(g.file, next)
+	}
+	return append([]shift(nil), g.shifts...)
+}
+
+// identity returns the inode that g is in now.
+func (t *table) identity(g *generation) output.ID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return g.id
+}
+
+// generation returns the generation of an era.
+func (t *table) generation(era uint64) *generation {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.eras[era]
+}
+
+// roots opens the output directories as they are needed.
+type roots struct {
+	o    output.Options
+	mu   sync.Mutex
+	open map[string]*output.Root
+}
+
+func (r *roots) get(dir string) (*output.Root, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if root := r.open[dir]; root != nil {
+		return root, nil
+	}
+	root, err := output.OpenRoot(dir, r.o)
+	if err != nil {
+		return nil, err
+	}
+	r.open[dir] = root
+	return root, nil
+}
+
+func (r *roots) all() []*output.Root {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*output.Root, 0, len(r.open))
+	for _, root := range r.open {
+		all = append(all, root)
+	}
+	return all
+}
+
+func (r *roots) close() error {
+	var errs []error
+	for _, root := range r.all() {
+		errs = append(errs, root.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close output directories: %w", err)
+	}
+	return nil
+}
