@@ -50,8 +50,8 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), s
 	}
 
 	s := newSignals(log, func() { reload(log, level, role, load) })
+	defer s.close() // behind the last word to the log, which may be a closed pipe
 	err = run(s.ctx, cfg, log)
-	s.close()
 	if err != nil && !(errors.Is(err, context.Canceled) && s.ctx.Err() != nil) {
 		log.Error("stopped", "role", string(role), "error", err)
 		return &quietError{fmt.Errorf("%s: %w", role, err)}
@@ -70,8 +70,10 @@ func reload(log *slog.Logger, level *slog.LevelVar, role config.Role, load func(
 		log.Error("reload refused, the old configuration stays", "error", err)
 		return
 	}
-	level.Set(levels[cfg.Log.Level])
-	log.Warn("reloaded log.level; other settings change with a restart in this version", "config", cfg.File, "level", cfg.Log.Level)
+	next := levels[cfg.Log.Level]
+	level.Set(min(next, level.Level(), slog.LevelInfo)) // so that this is said whatever the levels are
+	log.Info("reloaded log.level; other settings change with a restart in this version", "config", cfg.File, "level", cfg.Log.Level)
+	level.Set(next)
 }
 
 // signals owns the process's signals while a role runs.

@@ -18,6 +18,7 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	maybeStuck()
 	os.Exit(buildAndRun(m))
 }
 

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"ftfuse/config"
+)
+
+// stuckEnv makes this test binary a role that never stops by itself; its value is a
+// configuration file.
+const stuckEnv = "FTFUSE_TEST_STUCK"
+
+func maybeStuck() {
+	file := os.Getenv(stuckEnv)
+	if file == "" {
+		return
+	}
+	run := func(_ context.Context, _ *config.Config, log *slog.Logger) error {
+		log.Info("ready")
+		select {}
+	}
+	os.Exit(exitCode(serve(config.RoleReceive, run, func() (*config.Config, error) { return config.Load(file) }, os.Stderr)))
+}
+
+// process is a role in the foreground whose log is read as JSON.
+type process struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	pipe *os.File
+	log  *bufio.Scanner
+}
+
+func start(t *testing.T, env []string, name string, args ...string) *process {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{t: t, cmd: exec.CommandContext(t.Context(), name, args...), pipe: r, log: bufio.NewScanner(r)}
+	p.cmd.Stderr = w
+	p.cmd.Env = append(os.Environ(), env...)
+	err = p.cmd.Start()
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return p
+}
+
+// waitFor reads the log up to a message that begins with prefix.
+func (p *process) waitFor(prefix string) map[string]any {
+	p.t.Helper()
+	if err := p.pipe.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		p.t.Fatal(err)
+	}
+	var seen []string
+	for p.log.Scan() {
+		seen = append(seen, p.log.Text())
+		line := map[string]any{}
+		if err := json.Unmarshal(p.log.Bytes(), &line); err != nil {
+			p.t.Fatalf("%v: not JSON: %s", err, p.log.Text())
+		}
+		if msg, _ := line["msg"].(string); strings.HasPrefix(msg, prefix) {
+			return line
+		}
+	}
+	p.t.Fatalf("no message %q (%v) in:\n%s", prefix, p.log.Err(), strings.Join(seen, "\n"))
+	return nil
+}
+
+func (p *process) signal(s syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// exits waits for the end and fails unless the exit code is code.
+func (p *process) exits(code int) {
+	p.t.Helper()
+	if err := p.cmd.Wait(); p.cmd.ProcessState.ExitCode() != code {
+		p.t.Fatalf("ended with %v, want exit code %d", err, code)
+	}
+}
+
+// receiverConfig is a receiver below dir that listens on addr.
+func receiverConfig(t *testing.T, dir, addr, more string) string {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, "out"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, "b.toml")
+	text := fmt.Sprintf("host = \"h\"\nstate_dir = %q\nlog.format = \"json\"\n%s\n[receive]\nlisten = %q\n[[receive.output]]\ndir = %q\n",
+		filepath.Join(dir, "state"), more, addr, filepath.Join(dir, "out"))
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func TestSignalsStopARoleCleanly(t *testing.T) {
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		p := start(t, nil, binary, "receive", "-c", receiverConfig(t, t.TempDir(), "127.0.0.1:0", ""))
+		if ready := p.waitFor("ready"); ready["role"] != "receive" {
+			t.Errorf("the line ready is %v", ready)
+		}
+		p.signal(s)
+		p.waitFor("stopping")
+		p.waitFor("stopped")
+		p.exits(exitOK)
+	}
+}
+
+func TestASecondSignalStopsAtOnce(t *testing.T) {
+	p := start(t, []string{stuckEnv + "=" + receiverConfig(t, t.TempDir(), "127.0.0.1:0", "")}, os.Args[0])
+	p.waitFor("ready")
+	p.signal(syscall.SIGTERM)
+	p.waitFor("stopping")
+	p.signal(syscall.SIGINT)
+	p.waitFor("second signal")
+	p.exits(exitRuntime)
+}
+
+func TestHangupReloadsTheLogLevelAndKeepsTheRole(t *testing.T) {
+	dir := t.TempDir()
+	conf := receiverConfig(t, dir, "127.0.0.1:0", "")
+	p := start(t, nil, binary, "receive", "-c", conf)
+	p.waitFor("ready")
+	if err := os.WriteFile(conf, []byte("hots = 1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.signal(syscall.SIGHUP)
+	if line := p.waitFor("reload refused"); !strings.Contains(fmt.Sprint(line["error"]), conf+":1: ") {
+		t.Errorf("a bad file is refused without its line: %v", line)
+	}
+	receiverConfig(t, dir, "127.0.0.1:0", `log.level = "error"`)
+	p.signal(syscall.SIGHUP)
+	p.waitFor("reloaded")
+	// From here on it says nothing below error.
+	p.signal(syscall.SIGTERM)
+	for p.log.Scan() {
+		t.Errorf("at level error it still says %s", p.log.Text())
+	}
+	p.exits(exitOK)
+}
+
+// The reader of the log, a pipe to a logger for one, may die; the role must not.
+func TestALogThatNobodyReadsDoesNotKill(t *testing.T) {
+	p := start(t, nil, binary, "receive", "-c", receiverConfig(t, t.TempDir(), "127.0.0.1:0", ""))
+	p.waitFor("ready")
+	p.pipe.Close()
+	p.signal(syscall.SIGHUP) // makes it say something
+	p.signal(syscall.SIGTERM)
+	p.exits(exitOK)
+}
+
+func TestARoleThatCannotServeExitsWithOne(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := start(t, nil, binary, "receive", "-c", receiverConfig(t, t.TempDir(), l.Addr().String(), ""))
+	line := p.waitFor("stopped")
+	if line["level"] != "ERROR" || !strings.Contains(fmt.Sprint(line["error"]), l.Addr().String()) {
+		t.Errorf("the last line does not name the address: %v", line)
+	}
+	p.exits(exitRuntime)
+}
