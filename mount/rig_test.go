@@ -58,7 +58,7 @@ func daemonMain(file string) int {
 // rig is a daemon on a mount point of its own, whose destination is never there: what
 // it captures stays in the queue, where the test reads it.
 type rig struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	point string
 	extra string // TOML of [mount], and [mount.queue] after it
@@ -75,7 +75,7 @@ type logBuffer struct {
 	more  chan struct{}
 }
 
-func newRig(t *testing.T, extra string) *rig {
+func newRig(t testing.TB, extra string) *rig {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it mounts by itself, chowns and drops privileges")
@@ -85,7 +85,7 @@ func newRig(t *testing.T, extra string) *rig {
 	return r
 }
 
-func newRigStopped(t *testing.T, extra string) *rig {
+func newRigStopped(t testing.TB, extra string) *rig {
 	t.Helper()
 	dir := t.TempDir()
 	r := &rig{t: t, dir: dir, point: filepath.Join(dir, "mnt"), extra: extra}
