@@ -45,6 +45,7 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), s
 	level := new(slog.LevelVar)
 	log := newLogger(stderr, cfg.Log, level)
 	slog.SetDefault(log)
+	log.Info("starting", "role", string(role), "version", version, "config", cfg.File)
 	for _, note := range cfg.Notes(role) {
 		log.Info(note, "role", string(role), "config", cfg.File)
 	}

@@ -22,6 +22,10 @@ func (p positions) line(path string) int {
 	return p[""]
 }
 
+// maxPath bounds what a hostile document can make of a path: keys behind a longer one
+// have the line of the table around them. ftfuse's own keys are far shorter.
+const maxPath = 256
+
 func (p positions) note(path string, line int) {
 	if _, ok := p[path]; !ok {
 		p[path] = line
@@ -34,13 +38,21 @@ func join(path, key string) string {
 	if !bareKey.MatchString(key) {
 		key = strconv.Quote(key)
 	}
-	if path == "" {
+	switch {
+	case path == "":
 		return key
+	case len(path) > maxPath:
+		return path
 	}
 	return path + "." + key
 }
 
-func element(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
+func element(path string, i int) string {
+	if len(path) > maxPath {
+		return path
+	}
+	return path + "[" + strconv.Itoa(i) + "]"
+}
 
 // parent cuts the last element or name off path. Dots and brackets inside quoted
 // names may cut a name short: the result is then simply not found.

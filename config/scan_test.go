@@ -79,6 +79,9 @@ func checkPositions(t *testing.T, doc string) {
 	lines := strings.Split(doc, "\n")
 	var walk func(path, name string, v any)
 	walk = func(path, name string, v any) {
+		if len(path) > maxPath {
+			return
+		}
 		n, ok := p[path]
 		if !ok || n < 1 || n > len(lines) {
 			t.Fatalf("%q is at line %d of %d (known %v); all: %v\n%s", path, n, len(lines), ok, slices.Sorted(maps.Keys(p)), doc)
@@ -134,4 +137,25 @@ func FuzzParse(f *testing.F) {
 			_ = c.Notes(r)
 		}
 	})
+}
+
+// A document that is nothing but depth or length takes time and memory in proportion.
+func TestHostileDocuments(t *testing.T) {
+	const n = 200_000
+	for name, doc := range map[string]string{
+		"deep array":      "a = " + strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000),
+		"dotted key":      "a" + strings.Repeat(".a", 10_000) + " = 1",
+		"wide array":      "a = [" + strings.Repeat("1,", n) + "]",
+		"wide deep array": "a = " + strings.Repeat("[", 300) + strings.Repeat("1,", n) + strings.Repeat("]", 300),
+		"unclosed":        strings.Repeat("[", n),
+		"quotes":          "a = " + strings.Repeat("\"", n),
+		"long key":        strings.Repeat("a", n) + " = 1",
+		"many keys":       "[queue]\n" + strings.Repeat("\n", n) + "x = 1",
+	} {
+		if _, err := Parse("hostile.toml", []byte(doc)); err == nil {
+			t.Errorf("%s is accepted", name)
+		} else if len(err.Error()) > 2*n {
+			t.Errorf("%s makes a message of %d bytes", name, len(err.Error()))
+		}
+	}
 }
