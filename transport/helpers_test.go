@@ -37,6 +37,9 @@ func testBatch(lane batch.Lane, n uint64, data []byte) batch.Sealed {
 	}
 }
 
+// discard is for tests whose log would be the most of what they do.
+var discard = slog.New(slog.DiscardHandler)
+
 // testLogger writes to the test's log, and to nothing once the test has ended.
 func testLogger(t testing.TB, side string) *slog.Logger {
 	w := &logWriter{t: t}

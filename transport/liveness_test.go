@@ -159,6 +159,7 @@ func TestShutdownEndsBlockedHandlers(t *testing.T) {
 	c := connect(t, ClientOptions{Address: ln.Addr().String()}, src)
 	pushMany(src, 3, 10)
 	<-entered
+	await(t, nil, "three in flight", func() bool { return c.Stats().InFlight == 3 })
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {

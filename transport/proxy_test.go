@@ -14,6 +14,7 @@ type proxy struct {
 	ln     net.Listener
 	target atomic.Pointer[string]
 	frozen chan struct{} // closed: nothing is forwarded any more, nothing is closed
+	done   chan struct{} // closed at the end of the test
 
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{}
@@ -31,11 +32,12 @@ func newProxy(t testing.TB, target string, mangle func(conn int, up bool, offset
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{ln: ln, frozen: make(chan struct{}), conns: make(map[net.Conn]struct{}), mangle: mangle}
+	p := &proxy{ln: ln, frozen: make(chan struct{}), done: make(chan struct{}), conns: make(map[net.Conn]struct{}), mangle: mangle}
 	p.target.Store(&target)
 	p.wg.Go(p.accept)
 	t.Cleanup(func() {
 		ln.Close()
+		close(p.done)
 		p.cutAll()
 		p.wg.Wait()
 	})
@@ -75,6 +77,7 @@ func (p *proxy) pump(conn int, up bool, from, to net.Conn) {
 		select {
 		case <-p.frozen:
 			_, _ = io.Copy(io.Discard, from) // the kernel goes on acknowledging, as it does for a stopped process
+			<-p.done // nor does its closing come through
 			return
 		default:
 		}

@@ -90,7 +90,10 @@ func (c *serverConn) run() {
 	c.cancel(err)
 	<-written
 	stop()
-	err = context.Cause(c.ctx) // the first of reader, writer, server
+	err = context.Cause(c.ctx)            // the first of reader, writer, server
+	if errors.Is(err, context.Canceled) { // the context of Serve
+		err = errShutdown
+	}
 	c.sayBye(err)
 	var bye *ByeError
 	if errors.As(err, &bye) && bye.Code == ByeDrained || errors.Is(err, errShutdown) {
