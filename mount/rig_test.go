@@ -48,6 +48,7 @@ func daemonMain(file string) int {
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer cancel()
+	defer profile()()
 	if err := Run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
 		fmt.Fprintln(os.Stderr, "daemon:", err)
 		return 1
@@ -167,7 +168,7 @@ func (r *rig) start() {
 // awaitLog waits until a line of the log since the newest start has text.
 func (r *rig) awaitLog(text string) {
 	r.t.Helper()
-	limit := time.After(20 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		if r.logged(text) {
 			return

@@ -235,8 +235,12 @@ func (r *role) mount() (err error) {
 	return nil
 }
 
-// free is how many bytes may be accepted until max_bytes.
-func (r *role) free() int64 { return r.queue.Room() - r.store.Uncaptured() }
+// free is how many bytes may be accepted until max_bytes. What the capture has given to
+// the queue and is not committed counts once.
+func (r *role) free() int64 {
+	inFlight := r.cap.Stats().InFlight
+	return r.queue.Room() - max(0, r.store.Uncaptured()-inFlight)
+}
 
 const (
 	// drainPoll is how often a stopping role looks whether everything is sent.

@@ -101,23 +101,39 @@ func (s *server) parkedWrite(ctx context.Context, r *fuse.WriteRequest, h *handl
 	}
 }
 
-// awaitRoom does what on_full says while there is no room.
+// awaitRoom does what on_full says while there is no room. Bytes on their way from the
+// spool into the queue may count twice for a moment, so that nobody is refused before
+// the next commit.
 func (s *server) awaitRoom(ctx context.Context, n int, nonblock bool) error {
 	if s.o.full == fullPass {
 		return nil
 	}
-	for !s.room.take(n) {
-		switch {
-		case s.o.full == fullError:
-			return syscall.ENOSPC
-		case nonblock:
+	started := time.Now()
+	for {
+		changed := s.store.Changed()
+		if s.room.take(n) {
+			return nil
+		}
+		if s.o.full == fullBlock && !nonblock {
+			if err := s.room.wait(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		left := journalPatience - time.Since(started)
+		if s.store.Uncaptured() == 0 || left <= 0 {
+			if s.o.full == fullError {
+				return syscall.ENOSPC
+			}
 			return syscall.EAGAIN
 		}
-		if err := s.room.wait(ctx); err != nil {
-			return err
+		select {
+		case <-changed:
+		case <-time.After(left):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	return nil
 }
 
 // awaitJournal waits for the next commit.
