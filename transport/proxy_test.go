@@ -77,7 +77,7 @@ func (p *proxy) pump(conn int, up bool, from, to net.Conn) {
 		select {
 		case <-p.frozen:
 			_, _ = io.Copy(io.Discard, from) // the kernel goes on acknowledging, as it does for a stopped process
-			<-p.done // nor does its closing come through
+			<-p.done                         // nor does its closing come through
 			return
 		default:
 		}
