@@ -28,6 +28,7 @@ var badConfigs = map[string]struct {
 		[]want{{3, ErrSyntax, "", "already", ""}},
 	},
 	"section given twice":           {"[mount]\n[queue]\n[mount]\n", []want{{3, ErrSyntax, "", "already", ""}}},
+	"key made a table again":        {"host.x = 1\n\nhost = \"a\"\n", []want{{1, ErrType, "host", "is a table", ""}, {3, ErrSyntax, "host", "in line 1", "once"}}},
 	"unclosed string":               {"host = \"a\n", []want{{1, ErrSyntax, "", "newline", ""}}},
 	"unknown key at the top":        {"hots = \"a\"\n", []want{{1, ErrUnknownKey, "hots", "unknown key hots", "did you mean host?"}}},
 	"unknown section":               {"\n[moun]\npoint = \"/x\"\n", []want{{2, ErrUnknownKey, "moun", "unknown key moun", "did you mean mount?"}}},

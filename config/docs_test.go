@@ -101,7 +101,7 @@ func TestTheDocumentationNamesEveryKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys := scan(string(full))
+	keys, _ := scan(string(full))
 	for _, more := range []string{"mount.uid", "mount.gid", "mount.queue", "mount.http", "relay.output", "relay.forward"} {
 		keys[more] = 1
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 )
@@ -51,7 +52,14 @@ func Parse(name string, data []byte, overrides ...Override) (*Config, error) {
 	if _, err := toml.Decode(string(data), &root); err != nil {
 		return nil, &Error{Problems: []*Problem{syntaxProblem(name, err)}}
 	}
-	ps := &problems{file: name, pos: scan(string(data))}
+	pos, again := scan(string(data))
+	ps := &problems{file: name, pos: pos}
+	for _, t := range again {
+		ps.list = append(ps.list, &Problem{
+			Kind: ErrSyntax, File: name, Line: t.second, Key: plainKey(t.path), path: t.path,
+			What: fmt.Sprintf("%s is there already, in line %d", plainKey(t.path), t.first), Fix: syntaxFix,
+		})
+	}
 	c := defaultConfig()
 	c.File, c.pos = name, ps.pos
 	c.decode(&table{ps: ps, m: root})
@@ -69,16 +77,21 @@ func Parse(name string, data []byte, overrides ...Override) (*Config, error) {
 // line may.
 type Override func(*Config, *problems)
 
+// syntaxFix holds for what goes wrong most.
+const syntaxFix = `write KEY = "VALUE" with text, sizes and durations in quotes, and each key and [section] once (https://toml.io)`
+
 func syntaxProblem(name string, err error) *Problem {
-	p := &Problem{Kind: ErrSyntax, File: name, Line: 1, What: err.Error(), Fix: "see https://toml.io for the syntax"}
+	p := &Problem{Kind: ErrSyntax, File: name, Line: 1, Fix: syntaxFix}
+	what := err.Error()
 	var pe toml.ParseError
 	if errors.As(err, &pe) {
 		p.Line = max(pe.Position.Line, 1)
-		p.What = pe.Message
-		if p.What == "" { // lexer errors carry only the long form
-			p.What = pe.Error()
-		}
 		p.Key = pe.LastKey
+		if pe.Message != "" { // errors of the lexer carry only the long form
+			what = pe.Message
+		}
 	}
+	what = strings.TrimRight(strings.ReplaceAll(what, "\n", " "), ". ")
+	p.What = "not valid TOML: " + what
 	return p
 }

@@ -68,6 +68,12 @@ var indexSuffix = regexp.MustCompile(`\[\d+\]`)
 // plainKey is path without indices, as an operator would write it.
 func plainKey(path string) string { return indexSuffix.ReplaceAllString(path, "") }
 
+// twice is a key that is defined a second time.
+type twice struct {
+	path          string
+	first, second int // lines
+}
+
 // scanner finds the line of every key of a TOML document. It is used on documents
 // that the TOML parser accepted, and so does not check them; on anything else its
 // result is meaningless but it terminates without a panic.
@@ -77,16 +83,18 @@ type scanner struct {
 	at     int // line of src[i]
 	pos    positions
 	arrays map[string]int // path of an array of tables -> number of elements
+	again  []twice
 }
 
-// scan returns the positions of all keys of src.
-func scan(src string) positions {
+// scan returns the positions of all keys of src, and the keys that are defined again,
+// of which the TOML parser misses some (a.b = 1, then a = 2).
+func scan(src string) (positions, []twice) {
 	s := &scanner{src: strings.TrimPrefix(src, "\ufeff"), at: 1, pos: positions{"": 1}, arrays: map[string]int{}}
 	table := ""
 	for {
 		s.blank()
 		if s.i >= len(s.src) {
-			return s.pos
+			return s.pos, s.again
 		}
 		start := s.i
 		if s.src[s.i] == '[' {
@@ -184,8 +192,12 @@ func (s *scanner) header() string {
 func (s *scanner) pair(table string) {
 	line := s.at
 	path := table
-	for _, name := range s.key() {
+	names := s.key()
+	for i, name := range names {
 		path = join(path, name)
+		if first, ok := s.pos[path]; ok && i == len(names)-1 && len(path) <= maxPath {
+			s.again = append(s.again, twice{path, first, line})
+		}
 		s.pos.note(path, line)
 	}
 	s.spaces()

@@ -18,7 +18,10 @@ func TestScanFindsLines(t *testing.T) {
 		"\"\"\"\"\n" + // 6
 		"c = '''\n[no]\n'''\n" + // 7-9
 		"'d e' . \"f\\u0041\" = 'it''s' \n" // 10: not TOML behind the string, skipped over
-	p := scan(doc)
+	p, again := scan(doc)
+	if len(again) > 0 {
+		t.Errorf("taken for defined again: %v", again)
+	}
 	for path, line := range map[string]int{"a": 2, "b": 4, "c": 7, `"d e"`: 10, `"d e".fA`: 10} {
 		if p[path] != line {
 			t.Errorf("%s is at line %d, want %d", path, p[path], line)
@@ -50,7 +53,10 @@ x.y = { z = 1, q.r = [ [ 1, 2 ], [
  3 ] ] }
 [queue]
 `
-	p := scan(doc)
+	p, again := scan(doc)
+	if len(again) > 0 {
+		t.Errorf("taken for defined again: %v", again)
+	}
 	for path, line := range map[string]int{
 		"mount": 1, "mount.point": 2, "mount.http": 3, "mount.http.listen": 4, "mount.rule": 5,
 		"mount.rule[0]": 5, "mount.rule[0].path": 6, "mount.rule[0].allow": 7, "mount.rule[0].allow[0].match": 7,
@@ -75,7 +81,7 @@ func checkPositions(t *testing.T, doc string) {
 	if _, err := toml.Decode(doc, &root); err != nil {
 		return
 	}
-	p := scan(doc)
+	p, _ := scan(doc)
 	lines := strings.Split(doc, "\n")
 	var walk func(path, name string, v any)
 	walk = func(path, name string, v any) {
