@@ -29,8 +29,10 @@ type Capture struct {
 	ctx        context.Context
 	b          *record.Builder
 	win        window
-	attr       record.Attr
-	number     uint64 // of the newest batch sealed
+	attr       record.Attr // of what is cut now
+	piecing    record.Attr // piece's
+	adding     record.Attr // add's
+	number     uint64      // of the newest batch sealed
 	entries    []queue.Entry
 	extra      []kv
 	setSeq     uint64 // the journal's sequence number last stored
@@ -75,8 +77,9 @@ type Capture struct {
 	inFlight  int64
 	submitted uint64
 	committed uint64
-	err       error // of the queue or the completer: everything stops
-	stopped   error // Run has ended
+	freed     uint64 // committed, and what it made superfluous given back
+	err       error  // of the queue or the completer: everything stops
+	stopped   error  // Run has ended
 	recovered bool
 }
 

@@ -27,6 +27,13 @@ func (c *Capture) dirtyFile(f *file) {
 	}
 }
 
+// moveTo moves the position of f. It goes with what is cut, record by record, so that
+// whatever a transaction ends with, its position is that of its last record.
+func (c *Capture) moveTo(f *file, pos int64) {
+	f.pos = pos
+	c.dirtyFile(f)
+}
+
 func (c *Capture) dirtyWriter(w *writer) {
 	if !w.dirty {
 		w.dirty = true
@@ -286,10 +293,12 @@ func (c *Capture) free(list []*commit) error {
 		}
 	}
 	c.settleMu.Unlock()
-	if gone := c.o.Store.TakeGone(); len(gone) > 0 {
-		c.mu.Lock()
-		c.gone = append(c.gone, gone...)
-		c.mu.Unlock()
+	gone := c.o.Store.TakeGone()
+	c.mu.Lock()
+	c.gone = append(c.gone, gone...)
+	c.freed += uint64(len(list))
+	c.mu.Unlock()
+	if len(gone) > 0 || !c.recovered {
 		poke(c.wake)
 	}
 	return nil

@@ -21,7 +21,6 @@ func (c *Capture) cutFile(f *file, budget int64, until uint64) error {
 	defer func() { c.cutting = nil }()
 	for budget > 0 && !f.empty() && f.q[f.head].seq <= until {
 		it := &f.q[f.head]
-		c.dirtyFile(f)
 		n, k := int64(0), 1
 		var err error
 		switch it.kind {
@@ -38,6 +37,7 @@ func (c *Capture) cutFile(f *file, budget int64, until uint64) error {
 		if k > 0 {
 			f.seq = f.q[f.head+k-1].seq
 		}
+		c.dirtyFile(f)
 		f.head += k
 		c.queued -= k
 		budget -= n + int64(k)*64
@@ -61,7 +61,7 @@ func (c *Capture) cutWrites(f *file, until uint64) (n int64, k int, err error) {
 	}
 	if it.path.skip {
 		c.skip(it.path, uint64(end-f.pos))
-		f.pos = end
+		c.moveTo(f, end)
 		return 0, 1, nil
 	}
 	k, total := c.run(f, until)
@@ -168,7 +168,7 @@ func (c *Capture) cutExtent(w *writer, it *item, a, b int) error {
 			if err := c.emit(w, c.attrOf(w, it), nil, a, a+i+1); err != nil {
 				return err
 			}
-			f.pos += int64(i + 1)
+			c.moveTo(f, f.pos+int64(i+1))
 		}
 		if a += i + 1; a == b {
 			return nil
@@ -186,7 +186,7 @@ func (c *Capture) cutLong(w *writer, it *item, a, b int) error {
 		if err := c.emit(w, c.attrOf(w, it), nil, from, to); err != nil {
 			return err
 		}
-		w.file.pos += int64(to - from)
+		c.moveTo(w.file, w.file.pos+int64(to-from))
 		return nil
 	}
 	from := a // of lines that are short enough
@@ -221,7 +221,7 @@ func (c *Capture) cutBinary(w *writer, it *item, a, b int) error {
 			c.dirtyWriter(w)
 		}
 		a += n
-		w.file.pos += int64(n)
+		c.moveTo(w.file, w.file.pos+int64(n))
 	}
 	return nil
 }

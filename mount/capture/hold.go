@@ -21,7 +21,7 @@ func (c *Capture) hold(w *writer, it *item, a, b int) error {
 		c.pendCount++
 	}
 	w.pend = append(w.pend, c.win.buf[a:b]...)
-	w.file.pos += int64(b - a)
+	c.moveTo(w.file, w.file.pos+int64(b-a))
 	c.pendBytes += int64(b - a)
 	c.dirtyWriter(w)
 	limit := c.o.MaxHold
@@ -54,11 +54,9 @@ func (c *Capture) shed(w *writer, least int) error {
 
 // piece adds one piece of w's line.
 func (c *Capture) piece(w *writer, flag uint16, parts ...[]byte) error {
-	flags := w.attr.Flags
-	w.attr.Flags |= flag
-	err := c.add(w, &w.attr, parts...)
-	w.attr.Flags = flags
-	if err != nil {
+	c.piecing = w.attr
+	c.piecing.Flags |= flag
+	if err := c.add(w, &c.piecing, parts...); err != nil {
 		return err
 	}
 	if flag&record.PieceFirst != 0 {
@@ -109,7 +107,7 @@ func (c *Capture) finish(w *writer, a, b int) error {
 		if err := c.emit(w, &w.attr, w.pend, a, b); err != nil {
 			return err
 		}
-		f.pos += int64(b - a)
+		c.moveTo(f, f.pos+int64(b-a))
 		w.ended(c)
 		return nil
 	}
@@ -122,12 +120,12 @@ func (c *Capture) finish(w *writer, a, b int) error {
 		}
 		w.drop(c, x)
 		a += y
-		f.pos += int64(y)
+		c.moveTo(f, f.pos+int64(y))
 	}
 	if err := c.piece(w, record.PieceLast, w.pend, c.win.buf[a:b]); err != nil {
 		return err
 	}
-	f.pos += int64(b - a)
+	c.moveTo(f, f.pos+int64(b-a))
 	w.ended(c)
 	return nil
 }
@@ -137,9 +135,6 @@ func (c *Capture) endWriter(f *file, it *item) error {
 	w := f.writers[it.writer]
 	if w == nil {
 		return nil
-	}
-	if it.off > 0 && uint64(it.off) > c.newest {
-		c.newest = uint64(it.off)
 	}
 	if err := c.end(w); err != nil {
 		return err

@@ -178,7 +178,7 @@ func (c *Capture) replay(st *stored) error {
 func (c *Capture) gap(f *file, to int64, lossy bool) error {
 	if !lossy {
 		c.hole(to - f.pos)
-		f.pos = to
+		c.moveTo(f, to)
 		return nil
 	}
 	for f.pos < to {
@@ -191,13 +191,13 @@ func (c *Capture) gap(f *file, to int64, lossy bool) error {
 		}
 		if at > f.pos {
 			c.hole(at - f.pos)
-			f.pos = at
+			c.moveTo(f, at)
 			continue
 		}
 		it := c.recoveredItem(f, min(to-f.pos, recoverChunk))
 		if it.path.skip {
 			c.skip(it.path, uint64(it.n))
-			f.pos += it.n
+			c.moveTo(f, f.pos+it.n)
 			continue
 		}
 		c.n.recovered.Add(uint64(it.n))
@@ -277,7 +277,7 @@ func (c *Capture) settled(ctx context.Context) error {
 	}
 	for {
 		c.mu.Lock()
-		pending := c.committed < c.submitted || len(c.finished) > 0
+		pending := c.freed < c.submitted
 		err := c.err
 		c.mu.Unlock()
 		if err != nil {

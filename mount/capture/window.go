@@ -70,10 +70,10 @@ func (c *Capture) emit(w *writer, at *record.Attr, pend []byte, a, b int) error 
 // the state of w and its file must be as before the record. The window, if any is in
 // use, must be spilled.
 func (c *Capture) add(w *writer, at *record.Attr, parts ...[]byte) error {
-	flags := at.Flags
-	at.Flags |= c.breakFlag(w)
-	defer func() { at.Flags = flags }()
-	for !c.b.Add(at, parts...) {
+	own := &c.adding // at may be w's, which a seal stores
+	*own = *at
+	own.Flags |= c.breakFlag(w)
+	for !c.b.Add(own, parts...) {
 		if c.b.Records() == 0 {
 			return fmt.Errorf("capture: add record of file %s, path %q: it does not fit an empty batch", w.file.number, at.Path)
 		}
@@ -85,7 +85,7 @@ func (c *Capture) add(w *writer, at *record.Attr, parts ...[]byte) error {
 	for _, p := range parts {
 		n += len(p)
 	}
-	c.added(w, at, n)
+	c.added(w, own, n)
 	return nil
 }
 

@@ -1,0 +1,418 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"ftfuse/internal/failpoint"
+	"ftfuse/internal/record"
+	"ftfuse/mount/spool"
+)
+
+// model is what the capture must have made of random operations: for each handle, its
+// bytes in order. Every handle has a pid of its own, so a record tells whose it is.
+type model struct {
+	*rig
+	rnd     *rand.Rand
+	paths   []string
+	writers []*modelWriter // open ones
+	all     []*modelWriter
+	era     int // starts so far
+	skipped uint64
+	broken  error // what stopped Run
+}
+
+type modelWriter struct {
+	h         *spool.Handle
+	path      string
+	pid       uint32
+	want      strings.Builder
+	maybe     string // an overwrite that failed at a moment that does not tell whether it is committed
+	opened    int    // in ticks
+	closed    int
+	era       int
+	openTicks int
+}
+
+func TestModel(t *testing.T) {
+	runs, ops := 12, 250
+	if os.Getenv("FTFUSE_SOAK") != "" {
+		runs, ops = 400, 600
+	}
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("FTFUSE_SEED"); s != "" {
+		seed, _ = strconv.ParseUint(s, 10, 64)
+		runs = 1
+	}
+	for i := range runs {
+		t.Run("", func(t *testing.T) {
+			t.Logf("FTFUSE_SEED=%d", seed+uint64(i))
+			modelRun(t, seed+uint64(i), ops)
+		})
+	}
+}
+
+func modelRun(t *testing.T, seed uint64, ops int) {
+	rnd := rand.New(rand.NewPCG(seed, 7))
+	pick := func(v ...int) int { return v[rnd.IntN(len(v))] }
+	o := Options{
+		BatchBytes: pick(500, 5000, 60_000, 1<<20), MaxLine: pick(50, 700, 9000, 1<<20), MaxHold: pick(300, 5000, 40_000, 1<<20),
+		MaxPending: int64(pick(400, 9000, 70_000, 1<<20)), RunBytes: pick(100, 4000, 256<<10), QuantumBytes: int64(pick(100, 5000, 256<<10)),
+		InFlight: int64(pick(1000, 100_000, 8<<20)), IntakeMax: pick(3, 100, 1<<16),
+		Rules: []Rule{
+			{Path: "bin/*", Transfer: true, Mode: ModeBinary},
+			{Path: "no/**"},
+			{Path: "short/*", Transfer: true, MaxLine: 20},
+		},
+	}
+	m := &model{rig: newRig(t, o), rnd: rnd, paths: []string{"a", "b", "d/c", "bin/x", "no/y", "short/s"}}
+	m.start()
+	for _, d := range []string{"d", "bin", "no", "short"} {
+		m.must(m.s.Mkdir(d, 0o755, 0, 0))
+	}
+	for i := 0; i < ops && !t.Failed(); i++ {
+		m.step()
+	}
+	m.disarm()
+	m.finish()
+	m.checkAll()
+}
+
+var capturePoints = []string{
+	"capture/seal", "capture/committed", "capture/freed", "capture/overwrite", "capture/intent",
+	"spool/truncated",
+}
+
+func (m *model) step() {
+	switch n := m.rnd.IntN(100); {
+	case n < 12 || len(m.writers) == 0:
+		m.open1()
+	case n < 70:
+		m.write1()
+	case n < 76:
+		m.flush1()
+	case n < 82:
+		m.close1()
+	case n < 86:
+		m.truncate1()
+	case n < 90:
+		m.overwrite1()
+	case n < 93:
+		m.unhold()
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		m.note(m.c.DrainAll(ctx))
+		cancel()
+	case n < 95:
+		m.unhold()
+		m.note(m.c.Drain(m.ctx(), m.some().h.Number()))
+	case n < 97:
+		point := capturePoints[m.rnd.IntN(len(capturePoints))]
+		m.must(failpoint.Set(point, fmt.Sprintf("error@%d", 1+m.rnd.IntN(8))))
+	case n < 98:
+		m.crashed()
+	default:
+		hold := m.rnd.IntN(2) == 0
+		m.q.set(func() { m.q.held = hold })
+	}
+	if m.broken != nil {
+		m.crashed()
+	}
+}
+
+func (m *model) disarm() {
+	for _, p := range capturePoints {
+		failpoint.Clear(p)
+	}
+}
+
+// note takes the result of a call: an injected error is a crash to come.
+func (m *model) note(err error) {
+	m.Helper()
+	switch {
+	case err == nil:
+	case errors.Is(err, failpoint.ErrInjected), errors.Is(err, ErrStopped):
+		m.Logf("note: %v", err)
+		m.broken = err
+	default:
+		m.Fatal(err)
+	}
+}
+
+func (m *model) some() *modelWriter { return m.writers[m.rnd.IntN(len(m.writers))] }
+
+func (m *model) meta1(w *modelWriter) *spool.Meta {
+	x := m.meta()
+	x.PID = w.pid
+	return x
+}
+
+func (m *model) open1() {
+	w := &modelWriter{path: m.paths[m.rnd.IntN(len(m.paths))], pid: uint32(len(m.all) + 1), era: m.era}
+	w.h = m.writer(w.path)
+	m.writers, m.all = append(m.writers, w), append(m.all, w)
+}
+
+// text is bytes with some line ends, and what people wrongly take for line ends.
+func (m *model) text() string {
+	n := []int{1, 10, 100, 1000, 20_000}[m.rnd.IntN(5)]
+	n = 1 + m.rnd.IntN(n)
+	every := []int{5, 40, 300, 1 << 20}[m.rnd.IntN(4)]
+	b := make([]byte, n)
+	for i := range b {
+		switch {
+		case m.rnd.IntN(every) == 0:
+			b[i] = '\n'
+		case m.rnd.IntN(30) == 0:
+			b[i] = "\r\x00\xff"[m.rnd.IntN(3)]
+		default:
+			b[i] = byte('a' + m.rnd.IntN(26))
+		}
+	}
+	if m.rnd.IntN(3) == 0 {
+		b[n-1] = '\n'
+	}
+	return string(b)
+}
+
+func (m *model) write1() {
+	w := m.some()
+	data := m.text()
+	off, end := int64(0), true
+	if m.rnd.IntN(40) == 0 {
+		off, end = w.h.Size()+int64(m.rnd.IntN(9000)), false
+	}
+	m.Logf("write by %d of %s, %d at %d, size %d", w.pid, w.path, len(data), off, w.h.Size())
+	n, err := w.h.Write([]byte(data), off, end, m.meta1(w))
+	for errors.Is(err, spool.ErrJournalFull) {
+		if m.died() {
+			return
+		}
+		n, err = w.h.Write([]byte(data), off, end, m.meta1(w))
+	}
+	m.must(err)
+	w.want.WriteString(data[:n])
+}
+
+// died reports whether Run has ended by itself.
+func (m *model) died() bool {
+	select {
+	case err := <-m.ran:
+		m.ran <- err
+		m.broken = err
+		return true
+	case <-time.After(time.Millisecond):
+		return false
+	}
+}
+
+func (m *model) flush1() {
+	w := m.some()
+	m.must(w.h.Flush(m.meta1(w)))
+}
+
+func (m *model) close1() {
+	i := m.rnd.IntN(len(m.writers))
+	w := m.writers[i]
+	m.must(w.h.End(m.meta1(w)))
+	w.closed = 1
+	m.writers = append(m.writers[:i], m.writers[i+1:]...)
+	w.h = nil
+}
+
+func (m *model) truncate1() {
+	w := m.some()
+	m.unhold()
+	size := []int64{0, 0, w.h.Size() / 2, w.h.Size() + 5000}[m.rnd.IntN(4)]
+	n := w.h.Number()
+	m.Logf("truncate %s %d to %d", w.path, w.h.Size(), size)
+	if err := m.c.BeginTruncate(m.ctx(), n, size); err != nil {
+		m.note(err)
+		return
+	}
+	if m.rnd.IntN(6) == 0 {
+		m.broken = errors.New("killed before the truncation")
+		return
+	}
+	if err := w.h.Truncate(size); err != nil || m.rnd.IntN(6) == 0 {
+		m.broken = fmt.Errorf("killed after the truncation: %w", err)
+		return
+	}
+	m.note(m.c.FinishTruncate(m.ctx(), n, size))
+}
+
+func (m *model) unhold() { m.q.set(func() { m.q.held = false }) }
+
+func (m *model) overwrite1() {
+	w := m.some()
+	if w.h.Size() == 0 {
+		return
+	}
+	m.unhold()
+	data := m.text()
+	off := m.rnd.Int64N(w.h.Size())
+	x := m.meta1(w)
+	e := spool.Entry{Writer: w.h.Writer, PathID: w.h.PathID, Path: w.path, PID: x.PID, UID: x.UID, GID: x.GID, Time: x.Time}
+	err := m.c.Overwrite(m.ctx(), w.h.Number(), e, []byte(data), off+int64(len(data)))
+	m.Logf("overwrite by %d of %s, %d at %d, size %d: %v", w.pid, w.path, len(data), off, w.h.Size(), err)
+	if err != nil {
+		m.note(err)
+		w.maybe = data
+		return
+	}
+	w.want.WriteString(data)
+	if m.rnd.IntN(8) == 0 {
+		m.broken = errors.New("killed before the overwriting pwrite")
+		return
+	}
+	if n, err := w.h.Overwrite([]byte(data), off); err != nil || n != len(data) {
+		m.Fatal(n, err)
+	}
+}
+
+// crashed is a kill -9 and a start; all handles are gone then. It may be killed again
+// while it starts.
+func (m *model) crashed() {
+	m.disarm()
+	err := m.crash()
+	m.Logf("crash %d: run %v, model %v", m.era, err, m.broken)
+	m.broken = nil
+	if m.rnd.IntN(3) == 0 {
+		point := []string{"capture/epoch", "capture/replayed", "capture/seal", "capture/committed"}[m.rnd.IntN(4)]
+		m.must(failpoint.Set(point, fmt.Sprintf("error@%d", 1+m.rnd.IntN(3))))
+		m.q.reopen()
+		m.rig.open()
+		err := m.c.Recover(m.ctx())
+		failpoint.Clear(point)
+		if err != nil && !errors.Is(err, failpoint.ErrInjected) {
+			m.Fatal(err)
+		}
+		m.cancel = nil
+		m.crash()
+	}
+	m.q.reopen()
+	m.start()
+	m.era++
+	m.writers = nil
+	m.resolve()
+	m.checkAll()
+}
+
+// resolve finds out what became of overwrites that failed.
+func (m *model) resolve() {
+	got := m.byPID()
+	for _, w := range m.all {
+		w.h = nil
+		if w.maybe != "" && got[w.pid] == w.want.String()+w.maybe {
+			w.want.WriteString(w.maybe)
+		}
+		w.maybe = ""
+	}
+}
+
+func (m *model) byPID() map[uint32]string {
+	got := map[uint32]*strings.Builder{}
+	for _, x := range m.records() {
+		b := got[x.pid]
+		if b == nil {
+			b = &strings.Builder{}
+			got[x.pid] = b
+		}
+		b.WriteString(x.data)
+	}
+	s := map[uint32]string{}
+	for pid, b := range got {
+		s[pid] = b.String()
+	}
+	return s
+}
+
+// finish drains everything, with all writers closed.
+func (m *model) finish() {
+	m.unhold()
+	for _, w := range m.writers {
+		m.must(w.h.End(m.meta1(w)))
+		w.h = nil
+	}
+	m.writers = nil
+	err := m.c.DrainAll(m.ctx())
+	if errors.Is(err, ErrStopped) || errors.Is(err, failpoint.ErrInjected) {
+		m.crashed()
+		return
+	}
+	m.must(err)
+}
+
+// checkAll is called when everything is drained and all handles are closed.
+func (m *model) checkAll() {
+	m.Helper()
+	got := m.byPID()
+	for _, w := range m.all {
+		want := w.want.String()
+		if strings.HasPrefix(w.path, "no/") {
+			want = ""
+		}
+		if g := got[w.pid]; g != want {
+			i := 0
+			for i < len(g) && i < len(want) && g[i] == want[i] {
+				i++
+			}
+			m.Errorf("writer %d of %s: %d bytes, want %d; first differs at %d: %.40q, want %.40q", w.pid, w.path, len(g), len(want), i, g[i:], want[i:])
+		}
+	}
+	m.checkLines()
+	if n := m.c.Stats(); n.Pending != 0 || n.PendingBytes != 0 {
+		m.Errorf("%d unfinished lines of %d bytes are left", n.Pending, n.PendingBytes)
+	}
+	for k := range m.q.disk {
+		if strings.HasPrefix(k, prefixPend) || strings.HasPrefix(k, prefixCut) {
+			m.Errorf("key %s is left", k)
+		}
+	}
+}
+
+// checkLines: no record goes on in the line of another writer but where that one was
+// closed, and records end where their flags say.
+func (m *model) checkLines() {
+	m.Helper()
+	inside := map[string]rec{} // path: the last record, if it did not end its line
+	piece := map[uint32]bool{}
+	for i, x := range m.records() {
+		ended := strings.HasSuffix(x.data, "\n") || x.flags&record.PieceLast != 0 && x.flags&record.Binary != 0
+		p := inside[x.path]
+		switch {
+		case x.flags&record.Binary != 0:
+			continue
+		case x.flags&(record.Unterminated|record.PieceFirst|record.PieceMiddle) == 0 && !ended:
+			m.Errorf("record %d does not end a line: %v", i, x)
+		case x.flags&record.Unterminated != 0 && ended:
+			m.Errorf("record %d ends a line and is flagged unterminated: %v", i, x)
+		case x.flags&(record.PieceMiddle|record.PieceLast) != 0 && !piece[x.pid]:
+			m.Errorf("record %d is a piece without a first: %v", i, x)
+		case x.flags&(record.PieceMiddle|record.PieceLast) == 0 && piece[x.pid]:
+			m.Errorf("record %d comes inside a line of its writer: %v", i, x)
+		case p.pid != 0 && p.pid != x.pid && x.flags&record.Break == 0 && m.together(p, x):
+			m.Errorf("record %d goes on in another writer's line: %v after %v", i, x, p)
+		case p.pid == 0 && x.flags&record.Break != 0:
+			m.Errorf("record %d has a break at a line's start: %v", i, x)
+		}
+		piece[x.pid] = x.flags&(record.PieceFirst|record.PieceMiddle) != 0
+		inside[x.path] = rec{}
+		if x.flags&(record.Unterminated|record.PieceFirst|record.PieceMiddle) != 0 {
+			inside[x.path] = x
+		}
+	}
+}
+
+// together reports whether the capture has to know that two writers were open at the
+// same time: both had written before the first was closed. A piece's line is open.
+func (m *model) together(p, x rec) bool {
+	a, b := m.all[p.pid-1], m.all[x.pid-1]
+	return a.era == b.era && p.flags&record.Unterminated == 0
+}
