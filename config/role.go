@@ -118,6 +118,9 @@ func (c *Config) checkReceive(ps *problems) {
 	}
 }
 
+// wholeLine is the longest line that capture makes one record of.
+const wholeLine = MiB
+
 // Notes returns what an operator may not expect of a role that CheckRole accepts;
 // the role's start and `ftfuse check` say it.
 func (c *Config) Notes(r Role) []string {
@@ -141,6 +144,9 @@ func (c *Config) Notes(r Role) []string {
 			c.Mount.Offline, c.Mount.Point, OfflineIgnore)
 	}
 	for i := range c.Mount.Rules {
+		if ru := &c.Mount.Rules[i]; ru.MaxLine > wholeLine {
+			note("%s: max_line = %q: lines longer than %s travel in pieces in this version, and come out whole all the same", ru, ru.MaxLine, wholeLine)
+		}
 		if ru := &c.Mount.Rules[i]; ru.Attribution == AttributionOpen {
 			note("%s: attribution = %q arrives with a later version: records name the thread and time of every write, as with %q", ru, ru.Attribution, AttributionWrite)
 		}

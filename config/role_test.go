@@ -130,6 +130,10 @@ func TestNotesSayWhatIsDoneInstead(t *testing.T) {
 	if notes := c.Notes(RoleMount); len(notes) != 1 || !strings.Contains(notes[0], "no tls") {
 		t.Errorf("got %q, want only that there is no tls", notes)
 	}
+	c = parse(t, with(t, `path = "**"`, `max_line = "2MiB"`))
+	if notes := strings.Join(c.Notes(RoleMount), "\n"); !strings.Contains(notes, `max_line = "2MiB"`) {
+		t.Errorf("the notes say nothing of max_line:\n%s", notes)
+	}
 	c = parse(t, with(t, `dir = "/data"`, `format = "%H"`))
 	if notes := strings.Join(c.Notes(RoleReceive), "\n"); !strings.Contains(notes, "%L") {
 		t.Errorf("the notes say nothing of a format without the data:\n%s", notes)

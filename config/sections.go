@@ -20,7 +20,7 @@ const (
 	minWindow      = 64 * KiB
 	maxWindow      = 4 * GiB
 	minMaxLine     = 1 * KiB
-	maxMaxLine     = 2 * MiB
+	maxMaxLine     = 64 * MiB
 	maxReadback    = TiB
 	maxShutdown    = time.Hour
 )
