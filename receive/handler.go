@@ -122,6 +122,7 @@ func (h *handler) submit(ctx context.Context, b batch.Sealed, pn *plan, reply fu
 				check := n.extents[i].check
 				n.extents[i] = h.table.assign(f, &pn.files[i])
 				n.extents[i].check = check
+				h.count.pieces.Add(pn.files[i].split)
 			}
 		}
 		t.Entries[0].Note = n.append(nil)

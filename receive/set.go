@@ -145,5 +145,6 @@ func compileOut(i int, sp spec) (*out, error) {
 
 // matches reports whether records of that host and path come to o.
 func (o *out) matches(host, path string) bool {
-	return doublestar.MatchUnvalidated(o.Hosts, host) && doublestar.MatchUnvalidated(o.Path, path)
+	// "*" is every host, also one that calls itself "a/b": its records are not to vanish.
+	return (o.Hosts == "*" || doublestar.MatchUnvalidated(o.Hosts, host)) && doublestar.MatchUnvalidated(o.Path, path)
 }

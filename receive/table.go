@@ -34,8 +34,6 @@ type generation struct {
 	live  bool  // what is assigned goes behind what is there; else a restart is being redone
 	next  int64 // everything below is written, in this run; -1: not yet known
 	dirty bool  // written to since the last checkpoint took it (guarded by applier.mu)
-	tail  int64 // where the last write ended in the file
-	wrote int64 // bytes since write back was last asked for
 	hold  *hold // set while it cannot be written to
 }
 

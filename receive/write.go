@@ -13,9 +13,8 @@ import (
 
 // Sizes of the applier.
 const (
-	compareBytes   = 256 << 10 // read at once while a redo compares
-	blockBytes     = 4096      // what a disk loses or keeps as one
-	writebackBytes = 8 << 20   // written to a file before the kernel is asked to begin with it
+	compareBytes = 256 << 10 // read at once while a redo compares
+	blockBytes   = 4096      // what a disk loses or keeps as one
 )
 
 func pathCheck(path string) uint32 { return crc32.Checksum([]byte(path), castagnoli) }
@@ -101,7 +100,7 @@ func (a *applier) putOpen(ctx context.Context, g *generation, f *output.File, po
 		}
 		pos, segs = pos+n, output.Skip(segs, n)
 		g.next = pos
-		a.wrote(g, f, at, n)
+		a.wrote(g, n)
 	}
 	info, err := f.Stat()
 	if err != nil {
@@ -114,14 +113,9 @@ func (a *applier) putOpen(ctx context.Context, g *generation, f *output.File, po
 	return pos, segs, nil
 }
 
-// wrote notes n bytes written at at.
-func (a *applier) wrote(g *generation, f *output.File, at, n int64) {
+// wrote notes n bytes written.
+func (a *applier) wrote(g *generation, n int64) {
 	a.count.written.Add(uint64(n))
-	g.tail = at + n
-	if g.wrote += n; g.wrote >= writebackBytes {
-		f.StartWriteback(g.tail-g.wrote, g.wrote)
-		g.wrote = 0
-	}
 	a.markDirty(g, n)
 }
 

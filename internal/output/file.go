@@ -125,12 +125,6 @@ func (f *File) Sync() error {
 	}
 }
 
-// StartWriteback asks the kernel to begin writing off to off+n to disk, and does not
-// wait for it. It promises nothing; a later Sync has less to do.
-func (f *File) StartWriteback(off, n int64) {
-	_ = unix.SyncFileRange(f.fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
-}
-
 // Close closes the file.
 func (f *File) Close() error {
 	if err := unix.Close(f.fd); err != nil {
