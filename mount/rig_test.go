@@ -49,6 +49,7 @@ func daemonMain(file string) int {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer cancel()
 	defer profile()()
+	reconnectGrace = 10 * time.Millisecond
 	if err := Run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
 		fmt.Fprintln(os.Stderr, "daemon:", err)
 		return 1
@@ -281,9 +282,16 @@ func (r *rig) records() []rec {
 // delivered returns what was captured of each path, in order.
 func (r *rig) delivered() map[string]string {
 	r.t.Helper()
-	out := map[string]string{}
+	parts := map[string]*strings.Builder{}
 	for _, one := range r.records() {
-		out[one.Path] += one.data
+		if parts[one.Path] == nil {
+			parts[one.Path] = new(strings.Builder)
+		}
+		parts[one.Path].WriteString(one.data)
+	}
+	out := map[string]string{}
+	for path, b := range parts {
+		out[path] = b.String()
 	}
 	return out
 }

@@ -242,12 +242,12 @@ func (r *role) free() int64 {
 	return r.queue.Room() - max(0, r.store.Uncaptured()-inFlight)
 }
 
-const (
-	// drainPoll is how often a stopping role looks whether everything is sent.
-	drainPoll = 5 * time.Millisecond
-	// reconnectGrace is how long it waits for a connection that is not there.
-	reconnectGrace = time.Second
-)
+// drainPoll is how often a stopping role looks whether everything is sent.
+const drainPoll = 5 * time.Millisecond
+
+// reconnectGrace is how long it waits for a connection that is not there. Tests, whose
+// destination never is, shorten it.
+var reconnectGrace = time.Second
 
 // drain accepts no more writes and sends what there is until shutdown_timeout. What
 // remains stays queued.
