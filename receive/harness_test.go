@@ -383,3 +383,14 @@ func (w *logWriter) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// waitFor waits for a state that nothing announces.
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	limit := time.Now().Add(testLimit)
+	for tick := time.NewTicker(time.Millisecond); !ok(); <-tick.C {
+		if time.Now().After(limit) {
+			t.Fatalf("waiting for %s", what)
+		}
+	}
+}

@@ -198,7 +198,7 @@ func TestLogrotate(t *testing.T) {
 		t.Run(strings.Fields(how)[0], func(t *testing.T) {
 			r := newRotation(t)
 			conf := filepath.Join(t.TempDir(), "conf")
-			must(t, os.WriteFile(conf, fmt.Appendf(nil, "%s {\nrotate 20\n%s\n}\n", r.path(), how), 0o644))
+			must(t, os.WriteFile(conf, fmt.Appendf(nil, "%s {\nrotate 20\nmissingok\n%s\n}\n", r.path(), how), 0o644))
 			for range 6 {
 				r.lines(100, true)
 				if how != "copytruncate" {
