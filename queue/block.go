@@ -41,9 +41,27 @@ func splitBlocks(items []*memItem) (blocks [][]*memItem) {
 	return blocks
 }
 
-// encodeBlock returns the two values of a block. The data of a single entry is not
-// copied.
-func encodeBlock(items []*memItem) (heads, data []byte) {
+// blockBuffers are what blocks of small entries are put together in, for one commit
+// after the other.
+type blockBuffers struct {
+	bufs [][]byte
+	used int
+}
+
+func (p *blockBuffers) get(size int) []byte {
+	if p.used == len(p.bufs) {
+		p.bufs = append(p.bufs, make([]byte, 0, blockBytes))
+	}
+	if cap(p.bufs[p.used]) < size {
+		p.bufs[p.used] = make([]byte, 0, size)
+	}
+	p.used++
+	return p.bufs[p.used-1][:0]
+}
+
+// encodeBlock returns the two values of a block, which hold until p is used for another
+// commit. The data of a single entry is not copied.
+func (p *blockBuffers) encodeBlock(items []*memItem) (heads, data []byte) {
 	for _, it := range items {
 		at := len(heads)
 		heads = appendHead(append(heads, 0, 0, 0, 0), it.seq, &it.e)
@@ -56,7 +74,7 @@ func encodeBlock(items []*memItem) (heads, data []byte) {
 	for _, it := range items {
 		size += len(it.e.Batch.Data)
 	}
-	data = make([]byte, 0, size)
+	data = p.get(size)
 	for _, it := range items {
 		data = append(data, it.e.Batch.Data...)
 	}

@@ -143,7 +143,7 @@ func (c *committer) rollDue() (at time.Time, due bool) {
 		return at, false
 	case a.damaged:
 		return c.rollAt, true
-	case a.high > q.o.IdleBytes && q.low() == q.nextSeq:
+	case a.high-a.born > q.o.IdleBytes && q.low() == q.nextSeq:
 		at = q.lastWork.Add(q.o.IdleAfter)
 		if c.rollAt.After(at) {
 			at = c.rollAt
@@ -166,7 +166,7 @@ func (c *committer) step() error {
 		c.held = q.takePending()
 	}
 	rollAt, idle := c.rollDue()
-	idle = idle && !c.lastStart.Before(rollAt)
+	idle = idle && !q.closed && !c.lastStart.Before(rollAt)
 	acks := !q.ackSince.IsZero()
 	q.mu.Unlock()
 	if c.held == nil && !acks && !idle {

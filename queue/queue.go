@@ -225,7 +225,8 @@ type Queue struct {
 
 	commits atomic.Uint64 // bbolt transactions, for the benchmark's sync cadence
 
-	st *stored // committer only: what the newest segment's state holds
+	st   *stored      // committer only: what the newest segment's state holds
+	bufs blockBuffers // committer only
 
 	kick   chan struct{} // something for the committer
 	stop   chan struct{} // closed by Close

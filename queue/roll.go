@@ -120,6 +120,7 @@ func (q *Queue) bear(s *segment, puts map[string][]byte, st *stored) error {
 	if err := q.write(s, &change{puts: puts, whole: true}, st); err != nil {
 		return err
 	}
+	s.born = s.high
 	if err := fpRollCopied.Inject(); err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type segment struct {
 	blocks []blockSpan // ascending; Queue.mu
 	file   *os.File    // bbolt's, which closes it
 	high   int64       // end of what bbolt has used
+	born   int64       // that, when all it held was the state
 	alloc  int64       // end of what the file system has promised
 }
 
@@ -182,8 +183,9 @@ func (q *Queue) fill(tx *bbolt.Tx, s *segment, c *change, st *stored) error {
 			return fmt.Errorf("delete block %d: %w", seq, err)
 		}
 	}
+	q.bufs.used = 0
 	for _, items := range splitBlocks(c.entries) {
-		heads, data := encodeBlock(items)
+		heads, data := q.bufs.encodeBlock(items)
 		sub, err := b.CreateBucket(seqKey(items[0].seq))
 		if err == nil {
 			err = sub.Put(keyData, data)
