@@ -96,7 +96,7 @@ func connect(dir string, allowOther bool) (*fuse.Conn, error) {
 	if os.Geteuid() != 0 {
 		c, err := fuse.Mount(dir, opts...)
 		if err != nil {
-			return nil, fmt.Errorf("mount on %s as a user who is not root: %w; this needs the package fuse3 (fusermount3), and user_allow_other in /etc/fuse.conf for allow_other", dir, err)
+			return nil, fmt.Errorf("mount on %s as a user who is not root: %w; this needs the package fuse3 (fusermount3), /dev/fuse open to that user, and user_allow_other in /etc/fuse.conf for allow_other", dir, err)
 		}
 		return c, nil
 	}

@@ -65,6 +65,7 @@ type rig struct {
 	point string
 	extra string // TOML of [mount], and [mount.queue] after it
 	env   []string
+	cred  *syscall.Credential // nil: as the test
 	cmd   *exec.Cmd
 	log   *logBuffer
 	exit  chan error
@@ -124,11 +125,15 @@ primary = ["127.0.0.1:1"]
 func (r *rig) launch() {
 	r.t.Helper()
 	file := filepath.Join(r.dir, "a.toml")
-	if err := os.WriteFile(file, []byte(r.config()), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(r.config()), 0o644); err != nil {
 		r.t.Fatal(err)
 	}
 	r.cmd = exec.Command(os.Args[0])
 	r.cmd.Env = append(append(os.Environ(), envDaemon+"="+file), r.env...)
+	if r.cred != nil {
+		r.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.cred}
+		r.cmd.Dir = "/"
+	}
 	stderr, err := r.cmd.StderrPipe()
 	if err != nil {
 		r.t.Fatal(err)
@@ -136,10 +141,7 @@ func (r *rig) launch() {
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	if r.log == nil {
-		r.log = &logBuffer{}
-	}
-	r.log.more = make(chan struct{}, 1)
+	r.log = &logBuffer{more: make(chan struct{}, 1)}
 	r.exit = make(chan error, 1)
 	go r.collect(r.cmd, stderr, r.log, r.exit)
 }
@@ -196,12 +198,6 @@ func (r *rig) logged(text string) bool {
 	return false
 }
 
-func (r *rig) clearLog() {
-	r.log.mu.Lock()
-	r.log.lines = nil
-	r.log.mu.Unlock()
-}
-
 // stop ends the daemon in order.
 func (r *rig) stop() {
 	r.t.Helper()
@@ -212,6 +208,9 @@ func (r *rig) stop() {
 }
 
 func (r *rig) kill() {
+	if r.cmd == nil {
+		return
+	}
 	_ = r.cmd.Process.Kill()
 	_ = r.wait()
 }
@@ -223,7 +222,6 @@ func (r *rig) wait() error {
 	select {
 	case err := <-r.exit:
 		r.cmd = nil
-		r.clearLog()
 		return err
 	case <-time.After(30 * time.Second):
 		r.t.Fatal("the daemon does not end")
