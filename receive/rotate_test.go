@@ -251,6 +251,9 @@ func TestRotatedWhileDown(t *testing.T) {
 			r.x = start(t, s)
 			r.lines(10, true)
 			got := countLinesIn(t, r.path()+"*")
+			if n := got["foreign\n"]; name == "foreign" && n != 1 {
+				t.Errorf("the foreign line stands %d times", n)
+			}
 			delete(got, "foreign\n")
 			wantOnce(t, got, r.n)
 			if d := r.x.r.Stats().PossibleDoubles; d != 0 {

@@ -228,3 +228,54 @@ func TestRedoUsesTheStoredTemplates(t *testing.T) {
 	wantFile(t, dir+"/out/new", "new three\n")
 	x.end()
 }
+
+// TestFailedSyncStopsTheRole: after any sync that fails nothing is acked or final, and
+// the process ends with an error; the next start writes all of it.
+func TestFailedSyncStopsTheRole(t *testing.T) {
+	for _, point := range []string{"output/sync", "output/sync-dirs", "output/syncfs"} {
+		t.Run(filepath.Base(point), func(t *testing.T) {
+			s := newSetup(t)
+			f := newFeeder(1)
+			f.connect(t, s.Listen)
+			p := spawn(t, s, point+"=error")
+			var recs []rec
+			for i := range 2 * syncFSFiles { // enough for a sync of the whole file system
+				recs = append(recs, rec{host: "h", path: fmt.Sprint(i), data: "line\n"})
+			}
+			if point != "output/syncfs" {
+				recs = recs[:3]
+			}
+			f.add(recs...)
+			if err := p.gone(); err == nil || !strings.Contains(p.log.String(), "checkpoint: sync") {
+				t.Errorf("the receiver ended with %v; its log:\n%s", err, p.log)
+			}
+			f.until(t, "an ack", f.allAcked)
+			if n := f.final.Count(); n != 0 {
+				t.Errorf("%d batches are final", n)
+			}
+			x := start(t, s)
+			f.until(t, "final acks", f.allFinal)
+			for _, r := range recs {
+				wantFile(t, s.out("h", r.path), "line\n")
+			}
+			x.end()
+		})
+	}
+}
+
+// TestFailedAppendIsTriedAgain: an I/O error holds one file, not the role.
+func TestFailedAppendIsTriedAgain(t *testing.T) {
+	s := newSetup(t)
+	f := newFeeder(1)
+	f.connect(t, s.Listen)
+	spawn(t, s, "output/append=error@3")
+	var want strings.Builder
+	for i := range 10 {
+		data := fmt.Sprintf("line %d\n", i)
+		f.add(rec{host: "h", path: "a", data: data}, rec{host: "h", path: "b", data: data})
+		want.WriteString(data)
+	}
+	f.until(t, "final acks", f.allFinal)
+	wantFile(t, s.out("h", "a"), want.String())
+	wantFile(t, s.out("h", "b"), want.String())
+}

@@ -4,6 +4,15 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/failpoint"
+)
+
+var (
+	fpAppend = failpoint.New("output/append")
+	fpSync   = failpoint.New("output/sync")
+	fpDirs   = failpoint.New("output/sync-dirs")
+	fpSyncFS = failpoint.New("output/syncfs")
 )
 
 // maxVecs is how many pieces one call takes (IOV_MAX of the kernel, uio.h).
@@ -34,6 +43,9 @@ func (f *File) Path() string { return f.path }
 func (f *File) Append(vecs [][]byte) (at, n int64, err error) {
 	if len(vecs) > maxVecs {
 		vecs = vecs[:maxVecs]
+	}
+	if err := fpAppend.Inject(); err != nil {
+		return 0, 0, fmt.Errorf("append to output file %q: %w", f.path, err)
 	}
 	for {
 		wrote, err := unix.Pwritev2(f.fd, vecs, -1, unix.RWF_APPEND)
@@ -113,6 +125,9 @@ func (f *File) Stat() (Info, error) {
 // Sync brings the file's bytes and size to disk (fdatasync). After an error the bytes
 // may be gone and a second Sync would not say so: stop.
 func (f *File) Sync() error {
+	if err := fpSync.Inject(); err != nil {
+		return fmt.Errorf("sync output file %q: %w", f.path, err)
+	}
 	for {
 		err := unix.Fdatasync(f.fd)
 		if err == unix.EINTR {

@@ -206,6 +206,9 @@ func (r *Root) SyncDirs() error {
 	stale := r.stale
 	r.stale = map[string]struct{}{}
 	r.mu.Unlock()
+	if err := fpDirs.Inject(); err != nil && len(stale) > 0 {
+		return fmt.Errorf("sync output directory %q: %w", r.dir, err)
+	}
 	for dir := range stale {
 		if err := r.syncDir(dir); err != nil {
 			return err

@@ -14,6 +14,9 @@ func (r *Root) SyncFS() error {
 	r.mu.Lock()
 	r.stale = map[string]struct{}{}
 	r.mu.Unlock()
+	if err := fpSyncFS.Inject(); err != nil {
+		return fmt.Errorf("sync the file system of output directory %q: %w", r.dir, err)
+	}
 	for {
 		err := unix.Syncfs(r.fd)
 		if err == unix.EINTR {
