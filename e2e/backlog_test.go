@@ -22,7 +22,7 @@ func TestBacklogDrainsAndGivesSpaceBack(t *testing.T) {
 		n = 2 << 30
 	}
 	a := startAppender(t, p.In("app.log"), n)
-	must(t, <-a.done)
+	must(t, a.wait(t))
 	n = a.accepted.Load()
 	full := diskUse(t, p.MountState)
 	if full < n {
@@ -111,7 +111,7 @@ func TestFullQueueWithBlockWaitsAndObeysSignals(t *testing.T) {
 	}
 	victim := exec.Command("dd", "if=/dev/zero", "of="+p.In("victim.log"), "bs=64k", "count=2000", "oflag=append", "conv=notrunc", "status=none")
 	must(t, victim.Start())
-	t.Cleanup(func() { _ = victim.Process.Kill(); _ = victim.Wait() })
+	t.Cleanup(func() { _ = victim.Process.Kill() })
 	eventually(t, patience, func() error { // it waits in a FUSE request
 		wchan, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", victim.Process.Pid))
 		if err != nil || !strings.HasPrefix(string(wchan), "1 ") {
@@ -121,14 +121,46 @@ func TestFullQueueWithBlockWaitsAndObeysSignals(t *testing.T) {
 	})
 	began := time.Now()
 	must(t, victim.Process.Signal(syscall.SIGTERM))
-	_ = victim.Wait() // terminated: its status says so
+	ended := make(chan struct{})
+	go func() { _ = victim.Wait(); close(ended) }() // terminated: its status says so
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Fatalf("a program in a blocked write(2) did not end within %v of SIGTERM", patience)
+	}
 	took := time.Since(began)
 	t.Logf("a blocked program ended %v after SIGTERM", took.Round(time.Millisecond))
 	if took > 5*time.Second {
 		t.Errorf("a blocked program could not be ended for %v", took)
 	}
 	startReceive(t, p)
-	must(t, <-a.done)
+	must(t, a.wait(t))
+	n := a.accepted.Load()
+	eventually(t, 2*patience, func() error {
+		if st, err := os.Stat(p.Out("app.log")); err != nil || st.Size() < n {
+			return fmt.Errorf("%v of %d bytes arrived (%v)", st, n, err)
+		}
+		return nil
+	})
+	stop(t, p)
+	blockLines(t, p.Out("app.log"), n)
+}
+
+// A Go program's os.File is in its poller when the file system can be polled, which FUSE
+// can and ext4 cannot: it writes with O_NONBLOCK and waits for the poller to say that
+// there is room. It must be told.
+func TestGoProgramOutlivesAFullQueue(t *testing.T) {
+	p := newPair(t)
+	p.Queue = "max_bytes = \"32MiB\"\non_full = \"block\""
+	startMount(t, p)
+	f, err := os.OpenFile(p.In("app.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	must(t, err)
+	a := append1000(f.Write, func() { f.Close() }, 96<<20)
+	if blocked, err := a.stuck(t); !blocked {
+		t.Fatalf("a write to a full queue returned %v, want it to wait", err)
+	}
+	startReceive(t, p)
+	must(t, a.wait(t))
 	n := a.accepted.Load()
 	eventually(t, 2*patience, func() error {
 		if st, err := os.Stat(p.Out("app.log")); err != nil || st.Size() < n {

@@ -89,22 +89,35 @@ type appender struct {
 // line is one of the appender's lines: 64 bytes.
 func blockLine(n int64) string { return fmt.Sprintf("%-63d\n", n) }
 
+// startAppender writes with bare system calls, as a program in C does.
 func startAppender(t *testing.T, path string, limit int64) *appender {
 	t.Helper()
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	fd, err := syscall.Open(path, syscall.O_CREAT|syscall.O_APPEND|syscall.O_WRONLY|syscall.O_CLOEXEC, 0o644)
 	must(t, err)
+	return append1000(func(b []byte) (int, error) {
+		for {
+			n, err := syscall.Write(fd, b)
+			if !errors.Is(err, syscall.EINTR) { // Go's runtime sends itself signals
+				return n, err
+			}
+		}
+	}, func() { syscall.Close(fd) }, limit)
+}
+
+// append1000 appends blocks of 1,000 lines until limit bytes have been accepted.
+func append1000(write func([]byte) (int, error), end func(), limit int64) *appender {
 	a := &appender{done: make(chan error, 1)}
 	go func() {
-		defer f.Close()
-		var block strings.Builder
+		defer end()
+		var block []byte
 		for a.accepted.Load() < limit {
-			block.Reset()
+			block = block[:0]
 			first := a.accepted.Load() / 64
 			for n := range int64(1000) {
-				block.WriteString(blockLine(first + n))
+				block = append(block, blockLine(first+n)...)
 			}
-			n, err := f.WriteString(block.String())
-			a.accepted.Add(int64(n))
+			n, err := write(block)
+			a.accepted.Add(int64(max(n, 0)))
 			if err != nil {
 				a.done <- err
 				return
@@ -117,6 +130,18 @@ func startAppender(t *testing.T, path string, limit int64) *appender {
 		a.done <- nil
 	}()
 	return a
+}
+
+// wait waits until the appender has failed or written all.
+func (a *appender) wait(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-a.done:
+		return err
+	case <-time.After(4 * patience):
+		t.Fatalf("the writer still waits after %v, %d bytes were accepted", 4*patience, a.accepted.Load())
+		return nil
+	}
 }
 
 // stuck waits until the appender has failed, ended or stopped getting anywhere, and
@@ -219,7 +244,7 @@ func TestReceiverOutputDiskFull(t *testing.T) {
 	ballast := d.fill(t, 8<<20)
 	const n = 32 << 20
 	a := startAppender(t, p.In("app.log"), n)
-	if err := <-a.done; err != nil {
+	if err := a.wait(t); err != nil {
 		t.Fatalf("the source must not notice a full disk of the receiver: %v", err)
 	}
 	eventually(t, patience, func() error {
@@ -257,7 +282,7 @@ func TestReceiverQueueDiskFull(t *testing.T) {
 	ballast := d.fill(t, 0)
 	const n = 64 << 20
 	a := startAppender(t, p.In("app.log"), n)
-	if err := <-a.done; err != nil {
+	if err := a.wait(t); err != nil {
 		t.Fatalf("the source must not notice: %v", err)
 	}
 	eventually(t, patience, func() error {

@@ -3,7 +3,7 @@
 // shares nothing with what it checks (bench/tally).
 //
 // The long forms of these tests run with FTFUSE_SOAK=1. FTFUSE_BIN names a binary to
-// test instead of building one.
+// test instead of building one, FTFUSE_E2E_LOG a file that takes the logs of all roles.
 package e2e
 
 import (
@@ -89,6 +89,14 @@ func newPair(t *testing.T) *rig.Pair {
 	p, err := rig.NewPair(bin, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if path := os.Getenv("FTFUSE_E2E_LOG"); path != "" {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		p.Log = f
 	}
 	watch(t, p)
 	return p

@@ -92,7 +92,7 @@ func begin(ctx context.Context, parent string, w io.Writer) (*demo, error) {
 		return nil, errors.Join(fmt.Errorf("prepare the demo: %w", err), os.RemoveAll(dir))
 	}
 	d.pair.Log = d.log
-	d.pair.Outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\n\n[[receive.output]]\ndir = %q\nfile = \"everything.log\"\nformat = %q\ntime = \"%%H:%%M:%%S\"\n",
+	d.pair.Outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\n\n[[receive.output]]\npath = \"*/**\"\ndir = %q\nfile = \"everything.log\"\nformat = %q\ntime = \"%%H:%%M:%%S\"\n",
 		d.pair.OutDir(), filepath.Join(dir, "live"), attributes)
 	if err := os.MkdirAll(filepath.Join(dir, "live"), 0o755); err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare the demo: %w", err), os.RemoveAll(dir))
@@ -174,7 +174,7 @@ func (d *demo) programs() error {
 	for _, p := range []*program{
 		{file: "shell/loop.log", lines: 1500, what: `i=0; while [ $i -lt 1500 ]; do i=$((i+1)); echo "shell line $i"; sleep 0.002; done >>"$1"`},
 		{file: "dd/blocks.log", lines: 200_000, what: `seq -f 'dd line %.0f' 200000 | dd of="$1" bs=64k oflag=append conv=notrunc status=none`},
-		{file: "syslog/app.log", lines: 2000, what: `seq 2000 | logger --no-act -s -i -t demo-app 2>>"$1"`, needs: "logger"},
+		{file: "syslog/app.log", lines: 2000, what: `seq 2000 | logger --no-act --socket-errors=off -s -i -t demo-app 2>>"$1"`, needs: "logger"},
 		{file: "python/service.log", lines: 3000, what: pythonWriter, needs: "python3"},
 	} {
 		if _, err := exec.LookPath(p.needs); p.needs != "" && err != nil {
