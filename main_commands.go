@@ -72,7 +72,3 @@ func sendCommand() *cli.Command {
 		Action:    arrivesLater("until then copy the file into the mount"),
 	}
 }
-
-func roleFlag() cli.Flag {
-	return &cli.StringFlag{Name: "role", Usage: "only `ROLE` (mount, relay or receive)"}
-}
