@@ -130,6 +130,10 @@ func (s *server) readDir(r *fuse.ReadRequest, h *handle, path string) {
 	r.Respond(&fuse.ReadResponse{Data: h.listing[from:end]})
 }
 
+// flushPatience bounds how long a close(2) waits for the journal: a process that is being
+// killed closes its files without taking signals. In binary mode a record then ends later.
+const flushPatience = 500 * time.Millisecond
+
 // flush comes at every close(2) of a descriptor, of a forked child's too. It ends no
 // line; binary mode ends a record there.
 func (s *server) flush(r *fuse.FlushRequest) {
@@ -143,6 +147,8 @@ func (s *server) flush(r *fuse.FlushRequest) {
 		m := spool.Meta{Unique: uint64(r.ID), PID: r.Pid, UID: r.Uid, GID: r.Gid, Time: time.Now().UnixNano()}
 		if h.write.Flush(&m) == spool.ErrJournalFull {
 			s.later(r.ID, func(ctx context.Context) {
+				ctx, cancel := context.WithTimeout(ctx, flushPatience)
+				defer cancel()
 				s.noteLater(ctx, func() error { return h.write.Flush(&m) })
 				s.answered(r.ID)
 				r.Respond()

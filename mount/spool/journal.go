@@ -133,8 +133,12 @@ func (j *journal) mapFile(path string) error {
 	boot := bootID()
 	j.otherBoot = [16]byte(j.mem[hdrBoot:]) != boot
 	copy(j.mem[hdrBoot:], boot[:])
-	le.PutUint32(j.mem[hdrCRC:], crc32.Checksum(j.mem[:hdrCRC], castagnoli))
+	j.sealHeader()
 	return nil
+}
+
+func (j *journal) sealHeader() {
+	binary.LittleEndian.PutUint32(j.mem[hdrCRC:], crc32.Checksum(j.mem[:hdrCRC], castagnoli))
 }
 
 // makeJournal writes an empty journal beside path and renames it there.
