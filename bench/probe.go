@@ -34,11 +34,14 @@ func startProbe(ctx context.Context, in, out string, perSecond int, look time.Du
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	p := &probe{cancel: cancel}
+	// The watch ends after the last line was sent, or it would not look for that one.
+	sent, done := context.WithCancel(context.WithoutCancel(ctx))
 	p.wg.Go(func() {
+		defer done()
 		defer f.Close()
 		p.write(ctx, f, time.Second/time.Duration(perSecond))
 	})
-	p.wg.Go(func() { p.watch(ctx, out, look) })
+	p.wg.Go(func() { p.watch(sent, out, look) })
 	return p, nil
 }
 
