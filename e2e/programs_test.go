@@ -19,10 +19,10 @@ import (
 // system, and wants each file of the second byte for byte at the aggregator.
 func twin(t *testing.T, p *rig.Pair, script string) {
 	t.Helper()
-	on, off := p.Point(), filepath.Join(p.Dir, "twin")
-	if err := os.MkdirAll(off, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	sub := strings.ReplaceAll(filepath.Base(t.Name()), " ", "_")
+	on, off := p.In(sub), filepath.Join(p.Dir, "twin", sub)
+	must(t, os.Mkdir(on, 0o755))
+	must(t, os.MkdirAll(off, 0o755))
 	sh(t, script, on)
 	sh(t, script, off)
 	files := 0
@@ -35,8 +35,8 @@ func twin(t *testing.T, p *rig.Pair, script string) {
 		if err != nil {
 			return err
 		}
-		arrives(t, p.Out(name), read(t, path))
-		if mode := modeOf(t, p.In(name)); mode != st.Mode() {
+		arrives(t, p.Out(filepath.Join(sub, name)), read(t, path))
+		if mode := modeOf(t, filepath.Join(on, name)); mode != st.Mode() {
 			t.Errorf("%s has mode %v on the mount, %v on ext4", name, mode, st.Mode())
 		}
 		return nil
@@ -65,7 +65,7 @@ func TestProgramsWriteAsOnExt4(t *testing.T) {
 		"shell":    `cd "$1"; for i in $(seq 300); do echo "line $i" >>shell.log; done; printf 'no end' >>shell.log; printf ' here\n' >>shell.log`,
 		"loop":     `cd "$1"; for i in $(seq 2000); do echo "line $i of one open file"; done >>loop.log`,
 		"truncate": `cd "$1"; seq 1000 >over.log`,
-		"cp":       `cd "$1"; seq 50000 >"$1.src"; cp "$1.src" cp.log; rm "$1.src"; chmod 640 cp.log`,
+		"cp":       `cd "$1"; seq 50000 >"/tmp/$$.src"; cp "/tmp/$$.src" cp.log; rm "/tmp/$$.src"; chmod 640 cp.log`,
 		"dd":       `cd "$1"; seq 200000 | dd of=dd.log bs=4k status=none; seq 7 | dd of=dd.log oflag=append conv=notrunc status=none`,
 		"dd big":   `cd "$1"; seq -w 2000000 | head -c 8000000 | dd of=ddbig.log bs=1M iflag=fullblock status=none`,
 		"tee":      `cd "$1"; seq 30000 | tee tee1.log tee2.log >/dev/null; seq 10 | tee -a tee1.log >/dev/null`,
