@@ -39,13 +39,16 @@ type Capture struct {
 	taken      uint64 // the newest entry taken in
 	queued     int    // entries taken in and not cut
 	newest     uint64 // the newest writer id seen
+	open       uint64 // the newest writer id when the line that end ends was ended
 	in         []spool.Entry
 	files      map[spool.Number]*file
 	lastFile   *file
 	cutting    *file
 	ready      []*file
 	readyHead  int
+	frozen     []*file
 	paths      map[string]*path
+	pathList   []*path
 	lastPath   *path
 	lastPathID uint32
 	pendBytes  int64

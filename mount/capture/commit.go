@@ -68,6 +68,9 @@ func (c *Capture) usedUp() uint64 {
 	for i := c.readyHead; i < len(c.ready); i++ {
 		low(c.ready[i])
 	}
+	for _, f := range c.frozen {
+		low(f)
+	}
 	if c.cutting != nil {
 		low(c.cutting)
 	}
@@ -341,6 +344,13 @@ func (c *Capture) forgetFile(n spool.Number, f *file) {
 		if c.lastFile == f {
 			c.lastFile = nil
 		}
+		p := f.path
+		f.setPath(nil)
+		if p != nil && p.files == 0 && p.tail.mark != 0 { // nobody is left who was open then
+			p.tail = tail{}
+			c.dirtyPath(p)
+		}
+		c.sweepPaths()
 	}
 	c.extra = append(c.extra, kv{Key: posKey(n)})
 }

@@ -19,7 +19,7 @@ const (
 func (c *Capture) cutFile(f *file, budget int64, until uint64) error {
 	c.cutting = f
 	defer func() { c.cutting = nil }()
-	for budget > 0 && !f.empty() && f.q[f.head].seq <= until {
+	for budget > 0 && !f.frozen && !f.empty() && f.q[f.head].seq <= until {
 		it := &f.q[f.head]
 		n, k := int64(0), 1
 		var err error
@@ -50,7 +50,7 @@ func (c *Capture) cutFile(f *file, budget int64, until uint64) error {
 // the first.
 func (c *Capture) cutWrites(f *file, until uint64) (n int64, k int, err error) {
 	it := &f.q[f.head]
-	end := it.off + it.n
+	end := it.end()
 	if it.n == 0 || end <= f.pos {
 		return 0, 1, nil
 	}
@@ -59,15 +59,15 @@ func (c *Capture) cutWrites(f *file, until uint64) (n int64, k int, err error) {
 			return 0, 0, err
 		}
 	}
-	if it.path.skip {
-		c.skip(it.path, uint64(end-f.pos))
+	if p := c.pathList[it.path]; p.skip {
+		c.skip(p, uint64(end-f.pos))
 		c.moveTo(f, end)
 		return 0, 1, nil
 	}
 	k, total := c.run(f, until)
 	if k == 0 { // a part of a long one
 		part := *it
-		part.n, part.off = total, f.pos
+		part.n, part.off = uint32(total), f.pos
 		return total, 0, c.cutItems(f, []item{part})
 	}
 	return total, k, c.cutItems(f, f.q[f.head:f.head+k])
@@ -77,7 +77,7 @@ func (c *Capture) cutWrites(f *file, until uint64) (n int64, k int, err error) {
 // their bytes from the position on. 0 items means: a part of the first.
 func (c *Capture) run(f *file, until uint64) (k int, total int64) {
 	q := f.q[f.head:]
-	end := q[0].off + q[0].n
+	end := q[0].end()
 	total = end - f.pos
 	if total > maxExtent {
 		return 0, maxExtent
@@ -91,14 +91,14 @@ func (c *Capture) run(f *file, until uint64) (k int, total int64) {
 	}
 	for k = 1; k < len(q); k++ {
 		it := &q[k]
-		if it.kind != spool.Write || it.off != end || it.n == 0 || it.n >= largeItem || it.path.skip || it.seq > until {
+		if it.kind != spool.Write || it.off != end || it.n == 0 || it.n >= largeItem || it.seq > until || it.path != q[0].path && c.pathList[it.path].skip {
 			break
 		}
-		if total+it.n+int64(k)*12 > limit {
+		if total+int64(it.n)+int64(k)*12 > limit {
 			break
 		}
-		total += it.n
-		end += it.n
+		total += int64(it.n)
+		end += int64(it.n)
 	}
 	return k, total
 }
@@ -106,7 +106,7 @@ func (c *Capture) run(f *file, until uint64) (k int, total int64) {
 // cutItems reads the bytes of contiguous extents from the position on and cuts them.
 func (c *Capture) cutItems(f *file, items []item) error {
 	last := &items[len(items)-1]
-	total := int(last.off + last.n - f.pos)
+	total := int(last.end() - f.pos)
 	gap := 0
 	if w := f.writers[items[0].writer]; w != nil && len(w.pend) <= maxGap {
 		gap = len(w.pend)
@@ -129,10 +129,10 @@ func (c *Capture) cutItems(f *file, items []item) error {
 	for i := range items {
 		it := &items[i]
 		a := gap + int(max(it.off, start)-start)
-		b := gap + int(it.off+it.n-start)
+		b := gap + int(it.end()-start)
 		c.tally.writes++
 		c.tally.bytes += uint64(b - a)
-		if err := c.cutExtent(f.writerOf(it.writer, it.path), it, a, b); err != nil {
+		if err := c.cutExtent(f.writerOf(it.writer, c.pathList[it.path]), it, a, b); err != nil {
 			return err
 		}
 	}
@@ -144,7 +144,7 @@ func (c *Capture) cutItems(f *file, items []item) error {
 // of its file past them.
 func (c *Capture) cutExtent(w *writer, it *item, a, b int) error {
 	f := w.file
-	if it.path.binary {
+	if w.path.binary {
 		return c.cutBinary(w, it, a, b)
 	}
 	if w.open() {
@@ -218,6 +218,7 @@ func (c *Capture) cutBinary(w *writer, it *item, a, b int) error {
 		}
 		if !w.inPiece {
 			w.attr, w.inPiece = *at, true
+			w.attr.Flags = it.flags
 			c.dirtyWriter(w)
 		}
 		a += n

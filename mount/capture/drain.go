@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sync/atomic"
 
 	"ftfuse/mount/spool"
@@ -88,31 +89,22 @@ func (c *Capture) ask(r *request, what string) error {
 // serve takes up the requests whose bytes are there.
 func (c *Capture) serve() error {
 	c.mu.Lock()
-	list := c.requests
-	c.requests = nil
+	list := slices.Clone(c.requests)
 	c.mu.Unlock()
-	var later []*request
-	for i, r := range list {
-		ok, err := c.serveOne(r)
-		if err != nil {
-			c.putBack(append(later, list[i:]...))
-			return err
-		}
-		if !ok {
-			later = append(later, r)
-		}
-	}
-	c.putBack(later)
-	return nil
-}
-
-func (c *Capture) putBack(list []*request) {
 	if len(list) == 0 {
-		return
+		return nil
+	}
+	done := map[*request]bool{}
+	var err error
+	for _, r := range list {
+		if done[r], err = c.serveOne(r); err != nil {
+			break
+		}
 	}
 	c.mu.Lock()
-	c.requests = append(list, c.requests...)
+	c.requests = slices.DeleteFunc(c.requests, func(r *request) bool { return done[r] })
 	c.mu.Unlock()
+	return err
 }
 
 // serveOne reports whether r needs no more looking at.
@@ -120,33 +112,45 @@ func (c *Capture) serveOne(r *request) (bool, error) {
 	if r.once.Load() || r.state.Load() == left || (r.ctx.Err() != nil && !r.must && r.run == nil) {
 		return true, nil
 	}
-	if c.taken < r.until {
+	f := c.files[r.file]
+	switch {
+	case c.taken < r.until, r.all && c.usedUp() < r.until:
 		return false, nil
-	}
-	if r.all && c.usedUp() < r.until {
+	case f != nil && f.frozen && !r.must && !r.all:
 		return false, nil
-	}
-	if f := c.files[r.file]; f != nil && !r.all {
+	case f != nil && !r.all:
 		if err := c.cutFile(f, math.MaxInt64, r.until); err != nil {
 			return false, err
 		}
 	}
-	if r.run != nil {
-		if !r.state.CompareAndSwap(waiting, taken) {
-			return true, nil
-		}
-		if err := r.run(); err != nil {
-			r.answer(err)
-			return true, c.failure()
-		}
+	if r.run == nil {
+		return c.submitFor(r, true)
 	}
+	// Records of others go first: the queue may have no room for them, and then the
+	// caller can still leave.
+	if ok, err := c.submitFor(nil, false); !ok || err != nil {
+		return false, err
+	}
+	if !r.state.CompareAndSwap(waiting, taken) {
+		return true, nil
+	}
+	if err := r.run(); err != nil {
+		r.answer(err)
+		return true, c.failure()
+	}
+	return c.submitFor(r, true)
+}
+
+// submitFor submits what there is, and answers r when it is on disk.
+func (c *Capture) submitFor(r *request, sync bool) (bool, error) {
 	if c.isDirty() {
-		if err := c.submit(c.ctx, true); err != nil {
-			r.answer(err)
-			return true, err
+		if err := c.submit(c.ctx, sync); err != nil {
+			return false, err
 		}
 	}
-	c.await(r)
+	if r != nil {
+		c.await(r)
+	}
 	return true, nil
 }
 

@@ -6,18 +6,21 @@ import (
 )
 
 // item is one extent of a spool file that waits to be cut, or the end of a writer or
-// of its record. It is a journal entry without what capture has no use for.
+// of its record. It is a journal entry without what capture has no use for, and has
+// no pointers, so that the garbage collector has nothing to do with a long queue.
 type item struct {
 	seq           uint64 // of the journal; 0 where the extent came from elsewhere
 	writer        uint64
-	off           int64 // of an end: the newest writer id given out then
-	n             int64
+	off           int64 // of a release: the newest writer id seen before it
 	time          int64
-	path          *path
+	n             uint32
+	path          uint32 // in Capture.pathList
 	pid, uid, gid uint32
 	flags         uint16 // of the record
 	kind          spool.Kind
 }
+
+func (it *item) end() int64 { return it.off + int64(it.n) }
 
 // file is the state of one spool file.
 //
@@ -41,6 +44,10 @@ type file struct {
 	head  int
 	ready bool // in Capture.ready
 
+	// A truncation is under way: what is written behind it has offsets that mean
+	// nothing until the position is that of the truncated file.
+	frozen bool
+
 	dirty bool   // since the last transaction
 	key   string // of the position in the queue
 }
@@ -63,6 +70,20 @@ type writer struct {
 	saved  bool    // a head stands in the queue
 	dirty  bool
 	key    string
+}
+
+// setPath makes p the newest path that f was opened with.
+func (f *file) setPath(p *path) {
+	if f.path == p {
+		return
+	}
+	if f.path != nil {
+		f.path.files--
+	}
+	if p != nil {
+		p.files++
+	}
+	f.path = p
 }
 
 func (f *file) empty() bool { return f.head == len(f.q) }

@@ -136,15 +136,16 @@ func (c *Capture) endWriter(f *file, it *item) error {
 	if w == nil {
 		return nil
 	}
-	if err := c.end(w); err != nil {
+	if err := c.end(w, uint64(it.off)); err != nil {
 		return err
 	}
 	f.forget(w)
 	return nil
 }
 
-// end ends w's unfinished line or binary record where it is.
-func (c *Capture) end(w *writer) error {
+// end ends w's unfinished line or binary record where it is. Writers up to newest were
+// open then.
+func (c *Capture) end(w *writer, newest uint64) error {
 	if !w.open() {
 		return nil
 	}
@@ -163,6 +164,7 @@ func (c *Capture) end(w *writer) error {
 	if w.inPiece {
 		flag |= record.PieceLast
 	}
+	c.open = newest
 	if err := c.piece(w, flag, w.pend, nil); err != nil {
 		return err
 	}
@@ -173,7 +175,7 @@ func (c *Capture) end(w *writer) error {
 // endRecord ends a binary record at a flush. In line mode a flush means nothing.
 func (c *Capture) endRecord(f *file, it *item) error {
 	if w := f.writers[it.writer]; w != nil && w.path.binary {
-		return c.end(w)
+		return c.end(w, 0)
 	}
 	return nil
 }

@@ -45,14 +45,17 @@ func (c *Capture) enqueue(e *spool.Entry) {
 		return // a start: used up before
 	}
 	it := c.itemOf(e)
-	if it.path.name == "" && f.path != nil {
-		it.path = f.path
+	if e.Path == "" && f.path != nil { // its name was lost
+		it.path = f.path.id
 	}
 	c.newest = max(c.newest, e.Writer)
-	f.path = it.path
+	if e.Kind == spool.Release {
+		it.off = int64(c.newest)
+	}
+	f.setPath(c.pathList[it.path])
 	f.push(it)
 	c.queued++
-	if !f.ready {
+	if !f.ready && !f.frozen {
 		f.ready = true
 		c.ready = append(c.ready, f)
 	}
@@ -60,7 +63,7 @@ func (c *Capture) enqueue(e *spool.Entry) {
 
 func (c *Capture) itemOf(e *spool.Entry) item {
 	return item{
-		seq: e.Seq, writer: e.Writer, off: e.Off, n: int64(e.Len), time: e.Time, path: c.pathOf(e.PathID, e.Path),
+		seq: e.Seq, writer: e.Writer, off: e.Off, n: e.Len, time: e.Time, path: c.pathOf(e.PathID, e.Path).id,
 		pid: e.PID, uid: e.UID, gid: e.GID, kind: e.Kind,
 	}
 }
@@ -89,7 +92,7 @@ func (c *Capture) fill() (bool, error) {
 		budget -= quantum
 		c.ready[c.readyHead] = nil
 		c.readyHead++
-		if f.empty() {
+		if f.empty() || f.frozen {
 			f.ready = false
 		} else {
 			c.ready = append(c.ready, f)

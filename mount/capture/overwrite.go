@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"ftfuse/internal/failpoint"
 	"ftfuse/internal/record"
@@ -44,26 +45,22 @@ type undo struct {
 	tally   tally
 }
 
+// overwrite cuts and submits data, with nothing else in the transaction.
 func (c *Capture) overwrite(ctx context.Context, n spool.Number, e *spool.Entry, data []byte, newEnd int64) error {
-	if c.isDirty() { // so that nothing but this overwrite is in its transaction
-		if err := c.submit(c.ctx, false); err != nil {
-			c.fail(err)
-			return err
-		}
-	}
 	f := c.fileOf(n)
 	it := c.itemOf(e)
-	it.seq, it.n, it.kind, it.flags = 0, int64(len(data)), spool.Write, record.Overwrite
-	f.path = it.path
+	it.seq, it.kind, it.flags = 0, spool.Write, record.Overwrite
+	p := c.pathList[it.path]
+	f.setPath(p)
 	c.newest = max(c.newest, it.writer)
-	if it.path.skip {
-		c.skip(it.path, uint64(len(data)))
+	if p.skip {
+		c.skip(p, uint64(len(data)))
 		f.pos = max(f.pos, newEnd)
 		c.dirtyFile(f)
 		return nil
 	}
-	w := f.writerOf(it.writer, it.path)
-	u := undo{file: *f, writer: w, old: *w, tail: it.path.tail, number: c.number,
+	w := f.writerOf(it.writer, p)
+	u := undo{file: *f, writer: w, old: *w, tail: p.tail, number: c.number,
 		pending: c.pendBytes, count: c.pendCount, setSeq: c.setSeq, tally: c.tally}
 	u.old.pend = append([]byte(nil), w.pend...)
 	u.old.chunks = append([]int64(nil), w.chunks...)
@@ -121,6 +118,8 @@ func (c *Capture) BeginTruncate(ctx context.Context, n spool.Number, newSize int
 		f := c.fileOf(n)
 		size = c.o.Store.Size(n)
 		c.renew(f)
+		f.frozen = true
+		c.frozen = append(c.frozen, f)
 		c.extra = append(c.extra, kv{Key: cutKey(n), Value: cut{size, newSize}.append(nil)})
 		return nil
 	}
@@ -144,9 +143,20 @@ func (c *Capture) FinishTruncate(ctx context.Context, n spool.Number, newSize in
 		f.pos = newSize
 		c.dirtyFile(f)
 		c.extra = append(c.extra, kv{Key: cutKey(n)})
+		c.thaw(f)
 		return nil
 	}
 	return c.ask(r, fmt.Sprintf("finish to truncate file %s to %d", n, newSize))
+}
+
+// thaw lets f be cut again.
+func (c *Capture) thaw(f *file) {
+	f.frozen = false
+	c.frozen = slices.DeleteFunc(c.frozen, func(g *file) bool { return g == f })
+	if !f.empty() && !f.ready {
+		f.ready = true
+		c.ready = append(c.ready, f)
+	}
 }
 
 // renew makes the completer leave f alone for what was committed until now: its

@@ -92,7 +92,8 @@ func (c *Capture) takeFile(info *spool.FileInfo, st *stored) error {
 	if info.Path != "" || name == "" {
 		name = info.Path
 	}
-	f.path, f.uid, f.gid = c.pathOf(0, name), info.UID, info.GID
+	f.setPath(c.pathOf(0, name))
+	f.uid, f.gid = info.UID, info.GID
 	if t, ok := st.cuts[info.Number]; ok {
 		pos, err := c.closeCut(f, t, info.Size)
 		if err != nil {
@@ -195,9 +196,9 @@ func (c *Capture) gap(f *file, to int64, lossy bool) error {
 			continue
 		}
 		it := c.recoveredItem(f, min(to-f.pos, recoverChunk))
-		if it.path.skip {
-			c.skip(it.path, uint64(it.n))
-			c.moveTo(f, f.pos+it.n)
+		if p := c.pathList[it.path]; p.skip {
+			c.skip(p, uint64(it.n))
+			c.moveTo(f, f.pos+int64(it.n))
 			continue
 		}
 		c.n.recovered.Add(uint64(it.n))
@@ -212,18 +213,18 @@ func (c *Capture) gap(f *file, to int64, lossy bool) error {
 // writer has an unfinished line in f, it went on with it.
 func (c *Capture) recoveredItem(f *file, n int64) item {
 	it := item{
-		off: f.pos, n: n, time: c.o.Now().UnixNano(), path: f.path, kind: spool.Write,
+		off: f.pos, n: uint32(n), time: c.o.Now().UnixNano(), path: f.path.id, kind: spool.Write,
 		uid: f.uid, gid: f.gid, flags: record.Recovered,
 	}
 	open := 0
 	for _, w := range f.writers {
 		if w.open() {
 			open++
-			it.writer, it.path = w.id, w.path
+			it.writer, it.path = w.id, w.path.id
 		}
 	}
 	if open != 1 {
-		it.writer, it.path = 0, f.path
+		it.writer, it.path = 0, f.path.id
 	}
 	return it
 }
@@ -243,9 +244,8 @@ func (c *Capture) endAll(st *stored) error {
 	slices.SortFunc(open, func(a, b *writer) int {
 		return cmp.Or(cmp.Compare(a.attr.Time, b.attr.Time), cmp.Compare(a.id, b.id))
 	})
-	c.newest = math.MaxUint64
 	for _, w := range open {
-		if err := c.end(w); err != nil {
+		if err := c.end(w, math.MaxUint64); err != nil {
 			return err
 		}
 	}
@@ -261,7 +261,6 @@ func (c *Capture) endAll(st *stored) error {
 			c.dirtyPath(p)
 		}
 	}
-	c.newest = 0
 	return nil
 }
 

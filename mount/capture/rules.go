@@ -36,12 +36,14 @@ func (r *Rule) check() error {
 
 // path is a path that a handle was opened with, and what the rules say about it.
 type path struct {
+	id      uint32 // in Capture.pathList
 	name    string
 	rule    int // index, -1 for none
 	skip    bool
 	binary  bool
 	maxLine int // at most record's longest, at least 1
 
+	files int // that have it as their newest
 	tail  tail
 	dirty bool // tail changed since the last transaction
 }
@@ -62,7 +64,9 @@ func (c *Capture) pathOf(id uint32, name string) *path {
 	p := c.paths[name]
 	if p == nil {
 		p = c.newPath(name)
+		p.id = uint32(len(c.pathList))
 		c.paths[name] = p
+		c.pathList = append(c.pathList, p)
 	}
 	c.lastPath, c.lastPathID = p, id
 	return p
@@ -83,4 +87,27 @@ func (c *Capture) newPath(name string) *path {
 	}
 	p.maxLine = min(p.maxLine, maxPiece)
 	return p
+}
+
+// sweepPaths drops paths that nothing refers to, when there are many.
+func (c *Capture) sweepPaths() {
+	if c.queued > 0 || len(c.paths) < 2*len(c.files)+1000 {
+		return
+	}
+	used := map[*path]bool{}
+	for _, f := range c.files {
+		used[f.path] = true
+		for _, w := range f.writers {
+			used[w.path] = true
+		}
+	}
+	c.pathList, c.lastPath = c.pathList[:0], nil
+	for name, p := range c.paths {
+		if !used[p] && p.tail.mark == 0 && !p.dirty {
+			delete(c.paths, name)
+			continue
+		}
+		p.id = uint32(len(c.pathList))
+		c.pathList = append(c.pathList, p)
+	}
 }

@@ -115,7 +115,7 @@ func (c *Capture) added(w *writer, at *record.Attr, n int) {
 	case p.binary:
 	case at.Flags&record.Unterminated != 0:
 		c.n.unterminated.Add(1)
-		t = tail{w.id, c.newest}
+		t = tail{w.id, c.open}
 	case at.Flags&inside != 0:
 		t = tail{w.id, ^uint64(0)}
 	}
