@@ -41,20 +41,26 @@ func (s *endlessSource) Final(batch.Lane, []batch.Range) {}
 func (s *endlessSource) Refused(uint64, Verdict)         {}
 func (s *endlessSource) Horizon() []LaneHorizon          { return nil }
 
-// taker takes everything at once.
-type taker struct{}
+// taker takes everything at once and holds the newest 64, as a queue that serves its
+// reader from memory does.
+type taker struct {
+	held [64]batch.Sealed
+	n    int
+}
 
-func (taker) Batch(_ context.Context, _ Peer, _ batch.Sealed, reply func(Verdict)) {
+func (h *taker) Batch(_ context.Context, _ Peer, b batch.Sealed, reply func(Verdict)) {
+	h.held[h.n%len(h.held)] = b
+	h.n++
 	reply(Verdict{Code: Taken})
 }
-func (taker) Horizon(Peer, batch.Lane, uint64) {}
+func (*taker) Horizon(Peer, batch.Lane, uint64) {}
 
 // BenchmarkLoopback sends batches over loopback until the last one is acked, each
 // checked against its CRC; BenchmarkRawTCP is the same bytes by write and read alone.
 func BenchmarkLoopback(b *testing.B) {
 	for _, size := range []int{200, 4 << 10, 64 << 10, 1 << 20, 4 << 20} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			_, ln := serve(b, ServerOptions{Heartbeat: DefaultHeartbeat, DeadAfter: DefaultDeadAfter}, taker{})
+			_, ln := serve(b, ServerOptions{Heartbeat: DefaultHeartbeat, DeadAfter: DefaultDeadAfter}, new(taker))
 			src := &endlessSource{data: make([]byte, size), done: make(chan struct{})}
 			src.crc = batch.Checksum(src.data)
 			src.left.Store(int64(b.N))

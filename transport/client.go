@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftfuse/internal/batch"
@@ -42,7 +43,8 @@ type Client struct {
 	log *slog.Logger
 
 	flights flights
-	busy    chan struct{} // held by Run
+	ran     chan struct{} // held by Run
+	probe   atomic.Bool   // the peer was busy: try one batch first
 
 	mu       sync.Mutex
 	st       ClientStats
@@ -98,7 +100,7 @@ func NewClient(o ClientOptions, s Source) *Client {
 	}
 	c := &Client{
 		o: o, t: timing{o.Heartbeat, o.DeadAfter, o.Handshake}.withDefaults(), src: s, log: o.Logger,
-		busy: make(chan struct{}, 1), drain: make(chan struct{}), ended: make(chan struct{}),
+		ran: make(chan struct{}, 1), drain: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -113,7 +115,7 @@ func NewClient(o ClientOptions, s Source) *Client {
 // not acknowledged by then stays the source's. Run may be called once.
 func (c *Client) Run(ctx context.Context) error {
 	select {
-	case c.busy <- struct{}{}:
+	case c.ran <- struct{}{}:
 	default:
 		return errors.New("transport: Client.Run called twice")
 	}
@@ -206,7 +208,7 @@ func (c *Client) Drain(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	select {
-	case c.busy <- struct{}{}: // Run was never called, and cannot be any more
+	case c.ran <- struct{}{}: // Run was never called, and cannot be any more
 		close(c.ended)
 		return nil
 	default:
@@ -382,6 +384,13 @@ func (f *flights) settle(lane batch.Lane, set batch.Ranges, seqs []uint64) []uin
 	}
 	f.signal()
 	return seqs
+}
+
+// isDone reports whether fl was answered.
+func (f *flights) isDone(fl *flight) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return fl.done
 }
 
 // find returns the flight of id, or nil.

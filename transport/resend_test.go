@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,15 +48,13 @@ func TestReconnectsLoseAndDoubleNothing(t *testing.T) {
 		return len(p), false
 	}
 	h, src := newTestHandler(), newTestSource()
-	unmarked := 0
-	seen := make(map[uint64]bool)
+	unmarked := make(map[uint64]int) // copies without FlagResent: only the first may be one
 	h.before = func(_ context.Context, b batch.Sealed) *Verdict {
 		mu.Lock()
 		defer mu.Unlock()
-		if seen[b.ID.N] && b.Flags&batch.FlagResent == 0 {
-			unmarked++
+		if b.Flags&batch.FlagResent == 0 {
+			unmarked[b.ID.N]++
 		}
-		seen[b.ID.N] = true
 		return nil
 	}
 	_, ln := serve(t, ServerOptions{}, h)
@@ -82,8 +81,12 @@ func TestReconnectsLoseAndDoubleNothing(t *testing.T) {
 	if st.InFlight != 0 || st.InFlightBytes != 0 {
 		t.Errorf("in flight in the end: %+v", st)
 	}
-	if unmarked > 0 {
-		t.Errorf("%d repeats without FlagResent", unmarked)
+	mu.Lock()
+	defer mu.Unlock()
+	for id, copies := range unmarked {
+		if copies > 1 {
+			t.Errorf("batch %d came %d times without FlagResent", id, copies)
+		}
 	}
 }
 
@@ -170,6 +173,34 @@ func TestRefusals(t *testing.T) {
 	}
 	if st := c.Stats(); st.Connects < 2 {
 		t.Errorf("Busy did not end the connection: %+v", st)
+	}
+}
+
+// TestBusyPeerIsProbed: while a peer is busy, a reconnect costs one batch, not the whole
+// window; in the end all arrive in order.
+func TestBusyPeerIsProbed(t *testing.T) {
+	h, src := newTestHandler(), newTestSource()
+	var busy atomic.Int64
+	busy.Store(10)
+	var calls atomic.Int64
+	h.before = func(_ context.Context, b batch.Sealed) *Verdict {
+		calls.Add(1)
+		if busy.Load() > 0 && b.ID.N == 1 {
+			busy.Add(-1)
+			return &Verdict{Code: Busy}
+		}
+		if busy.Load() > 0 {
+			return &Verdict{Code: Busy}
+		}
+		return nil
+	}
+	_, ln := serve(t, ServerOptions{}, h)
+	pushMany(src, 200, 1000)
+	connect(t, ClientOptions{Address: ln.Addr().String(), MinWait: time.Millisecond, MaxWait: time.Millisecond}, src)
+	src.awaitAcked(t, 200)
+	checkInOrder(t, h, 200)
+	if n := calls.Load(); n > 200+200+10 { // the first connection, the probes, the last connection
+		t.Errorf("the handler was called %d times for 200 batches and 10 refusals", n)
 	}
 }
 

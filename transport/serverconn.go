@@ -96,7 +96,8 @@ func (c *serverConn) run() {
 	}
 	c.sayBye(err)
 	var bye *ByeError
-	if errors.As(err, &bye) && bye.Code == ByeDrained || errors.Is(err, errShutdown) {
+	orderly := errors.As(err, &bye) && (bye.Code == ByeDrained || bye.Code == ByeShutdown)
+	if orderly || errors.Is(err, errShutdown) {
 		c.s.log.Info("peer disconnected", "peer", c.peer.String(), "reason", err.Error())
 	} else {
 		c.s.log.Warn("connection to a peer ended", "peer", c.peer.String(), "error", err)

@@ -36,11 +36,12 @@ type session struct {
 	pull     context.Context // ends when no new batch is to be taken
 	stopPull context.CancelFunc
 
-	wmu         sync.Mutex // one frame at a time; guards the next four
-	head        []byte
-	vec         [2][]byte
-	bufs        net.Buffers
-	lastHorizon []LaneHorizon
+	wmu    sync.Mutex // one frame at a time; guards the next five
+	head   []byte
+	vec    [2][]byte
+	bufs   net.Buffers
+	broken bool                  // a frame was not written whole
+	told   map[batch.Lane]uint64 // the horizons announced on this connection
 
 	mu         sync.Mutex
 	ctl        control
@@ -56,7 +57,7 @@ type control struct {
 }
 
 func newSession(ctx context.Context, c *Client, nc net.Conn) *session {
-	s := &session{c: c, nc: nc, wake: make(chan struct{}, 1), start: time.Now()}
+	s := &session{c: c, nc: nc, wake: make(chan struct{}, 1), start: time.Now(), told: make(map[batch.Lane]uint64)}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	s.wire = wire{nc: nc, ctx: s.ctx}
 	s.frames = frameReader{r: bufio.NewReaderSize(&s.wire, clientReadBuffer), lim: limits{meta: maxEarlyMeta}}
@@ -103,10 +104,32 @@ func (s *session) run() error {
 		return nil
 	}
 	s.cancel(err)
-	abort(s.nc)
 	wg.Wait()
-	return context.Cause(s.ctx)
+	err = context.Cause(s.ctx)
+	s.close(err)
+	return err
 }
+
+// close ends a connection that was not drained, with a word to the peer when this side
+// is the one that ends it.
+func (s *session) close(err error) {
+	code, text, tell := byeFor(err)
+	switch {
+	case errors.Is(err, errBusy):
+		code, text, tell = ByeShutdown, "asked for a pause", true
+	case errors.Is(err, context.Canceled): // the context of Run
+		code, tell = ByeShutdown, true
+	}
+	if tell && !s.broken && s.nc.SetWriteDeadline(time.Now().Add(100*time.Millisecond)) == nil &&
+		s.writeLocked(appendBye(nil, code, text)) == nil {
+		linger(s.nc)
+		return
+	}
+	abort(s.nc)
+}
+
+// errBusy is the end of a connection to a peer that takes nothing now.
+var errBusy = errors.New("peer is busy")
 
 // handshake sends HELLO and reads WELCOME.
 func (s *session) handshake() error {
@@ -178,6 +201,13 @@ func (s *session) send() error {
 		}
 		if err := s.sendFlight(fl); err != nil {
 			return err
+		}
+		if s.c.probe.Load() {
+			// A peer that was busy is asked with one batch whether it still is, not with all.
+			if err := s.waitFor(s.ctx, func() bool { return s.c.flights.isDone(fl) }); err != nil {
+				return err
+			}
+			s.c.probe.Store(false)
 		}
 	}
 	for s.pull.Err() == nil {
@@ -292,6 +322,7 @@ func (s *session) writeLocked(p []byte, data ...[]byte) error {
 	_, err := s.bufs.WriteTo(s.nc)
 	s.vec = [2][]byte{}
 	if err != nil {
+		s.broken = true
 		if s.ctx.Err() != nil {
 			return context.Cause(s.ctx)
 		}
@@ -302,14 +333,20 @@ func (s *session) writeLocked(p []byte, data ...[]byte) error {
 
 // sendHorizon announces what moved since the last time.
 func (s *session) sendHorizon() error {
-	now := s.c.src.Horizon()
+	all := s.c.src.Horizon()
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
-	if slices.Equal(now, s.lastHorizon) {
+	var moved []LaneHorizon
+	for _, h := range all {
+		if below, told := s.told[h.Lane]; !told || below != h.Below {
+			moved = append(moved, h)
+			s.told[h.Lane] = h.Below
+		}
+	}
+	if moved == nil {
 		return nil
 	}
-	s.lastHorizon = slices.Clone(now)
-	return s.writeLocked(appendHorizons(nil, now))
+	return s.writeLocked(appendHorizons(nil, moved))
 }
 
 // read reads frames until the connection ends, and says why it did.
@@ -392,7 +429,9 @@ func (s *session) refused(meta []byte) error {
 	}
 	switch {
 	case v.Code == Busy:
-		return fmt.Errorf("%v refused batch %v: %v: %s", s.peer, id, v.Code, v.Text)
+		s.useful = false // wait longer from time to time
+		s.c.probe.Store(true)
+		return fmt.Errorf("%w: %v refused batch %v: %s", errBusy, s.peer, id, v.Text)
 	case v.Code == BadCRC && !fl.badCRC:
 		fl.badCRC = true // only this goroutine and its successors look at it
 		s.c.log.Warn("batch arrived damaged; sending it again", "peer", s.peer.String(), "batch", id.String(), "reason", v.Text)

@@ -171,6 +171,10 @@ type Source interface {
 	// Refused tells that the next node will not take the batch. The client forgets it;
 	// the source keeps it and may give it to Next again, best after a reconnect.
 	Refused(seq uint64, v Verdict)
-	// Horizon lists what to announce.
+	// Horizon lists what to announce: every lane whose finals the source wants to hear
+	// of, also one of which nothing is final yet (Below 1). The server tells what became
+	// final while this client was away only for lanes that it announced or sends. It is
+	// asked at the start of each connection and at every heartbeat; only what moved
+	// travels.
 	Horizon() []LaneHorizon
 }
