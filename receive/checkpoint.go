@@ -114,6 +114,9 @@ func (a *applier) syncAll(dirty []*generation) error {
 		byRoot[g.file.root] = append(byRoot[g.file.root], g)
 	}
 	for _, root := range a.table.roots.all() {
+		if err := root.Revive(); err != nil {
+			a.log.Error("output directory cannot be reached by its name", "dir", root.Dir(), "error", err)
+		}
 		if err := a.syncRoot(root, byRoot[root]); err != nil {
 			return err
 		}
@@ -123,28 +126,29 @@ func (a *applier) syncAll(dirty []*generation) error {
 
 // syncRoot syncs one output directory: file by file, or all at once.
 func (a *applier) syncRoot(root *output.Root, dirty []*generation) error {
-	files := make([]*generation, 0, len(dirty))
-	whole := false
+	files := make([]*output.File, 0, len(dirty))
+	whole := root.TakeWhole()
 	for _, g := range dirty {
 		covered := root.Covers(a.table.identity(g))
 		switch {
 		case covered && len(dirty) > syncFSFiles:
 			whole = true
-		case a.table.cache.PinOpen(&g.slot) != nil:
-			files = append(files, g)
-		case covered: // closed since it was written to
-			whole = true
-		} // else evicted has synced it
+		default:
+			if f := a.table.cache.PinOpen(&g.slot); f != nil {
+				files = append(files, f)
+			} else if covered { // closed since it was written to
+				whole = true
+			} // else evicted has synced it
+		}
 	}
-	errs := make(chan error, len(files)+1)
+	errs := make(chan error, len(files)+1) // one each
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, syncParallel)
-	for _, g := range files {
+	for _, f := range files {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			defer a.table.cache.Unpin(&g.slot)
-			errs <- a.table.cache.File(&g.slot).Sync()
+			errs <- errors.Join(f.Sync(), a.table.cache.Unpin(f))
 		})
 	}
 	wg.Wait()

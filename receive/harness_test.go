@@ -22,7 +22,7 @@ import (
 	"ftfuse/transport"
 )
 
-const testLimit = 60 * time.Second // what takes longer has failed
+const testLimit = 20 * time.Second // what takes longer has failed
 
 // childEnv holds a setup in JSON: the test binary is then a receiver and no test.
 const childEnv = "FTFUSE_RECEIVE_CHILD"

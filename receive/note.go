@@ -98,7 +98,8 @@ func (e *extent) append(b []byte) []byte {
 func appendID(b []byte, id output.ID) []byte {
 	b = binary.AppendUvarint(b, id.Dev)
 	b = binary.AppendUvarint(b, id.Ino)
-	return binary.AppendVarint(b, id.Birth)
+	b = binary.AppendVarint(b, id.Birth)
+	return binary.LittleEndian.AppendUint64(b, id.Handle)
 }
 
 // noteReader reads fixed and variable numbers; after the first that is missing, bad.
@@ -146,7 +147,7 @@ func (r *noteReader) id() output.ID {
 		return output.ID{}
 	}
 	r.b = r.b[n:]
-	id.Birth = v
+	id.Birth, id.Handle = v, r.u64()
 	return id
 }
 

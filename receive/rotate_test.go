@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ftfuse/internal/failpoint"
 )
 
 // countLinesIn counts every line of all files below dir that match, by its text.
@@ -262,4 +264,54 @@ func TestRotatedWhileDown(t *testing.T) {
 			r.x.end()
 		})
 	}
+}
+
+// TestRemovedBetweenAssignAndWrite: the file has a place for the bytes, and no name any
+// more when they are written: they are written again to the file that has the name.
+func TestRemovedBetweenAssignAndWrite(t *testing.T) {
+	r := newRotation(t)
+	r.lines(10, true)
+	must(t, failpoint.Set("output/append", "pause"))
+	defer failpoint.Clear("output/append")
+	r.lines(5, false)
+	r.f.until(t, "acks", r.f.allAcked)
+	must(t, os.Remove(r.path()))
+	failpoint.Clear("output/append")
+	r.f.until(t, "final acks", r.f.allFinal)
+	var want strings.Builder
+	for i := 10; i < 15; i++ {
+		fmt.Fprintf(&want, "line %08d\n", i)
+	}
+	wantFile(t, r.path(), want.String())
+	if d := r.x.r.Stats().PossibleDoubles; d == 0 {
+		t.Error("no possible double was counted")
+	}
+	r.x.end()
+}
+
+// TestOutputDirectoryMovedAway: the whole directory is renamed or removed under way; what
+// comes later is below the one that has the name.
+func TestOutputDirectoryMovedAway(t *testing.T) {
+	r := newRotation(t)
+	r.lines(20, true)
+	must(t, os.Rename(r.s.out(), r.s.out()+".old"))
+	for _, err := os.Stat(r.path()); err != nil; _, err = os.Stat(r.path()) {
+		r.lines(1, true) // the next checkpoint notices
+	}
+	r.lines(20, true)
+	old := countLinesIn(t, r.s.out()+".old/h/*")
+	for line, n := range countLinesIn(t, r.path()) {
+		old[line] += n
+	}
+	wantOnce(t, old, r.n)
+	must(t, os.RemoveAll(r.s.out()))
+	r.lines(20, true)
+	r.lines(20, true)
+	got := countLinesIn(t, r.path())
+	for i := r.n - 20; i < r.n; i++ {
+		if line := fmt.Sprintf("line %08d\n", i); got[line] != 1 {
+			t.Errorf("%q stands %d times", line, got[line])
+		}
+	}
+	r.x.end()
 }

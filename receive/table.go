@@ -171,12 +171,12 @@ func (t *table) touch(f *file) error {
 func (t *table) begin(f *file, old *generation, now time.Time) error {
 	g := newGeneration(f, newEra())
 	g.live = true
-	out, err := t.cache.Pin(&g.slot, func() (*output.File, error) { return f.root.Open(f.name) })
+	out, err := t.cache.Pin(&g.slot, func() (*output.File, error) { return openNew(f) })
 	switch {
 	case errors.Is(err, output.ErrRefused):
 		return err
 	case err == nil:
-		defer t.cache.Unpin(&g.slot)
+		defer t.cache.Unpin(out) // it is not dropped in between: nothing is closed here
 		info, err := out.Stat()
 		if err != nil {
 			return err

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"hash/crc32"
 
+	"golang.org/x/sys/unix"
+
 	"ftfuse/internal/output"
 	"ftfuse/queue"
 )
@@ -60,57 +62,68 @@ func (e *stopError) Unwrap() error { return e.error }
 
 // put writes segs from pos to end.
 func (a *applier) put(ctx context.Context, g *generation, pos, end int64, segs [][]byte) error {
-	for pos < end {
+	for try := 0; pos < end; try++ {
 		f, err := a.open(ctx, g, pos)
 		if err != nil {
 			return err
 		}
-		pos, segs, err = a.putOpen(ctx, g, f, pos, segs)
-		a.table.cache.Unpin(&g.slot)
+		n, gone, err := a.putOpen(ctx, g, f, pos, segs)
+		if uerr := a.table.cache.Unpin(f); err == nil {
+			err = uerr
+		}
 		if err != nil {
 			return err
+		}
+		if gone && try == maxReplace {
+			return fmt.Errorf("write output file %q: it is removed as soon as it is written to", g.file.path)
+		}
+		pos, segs = pos+n, output.Skip(segs, n)
+		if gone { // what was written since a name was last seen may have gone with it
+			if err := a.replace(ctx, g, pos, true); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// putOpen goes on in the open file. It may return early without an error, where the file
-// turned out to be removed.
-func (a *applier) putOpen(ctx context.Context, g *generation, f *output.File, pos int64, segs [][]byte) (int64, [][]byte, error) {
+// putOpen writes segs, which begin at pos, to the open file. gone says that the file
+// turned out to have no name any more, and that only n bytes are to count as written.
+func (a *applier) putOpen(ctx context.Context, g *generation, f *output.File, pos int64, segs [][]byte) (n int64, gone bool, err error) {
 	if !g.live {
-		matched, err := a.redo(ctx, g, f, pos, segs)
-		pos, segs = pos+matched, output.Skip(segs, matched)
-		g.next = max(g.next, pos)
+		n, err = a.redo(ctx, g, f, pos, segs)
+		g.next = max(g.next, pos+n)
 		if err != nil {
-			return pos, segs, err
+			return n, false, err
 		}
+		segs = output.Skip(segs, n)
 	}
-	start, undo := pos, segs
+	start := n
 	for len(segs) > 0 {
-		at, n, err := f.Append(segs)
+		at, k, err := f.Append(segs)
 		if err != nil {
-			return pos, segs, err
+			return n, false, err
 		}
-		if at != g.place(pos) {
+		if at != g.place(pos+n) {
 			a.log.Warn("output file was changed by somebody else; going on at its end",
-				"file", f.Path(), "expected", g.place(pos), "end", at)
-			if err := a.move(ctx, g, pos, g.id, at, false); err != nil {
-				return pos, segs, err
+				"file", f.Path(), "expected", g.place(pos+n), "end", at)
+			if err := a.move(ctx, g, pos+n, g.id, at, false); err != nil {
+				return n, false, err
 			}
 		}
-		pos, segs = pos+n, output.Skip(segs, n)
-		g.next = pos
-		a.wrote(g, n)
+		n, segs = n+k, output.Skip(segs, k)
+		g.next = pos + n
+		a.wrote(g, k)
 	}
 	info, err := f.Stat()
 	if err != nil {
-		return pos, segs, err
+		return n, false, err
 	}
-	if info.Links == 0 { // what we wrote since we last saw a name may have gone with it
-		g.next = start
-		return start, undo, a.replace(ctx, g, start, true)
+	if info.Links == 0 {
+		g.next = pos + start
+		return start, true, nil
 	}
-	return pos, segs, nil
+	return n, false, nil
 }
 
 // wrote notes n bytes written.
@@ -152,7 +165,7 @@ func (a *applier) open(ctx context.Context, g *generation, pos int64) (*output.F
 // replace sends what was assigned to g from pos on to the end of the file that has the
 // name now, which is made where there is none.
 func (a *applier) replace(ctx context.Context, g *generation, pos int64, double bool) error {
-	f, err := g.file.root.Open(g.file.name)
+	f, err := openNew(g.file)
 	if err != nil {
 		return err
 	}
@@ -161,12 +174,41 @@ func (a *applier) replace(ctx context.Context, g *generation, pos int64, double 
 	if err != nil {
 		return err
 	}
-	defer a.table.cache.Drop(&g.slot)
+	if err := a.leave(g); err != nil {
+		return err
+	}
 	g.live = true
 	if err := a.move(ctx, g, pos, info.ID, info.Size, double); err != nil {
 		return err
 	}
 	return a.stored(ctx)
+}
+
+// openNew opens the file that has the name, or makes it.
+func openNew(f *file) (*output.File, error) {
+	out, err := f.root.Open(f.name)
+	if errors.Is(err, unix.ENOENT) { // the output's directory itself is gone
+		if err := f.root.Revive(); err != nil {
+			return nil, err
+		}
+		return f.root.Open(f.name)
+	}
+	return out, err
+}
+
+// leave closes the file that g was written to. What was written is synced now, or by
+// the next checkpoint with the whole file system.
+func (a *applier) leave(g *generation) error {
+	old := a.table.cache.PinOpen(&g.slot)
+	if old == nil {
+		g.file.root.NeedWhole()
+		return nil
+	}
+	err := old.Sync()
+	if err != nil {
+		err = &stopError{err}
+	}
+	return errors.Join(err, a.table.cache.Drop(&g.slot), a.table.cache.Unpin(old))
 }
 
 // move notes a new place for what was assigned to g from pos on. The note is on disk

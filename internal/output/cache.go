@@ -19,7 +19,7 @@ type Cache struct {
 	evict func(s *Slot, f *File) error
 
 	mu  sync.Mutex
-	lru list.List // of *Slot with a file and no pin, oldest in front
+	lru list.List // of *File without a pin, the one unused for longest in front
 	n   int       // open files
 }
 
@@ -29,13 +29,10 @@ type Slot struct {
 	Owner any
 
 	file *File
-	pins int
-	elem *list.Element // in Cache.lru
 }
 
 // NewCache returns a cache of limit descriptors. evict is called before a file is closed
-// to make room, without any lock of the cache's, while nobody else can pin the slot's
-// file; it may be nil.
+// to make room, without any lock of the cache's; it may be nil.
 func NewCache(limit int, evict func(s *Slot, f *File) error) *Cache {
 	if limit <= 0 {
 		limit = DefaultOpenFiles
@@ -44,7 +41,7 @@ func NewCache(limit int, evict func(s *Slot, f *File) error) *Cache {
 }
 
 // Pin returns the slot's file and keeps it open until Unpin. open is called where the
-// slot is empty; one slot is pinned by one goroutine at a time when it may be empty.
+// slot is empty; a slot that may be empty is pinned by one goroutine at a time.
 func (c *Cache) Pin(s *Slot, open func() (*File, error)) (*File, error) {
 	if f := c.PinOpen(s); f != nil {
 		return f, nil
@@ -61,7 +58,7 @@ func (c *Cache) Pin(s *Slot, open func() (*File, error)) (*File, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.file, s.pins = f, s.pins+1
+	s.file, f.slot, f.pins = f, s, 1
 	c.n++
 	return f, nil
 }
@@ -70,31 +67,35 @@ func (c *Cache) Pin(s *Slot, open func() (*File, error)) (*File, error) {
 func (c *Cache) PinOpen(s *Slot) *File {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.file == nil {
+	f := s.file
+	if f == nil {
 		return nil
 	}
-	if s.elem != nil {
-		c.lru.Remove(s.elem)
-		s.elem = nil
+	if f.elem != nil {
+		c.lru.Remove(f.elem)
+		f.elem = nil
 	}
-	s.pins++
-	return s.file
+	f.pins++
+	return f
 }
 
-// File returns the file of a slot that the caller has pinned.
-func (c *Cache) File(s *Slot) *File {
+// Unpin lets the file be closed when room is needed, or at once when its slot was
+// emptied by Drop.
+func (c *Cache) Unpin(f *File) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return s.file
-}
-
-// Unpin lets the slot's file be closed when room is needed.
-func (c *Cache) Unpin(s *Slot) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.pins--; s.pins == 0 && s.file != nil {
-		s.elem = c.lru.PushBack(s)
+	f.pins--
+	if f.pins > 0 {
+		c.mu.Unlock()
+		return nil
 	}
+	if f.slot != nil {
+		f.elem = c.lru.PushBack(f)
+		c.mu.Unlock()
+		return nil
+	}
+	c.n--
+	c.mu.Unlock()
+	return f.Close()
 }
 
 // Len returns how many files are open.
@@ -113,13 +114,13 @@ func (c *Cache) makeRoom() error {
 			c.mu.Unlock()
 			return nil
 		}
-		s := front.Value.(*Slot)
-		f := c.take(s)
+		f := front.Value.(*File)
+		s := f.slot
+		c.take(f)
 		c.mu.Unlock()
 		if c.evict != nil {
 			if err := c.evict(s, f); err != nil {
-				f.Close()
-				return err
+				return errors.Join(err, f.Close())
 			}
 		}
 		if err := f.Close(); err != nil {
@@ -128,26 +129,27 @@ func (c *Cache) makeRoom() error {
 	}
 }
 
-// take empties s; c.mu is held.
-func (c *Cache) take(s *Slot) *File {
-	f := s.file
-	if s.elem != nil {
-		c.lru.Remove(s.elem)
-		s.elem = nil
-	}
-	s.file = nil
+// take removes an unpinned file; c.mu is held.
+func (c *Cache) take(f *File) {
+	c.lru.Remove(f.elem)
+	f.elem = nil
+	f.slot.file, f.slot = nil, nil
 	c.n--
-	return f
 }
 
-// Drop closes the slot's file, if it is open and nobody has it pinned.
+// Drop empties the slot. Its file is closed now, or when the last who has it pinned
+// unpins it.
 func (c *Cache) Drop(s *Slot) error {
 	c.mu.Lock()
-	if s.file == nil || s.pins > 0 {
+	f := s.file
+	if f == nil || f.pins > 0 {
+		if f != nil {
+			s.file, f.slot = nil, nil
+		}
 		c.mu.Unlock()
 		return nil
 	}
-	f := c.take(s)
+	c.take(f)
 	c.mu.Unlock()
 	return f.Close()
 }
@@ -162,7 +164,8 @@ func (c *Cache) Close() error {
 			c.mu.Unlock()
 			return errors.Join(errs...)
 		}
-		f := c.take(front.Value.(*Slot))
+		f := front.Value.(*File)
+		c.take(f)
 		c.mu.Unlock()
 		errs = append(errs, f.Close())
 	}

@@ -1,6 +1,7 @@
 package output
 
 import (
+	"container/list"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,11 @@ type File struct {
 	fd   int
 	id   ID
 	path string // when it was opened
+
+	// Of the Cache, guarded by its mutex.
+	slot *Slot // nil: none, or emptied
+	pins int
+	elem *list.Element // in Cache.lru
 }
 
 // ID returns the file's identity.

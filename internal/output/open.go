@@ -3,25 +3,32 @@ package output
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 const resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
-// ID identifies a file for as long as its file system lives. Birth is 0 where the file
-// system has none.
+// ID identifies a file for as long as its file system lives. Birth and Handle are 0 where
+// the file system has none. (Birth alone does not do: ext4 gives the inode number of a
+// removed file to the next one, and its clock ticks every few milliseconds; the handle
+// has the inode's generation number.)
 type ID struct {
 	Dev, Ino uint64
-	Birth    int64 // Unix nanoseconds
+	Birth    int64  // birth time, Unix nanoseconds
+	Handle   uint64 // hash of the file handle, name_to_handle_at(2)
 }
 
 // IsZero reports whether no file is named.
 func (id ID) IsZero() bool { return id == ID{} }
 
-// String is device, inode and birth time.
-func (id ID) String() string { return fmt.Sprintf("%x:%d@%d", id.Dev, id.Ino, id.Birth) }
+// String is device, inode, birth time and handle.
+func (id ID) String() string {
+	return fmt.Sprintf("%x:%d@%d/%x", id.Dev, id.Ino, id.Birth, id.Handle)
+}
 
 // Info is what Stat tells of a file.
 type Info struct {
@@ -223,7 +230,28 @@ func statFd(fd int) (Info, uint32, error) {
 	if x.Mask&unix.STATX_BTIME != 0 {
 		info.ID.Birth = x.Btime.Sec*1e9 + int64(x.Btime.Nsec)
 	}
+	info.ID.Handle = handleOf(fd)
 	return info, uint32(x.Mode), nil
+}
+
+// handleOf returns a hash of the file's handle, 0 where the file system has none.
+func handleOf(fd int) uint64 {
+	var h struct { // struct file_handle
+		bytes uint32
+		kind  int32
+		data  [128]byte // MAX_HANDLE_SZ
+	}
+	h.bytes = uint32(len(h.data))
+	var mount int32
+	empty := [1]byte{}
+	_, _, errno := unix.Syscall6(unix.SYS_NAME_TO_HANDLE_AT, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])),
+		uintptr(unsafe.Pointer(&h)), uintptr(unsafe.Pointer(&mount)), unix.AT_EMPTY_PATH, 0)
+	if errno != 0 || h.bytes > uint32(len(h.data)) {
+		return 0
+	}
+	sum := fnv.New64a()
+	_, _ = sum.Write(h.data[:h.bytes])
+	return max(sum.Sum64(), 1)
 }
 
 // Stat looks at the file called name without opening it for writing. A missing file is

@@ -86,6 +86,7 @@ type Root struct {
 	o   Options
 
 	mu    sync.Mutex
+	whole bool                // see NeedWhole
 	stale map[string]struct{} // directories, relative, whose entries are not known to be on disk
 }
 
@@ -257,4 +258,29 @@ func parent(name string) string {
 		return name[:i]
 	}
 	return ""
+}
+
+// Revive looks whether dir is still the directory that r has open. When it was moved
+// away or removed, r goes on with the directory that has the name now, made where there
+// is none. Files that are open stay what they are.
+func (r *Root) Revive() error {
+	var now, then unix.Stat_t
+	if err := unix.Fstat(r.fd, &then); err != nil {
+		return fmt.Errorf("look at output directory %q: %w", r.dir, err)
+	}
+	if err := unix.Stat(r.dir, &now); err == nil && now.Dev == then.Dev && now.Ino == then.Ino {
+		return nil
+	}
+	fresh, err := OpenRoot(r.dir, r.o)
+	if err != nil {
+		return err
+	}
+	defer fresh.Close() // the lock belongs to the open directory, which r.fd then names
+	if err := unix.Dup3(fresh.fd, r.fd, unix.O_CLOEXEC); err != nil {
+		return fmt.Errorf("reopen output directory %q: %w", r.dir, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dev = fresh.dev
+	return nil
 }

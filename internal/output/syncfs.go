@@ -31,7 +31,28 @@ func (r *Root) SyncFS() error {
 
 // Covers reports whether SyncFS brings the file to disk: it is on the root's own file
 // system, and the kernel reports a failed write back there (since 5.8, fs/sync.c).
-func (r *Root) Covers(id ID) bool { return syncfsReports() && id.Dev == r.dev }
+func (r *Root) Covers(id ID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return syncfsReports() && id.Dev == r.dev
+}
+
+// NeedWhole notes that a file was written to that cannot be synced by itself any more,
+// so that the next sync must be a SyncFS.
+func (r *Root) NeedWhole() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.whole = true
+}
+
+// TakeWhole reports whether NeedWhole was called since the last TakeWhole.
+func (r *Root) TakeWhole() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	whole := r.whole
+	r.whole = false
+	return whole
+}
 
 var syncfsReports = sync.OnceValue(func() bool {
 	var u unix.Utsname
