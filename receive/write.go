@@ -16,6 +16,7 @@ import (
 // Sizes of the applier.
 const (
 	compareBytes = 256 << 10 // read at once while a redo compares
+	maxReplace   = 8         // files removed under one write before it is held
 	blockBytes   = 4096      // what a disk loses or keeps as one
 )
 
