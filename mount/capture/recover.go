@@ -195,7 +195,11 @@ func (c *Capture) gap(f *file, to int64, lossy bool) error {
 			c.moveTo(f, at)
 			continue
 		}
-		it := c.recoveredItem(f, min(to-f.pos, recoverChunk))
+		end, err := c.dataEnd(f, min(to, f.pos+recoverChunk))
+		if err != nil {
+			return err
+		}
+		it := c.recoveredItem(f, end-f.pos)
 		if p := c.pathList[it.path]; p.skip {
 			c.skip(p, uint64(it.n))
 			c.moveTo(f, f.pos+int64(it.n))
@@ -207,6 +211,23 @@ func (c *Capture) gap(f *file, to int64, lossy bool) error {
 		}
 	}
 	return nil
+}
+
+// dataEnd returns where the data at f's position ends, limit at most, to a block. (A
+// file system tells data from holes by blocks, so that zeros around what was written
+// far behind the end can come with it.)
+func (c *Capture) dataEnd(f *file, limit int64) (int64, error) {
+	const block = 4096
+	for end := f.pos/block*block + block; end < limit; end += block {
+		at, err := c.o.Store.SeekData(f.number, end)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, fmt.Errorf("look for data in file %s: %w", f.number, err)
+		}
+		if err != nil || at > end {
+			return end, nil
+		}
+	}
+	return limit, nil
 }
 
 // recoveredItem is the extent of n bytes at f's position that no note covers. Where one
