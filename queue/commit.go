@@ -110,9 +110,12 @@ func (c *committer) plan(now time.Time) (time.Duration, bool) {
 		at(c.lastStart.Add(q.o.CommitEvery))
 	}
 	if !q.ackSince.IsZero() {
-		if q.closed {
+		switch {
+		case q.closed:
 			at(now)
-		} else {
+		case q.diskFull: // acks give space back
+			at(q.ackSince.Add(q.o.CommitEvery))
+		default:
 			at(q.ackSince.Add(ackEvery))
 		}
 	}

@@ -159,7 +159,7 @@ func (q *Queue) begin(nums []uint64) error {
 		c.dirty = true
 	}
 	s := &segment{num: next, first: q.nextSeq, last: q.committed}
-	if err := q.bear(s, puts, q.st); err != nil {
+	if err := q.bear(s, puts, q.st, true); err != nil {
 		return err
 	}
 	q.segs = append(q.segs, s)

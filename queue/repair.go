@@ -264,7 +264,7 @@ func (x *inspection) writeRepaired(st *stored, l *loaded, note *RepairNote) erro
 		puts[string(classCursor)+name] = c.encode()
 	}
 	s := &segment{num: next, first: l.root.newest + 1, last: l.root.newest}
-	if err := x.q.bear(s, puts, st); err != nil {
+	if err := x.q.bear(s, puts, st, true); err != nil {
 		return err
 	}
 	if err := s.close(); err != nil {

@@ -40,12 +40,14 @@ func (c *committer) room(g *group) error {
 			a = q.active()
 		}
 	}
-	err := a.grow(need)
-	if isFull(err) && g == nil {
-		q.dropReserve()
-		err = a.grow(need)
+	if g == nil { // the slack of the last commit is for this
+		if err := a.growBy(need, 0); !isFull(err) || !q.dropReserve() {
+			return err
+		}
+		return a.growBy(need, 0)
 	}
-	if err == nil && g != nil {
+	err := a.growBy(need, slackBytes)
+	if err == nil {
 		c.roomAgain()
 	}
 	return err
@@ -71,7 +73,7 @@ func (c *committer) roll() error {
 	q.mu.Unlock()
 
 	st := &stored{vals: maps.Clone(q.st.vals), commit: q.st.commit, sum: q.st.sum}
-	if err := q.bear(s, puts, st); err != nil {
+	if err := q.bear(s, puts, st, false); err != nil {
 		return err
 	}
 	q.st = st
@@ -96,8 +98,8 @@ func (c *committer) roll() error {
 }
 
 // bear makes the segment file of s with the state st changed by puts, under a temporary
-// name until it is whole on disk. On ENOSPC the reserve is given up and it tries again.
-func (q *Queue) bear(s *segment, puts map[string][]byte, st *stored) error {
+// name until it is whole on disk. On ENOSPC it may give up the reserve and try again.
+func (q *Queue) bear(s *segment, puts map[string][]byte, st *stored, reserve bool) error {
 	puts[segmentKey(classSegment, s.num)] = s.encodeRecord()
 	need := int64(256 << 10)
 	for _, m := range []map[string][]byte{puts, st.vals} {
@@ -106,7 +108,7 @@ func (q *Queue) bear(s *segment, puts map[string][]byte, st *stored) error {
 		}
 	}
 	err := q.createSegment(s, need)
-	if isFull(err) && q.dropReserve() {
+	if isFull(err) && reserve && q.dropReserve() {
 		q.abandon(s)
 		err = q.createSegment(s, need)
 	}
@@ -154,19 +156,24 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// The reserve is a file whose space a full disk gets back, so that a new segment, which
-// draining may need, can be written.
+// The reserve is a file whose space a full disk gets back for what draining needs: the
+// first segment of a start, and acks. Batches never get it.
 
 func (q *Queue) reservePath() string { return filepath.Join(q.dir, "reserve") }
 
-// makeReserve allocates the reserve; where there is no room it is done without.
+// makeReserve allocates the reserve, or a smaller one where there is less room.
 func (q *Queue) makeReserve() {
 	f, err := os.OpenFile(q.reservePath(), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		q.log.Warn("no reserve for a full disk", "error", err)
 		return
 	}
-	err = unix.Fallocate(int(f.Fd()), 0, 0, q.o.ReserveBytes)
+	for size := q.o.ReserveBytes; ; size /= 2 {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+		if !isFull(err) || size < minReserve {
+			break
+		}
+	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -175,6 +182,9 @@ func (q *Queue) makeReserve() {
 		_ = os.Remove(q.reservePath())
 	}
 }
+
+// minReserve is too little for the smallest segment.
+const minReserve = 1 << 20
 
 // dropReserve gives the reserve to the disk; false where there is none.
 func (q *Queue) dropReserve() bool {

@@ -100,7 +100,7 @@ func (q *Queue) createSegment(s *segment, need int64) error {
 			Timeout:        boltWait,
 			NoFreelistSync: true,
 			FreelistType:   bbolt.FreelistMapType,
-			NoGrowSync:     true, // grow allocates the space itself
+			NoGrowSync:     true, // growBy allocates the space itself
 			OpenFile: func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
 				f, err = os.OpenFile(name, flag, mode)
 				s.file = f
@@ -117,14 +117,14 @@ func (q *Queue) createSegment(s *segment, need int64) error {
 			return fmt.Errorf("stat segment: %w", err)
 		}
 		s.high = st.Size()
-		return s.grow(need)
+		return s.growBy(need, slackBytes)
 	})
 }
 
-// grow has the file system promise need bytes beyond what is used. A file system that
-// cannot promise (EOPNOTSUPP) is let be.
-func (s *segment) grow(need int64) error {
-	want := s.high + need + slackBytes
+// growBy has the file system promise need bytes beyond what is used, and slack for the
+// acks of a full disk. A file system that cannot promise (EOPNOTSUPP) is let be.
+func (s *segment) growBy(need, slack int64) error {
+	want := s.high + need + slack
 	if want <= s.alloc {
 		return nil
 	}
