@@ -257,3 +257,20 @@ func TestTenThousandFiles(t *testing.T) {
 		t.Fatalf("%d names after a restart, %v", len(names), err)
 	}
 }
+
+func TestRulesDecideByTheOpenedPath(t *testing.T) {
+	r := newRig(t, "[[mount.rule]]\npath = \"logs/*.tmp\"\ntransfer = false\n[[mount.rule]]\npath = \"logs/**\"\n")
+	if err := os.Mkdir(r.path("logs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"logs/a", "logs/b.tmp", "other", "logs/odd\n\xff"} {
+		if err := os.WriteFile(r.path(name), []byte(name+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.stop()
+	got := r.delivered()
+	if len(got) != 3 || got["other"] != "other\n" || got["logs/a"] != "logs/a\n" || got["logs/odd\n\xff"] != "logs/odd\n\xff\n" {
+		t.Fatalf("%q", got)
+	}
+}
