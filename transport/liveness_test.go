@@ -10,6 +10,7 @@ import (
 	"errors"
 	"math/big"
 	"net"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -257,4 +258,60 @@ func TestTLS(t *testing.T) {
 	if st := c.Stats(); st.Acked != 50 {
 		t.Errorf("%+v", st)
 	}
+}
+
+// TestWindow: what is in flight never exceeds the smaller of the two windows by more
+// than the one batch that crossed it, and one batch larger than the window passes.
+func TestWindow(t *testing.T) {
+	const size, window = 10_000, 100_000
+	for name, c := range map[string]struct{ client, server uint32 }{"client's": {window, 0}, "server's": {1 << 30, window}} {
+		t.Run(name, func(t *testing.T) {
+			h, src := &hoarder{replies: make(chan func(Verdict), 1000)}, newTestSource()
+			_, ln := serve(t, ServerOptions{Window: c.server}, h)
+			cl := connect(t, ClientOptions{Address: ln.Addr().String(), Window: int64(c.client)}, src)
+			src.push(testBatch(testLane(1), 1, make([]byte, 2*window)))
+			(<-h.replies)(Verdict{Code: Taken})
+			for n := range 100 {
+				src.push(testBatch(testLane(1), uint64(n+2), make([]byte, size)))
+			}
+			for n := range 100 {
+				reply := <-h.replies
+				if st := cl.Stats(); st.InFlightBytes > window+size+batchOverhead {
+					t.Fatalf("%d bytes in flight, window %d", st.InFlightBytes, window)
+				}
+				if n == 0 {
+					await(t, nil, "a full window", func() bool { return cl.Stats().InFlightBytes >= window })
+				}
+				reply(Verdict{Code: Taken})
+			}
+			src.awaitAcked(t, 101)
+		})
+	}
+}
+
+// TestNoGoroutineIsLeft: Run and Serve return only when all they started has ended.
+func TestNoGoroutineIsLeft(t *testing.T) {
+	before := runtime.NumGoroutine()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(ServerOptions{Identity: Identity{Node: testNode(0xee)}}, newTestHandler())
+	sctx, stopServer := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(sctx, ln) }()
+	for range 10 {
+		src := newTestSource()
+		_, stop := connectStoppable(t, ClientOptions{Address: ln.Addr().String()}, src)
+		pushMany(src, 5, 100)
+		src.awaitAcked(t, 5)
+		if err := stop(); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+	stopServer()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	await(t, nil, "goroutines that have returned to be gone", func() bool { return runtime.NumGoroutine() <= before })
 }
