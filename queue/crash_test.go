@@ -21,6 +21,14 @@ import (
 const childEnv = "QUEUE_CRASH_CHILD"
 
 func TestMain(m *testing.M) {
+	if at := os.Getenv(powerEnv); at != "" {
+		dir, log, _ := strings.Cut(at, ":")
+		if err := powerServer(dir, log); err != nil {
+			fmt.Fprintln(os.Stderr, "power server:", err)
+			os.Exit(3)
+		}
+		os.Exit(0)
+	}
 	if dir := os.Getenv(childEnv); dir != "" {
 		err := crashChild(dir)
 		fmt.Fprintln(os.Stderr, "child:", err)
