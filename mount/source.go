@@ -114,7 +114,7 @@ func (s *source) Refused(seq uint64, v transport.Verdict) {
 }
 
 // connected is called after each handshake: what was refused is offered again.
-func (s *source) connected(p transport.Peer) {
+func (s *source) connected(transport.Peer) {
 	s.mu.Lock()
 	again := len(s.refused) > 0
 	clear(s.refused)
@@ -122,7 +122,6 @@ func (s *source) connected(p transport.Peer) {
 	if again {
 		s.cursor.Rewind()
 	}
-	s.log.Info("connected", "peer", p.String(), "product", p.Product)
 }
 
 // Final notes what the last node has in its output.
