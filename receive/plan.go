@@ -14,7 +14,8 @@ import (
 
 // Sizes of a plan's own memory.
 const (
-	chunkBytes = 64 << 10 // copied bytes are kept in chunks of this size
+	minChunk   = 512      // copied bytes of a file are kept in chunks of this size,
+	chunkBytes = 64 << 10 // which doubles up to this
 	smallBytes = 256      // shorter pieces of data are copied together rather than pointed to
 	maxRoutes  = 1 << 14  // (host, path) pairs a planner remembers
 )
@@ -25,7 +26,8 @@ const (
 // in lead.
 type plan struct {
 	files   []planFile
-	chunks  [][]byte
+	chunks  []*[chunkBytes]byte // of the pool
+	memory  int64               // of all chunks
 	records uint64
 	noMatch uint64 // records that match no output, and their bytes
 	noBytes uint64
@@ -33,18 +35,19 @@ type plan struct {
 
 // planFile is one file's part of a plan.
 type planFile struct {
-	out      *out // the first output that named it
-	path     string
-	name     string // below out.Dir
-	segs     [][]byte
-	n        int64
-	lead     lead
-	begun    bool
-	after    lineState
-	records  uint32
-	split    uint64 // pieces of long lines that could not be joined with the piece before
-	dataEnd  int    // where the last segment ends in the batch's data; -1: elsewhere
-	chunkEnd int    // where it ends in the newest chunk; -1: elsewhere
+	out     *out // the first output that named it
+	path    string
+	name    string // below out.Dir
+	segs    [][]byte
+	n       int64
+	lead    lead
+	begun   bool
+	after   lineState
+	records uint32
+	split   uint64 // pieces of long lines that could not be joined with the piece before
+	dataEnd int    // where the last segment ends in the batch's data; -1: elsewhere
+	chunk   []byte // copied bytes, the newest
+	copied  bool   // the last segment ends where chunk does
 }
 
 // lead is what stands in front of a file's part, depending on the state of the file.
@@ -210,7 +213,7 @@ func (pl *planner) file(t *target) *planFile {
 		path := string(key)
 		i = len(pl.p.files)
 		pl.dynamic[path] = i
-		pl.p.files = append(pl.p.files, planFile{out: t.out, path: path, name: path[len(t.out.Dir)+1:], dataEnd: -1, chunkEnd: -1})
+		pl.p.files = append(pl.p.files, planFile{out: t.out, path: path, name: path[len(t.out.Dir)+1:], dataEnd: -1})
 	}
 	t.serial, t.index = pl.serial, i
 	return &pl.p.files[i]
@@ -323,50 +326,60 @@ func (pl *planner) point(pf *planFile, part []byte, off int) {
 	switch {
 	case pf.dataEnd == off:
 		pf.segs[k] = pl.data[off-len(pf.segs[k]) : off+len(part)]
-	case len(part) < smallBytes && k >= 0 && len(pf.segs[k]) < smallBytes, len(part) < smallBytes && pf.chunkEnd >= 0:
+	case len(part) < smallBytes && k >= 0 && len(pf.segs[k]) < smallBytes, len(part) < smallBytes && pf.copied:
 		pl.copy(pf, part)
 		return
 	default:
 		pf.segs = append(pf.segs, part)
 	}
 	pf.n += int64(len(part))
-	pf.dataEnd, pf.chunkEnd = off+len(part), -1
+	pf.dataEnd, pf.copied = off+len(part), false
 }
 
 // copy appends a copy of b.
 func (pl *planner) copy(pf *planFile, b []byte) {
-	p := pl.p
 	pf.n += int64(len(b))
+	pf.dataEnd = -1
 	for len(b) > 0 {
-		if len(p.chunks) == 0 || len(p.chunks[len(p.chunks)-1]) == chunkBytes {
-			p.chunks = append(p.chunks, newChunk())
-			pf.chunkEnd = -1
+		if len(pf.chunk) == cap(pf.chunk) {
+			pf.chunk, pf.copied = pl.p.newChunk(2*cap(pf.chunk)), false
 		}
-		chunk := &p.chunks[len(p.chunks)-1]
-		at := len(*chunk)
-		n := min(chunkBytes-at, len(b))
-		*chunk = append(*chunk, b[:n]...)
+		at := len(pf.chunk)
+		n := min(cap(pf.chunk)-at, len(b))
+		pf.chunk = append(pf.chunk, b[:n]...)
 		b = b[n:]
-		if k := len(pf.segs) - 1; pf.chunkEnd == (len(p.chunks)-1)*chunkBytes+at {
+		if k := len(pf.segs) - 1; pf.copied {
 			pf.segs[k] = pf.segs[k][:len(pf.segs[k])+n]
 		} else {
-			pf.segs = append(pf.segs, (*chunk)[at:at+n])
+			pf.segs = append(pf.segs, pf.chunk[at:])
 		}
-		pf.chunkEnd, pf.dataEnd = (len(p.chunks)-1)*chunkBytes+at+n, -1
+		pf.copied = true
 	}
 }
 
-var chunkPool = sync.Pool{New: func() any { b := make([]byte, 0, chunkBytes); return &b }}
+var chunkPool = sync.Pool{New: func() any { return new([chunkBytes]byte) }}
 
-func newChunk() []byte { return (*chunkPool.Get().(*[]byte))[:0] }
+// newChunk returns an empty buffer of about that size: small for the many files of which
+// a batch has little, large ones from a pool.
+func (p *plan) newChunk(size int) []byte {
+	if size < chunkBytes {
+		size = max(size, minChunk)
+		p.memory += int64(size)
+		return make([]byte, 0, size)
+	}
+	c := chunkPool.Get().(*[chunkBytes]byte)
+	p.chunks = append(p.chunks, c)
+	p.memory += chunkBytes
+	return c[:0]
+}
 
 // release gives the plan's own memory back; nobody may use the plan any more.
 func (p *plan) release() {
-	for i := range p.chunks {
-		chunkPool.Put(&p.chunks[i])
+	for _, c := range p.chunks {
+		chunkPool.Put(c)
 	}
 	p.chunks, p.files = nil, nil
 }
 
 // bytes returns how much memory the plan holds beside the batch's data.
-func (p *plan) bytes() int64 { return int64(len(p.chunks))*chunkBytes + int64(len(p.files))*256 }
+func (p *plan) bytes() int64 { return p.memory + int64(len(p.files))*256 }
