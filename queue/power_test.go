@@ -190,6 +190,9 @@ func writeOp(data []byte, op powerOp) []byte {
 // later ones perhaps without the earlier. A sector of 512 bytes is written whole.
 func loseWrites(data []byte, ops []powerOp, r *rand.Rand) []byte {
 	keep := []float64{0, 0.1, 0.5, 0.9, 1}[r.IntN(5)]
+	if len(ops) == 0 {
+		return data
+	}
 	unit := []int{512, 4096, 1 << 20}[r.IntN(3)]
 	for _, op := range ops {
 		if op.Kind == 't' {
@@ -320,4 +323,56 @@ func TestReadErrorOfTheDiskIsALossAndNotTheEnd(t *testing.T) {
 	}
 	mustClose(t, q)
 	stop()
+}
+
+// TestOpenSyncsWhatAKilledProcessLeft: a commit that only the page cache has, because its
+// process was killed before the fdatasync, is believed by the next start only once the
+// disk has it too.
+func TestOpenSyncsWhatAKilledProcessLeft(t *testing.T) {
+	dir, stop := startPower(t)
+	q := mustOpen(t, dir, powerOptions())
+	for n := uint64(1); n <= 5; n++ {
+		mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, n, 1000)}})
+	}
+	mustClose(t, q)
+	path := filepath.Join(dir, segmentName(1))
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0) // the same bytes, not synced
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Truncate(0), writeAll(f, b), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	q = mustOpen(t, dir, powerOptions())
+	if err := os.Mkdir(filepath.Join(dir, "done-5"), 0o700); !errors.Is(err, os.ErrExist) {
+		t.Fatal(err)
+	}
+	mustClose(t, q)
+	ops := stop()
+	for k := range ops {
+		if ops[k].Kind != 'm' {
+			continue
+		}
+		img := filepath.Join(t.TempDir(), "disk")
+		for range 20 {
+			diskAfter(t, ops[:k], rand.New(rand.NewPCG(1, uint64(k))), img)
+			q := mustOpen(t, img, powerOptions())
+			c := mustCursor(t, q, "out")
+			for n := uint64(1); n <= 5; n++ {
+				if it := mustNext(t, c); it.Seq != n {
+					t.Fatalf("got %d, want %d", it.Seq, n)
+				}
+			}
+			mustClose(t, q)
+		}
+	}
+}
+
+func writeAll(f *os.File, b []byte) error {
+	_, err := f.WriteAt(b, 0)
+	return err
 }

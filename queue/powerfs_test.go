@@ -163,7 +163,8 @@ func (d powerDir) ReadDirAll(context.Context) (list []fuse.Dirent, _ error) {
 	return list, nil
 }
 
-func (d powerDir) Create(_ context.Context, req *fuse.CreateRequest, _ *fuse.CreateResponse) (fs.Node, fs.Handle, error) {
+func (d powerDir) Create(_ context.Context, req *fuse.CreateRequest, resp *fuse.CreateResponse) (fs.Node, fs.Handle, error) {
+	resp.Flags |= fuse.OpenKeepCache
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.next++
@@ -224,7 +225,9 @@ func (f *powerFile) Attr(_ context.Context, a *fuse.Attr) error {
 	return nil
 }
 
-func (f *powerFile) Open(context.Context, *fuse.OpenRequest, *fuse.OpenResponse) (fs.Handle, error) {
+// Open keeps the kernel's page cache, as a disk's file system does.
+func (f *powerFile) Open(_ context.Context, _ *fuse.OpenRequest, resp *fuse.OpenResponse) (fs.Handle, error) {
+	resp.Flags |= fuse.OpenKeepCache
 	return f, nil
 }
 

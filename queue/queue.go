@@ -300,6 +300,7 @@ func (q *Queue) Merge(lane batch.Lane, below uint64) {
 	defer q.mu.Unlock()
 	if below > 1 {
 		q.delivered.merge(lane, below)
+		q.ackLater()
 	}
 }
 

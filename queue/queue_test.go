@@ -145,3 +145,21 @@ func TestWhatWasSubmittedIsGivenInOrderAndAfterAReopen(t *testing.T) {
 		t.Fatalf("all is acked, after a reopen stats say %+v", s)
 	}
 }
+
+func TestMergeIsDurableWithoutATxn(t *testing.T) {
+	dir := t.TempDir()
+	q := mustOpen(t, dir, Options{Dedupe: true})
+	for _, n := range []uint64{1, 3, 5, 9} {
+		mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, n, 10)}})
+	}
+	mustFlush(t, q)
+	q.Merge(testLane(1), 6)
+	mustClose(t, q)
+	q = mustOpen(t, dir, Options{Dedupe: true})
+	if d := q.Delivered(testLane(1)); d.String() != "1-5,9" {
+		t.Fatalf("delivered %v, want 1-5,9", d.String())
+	}
+	if st := mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, 4, 10)}}); st != Duplicate {
+		t.Fatalf("batch 4 below the horizon is %v", st)
+	}
+}
