@@ -43,7 +43,6 @@ type Capture struct {
 	in         []spool.Entry
 	files      map[spool.Number]*file
 	lastFile   *file
-	cutting    *file
 	ready      []*file
 	readyHead  int
 	frozen     []*file

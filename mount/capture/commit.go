@@ -71,9 +71,6 @@ func (c *Capture) usedUp() uint64 {
 	for _, f := range c.frozen {
 		low(f)
 	}
-	if c.cutting != nil {
-		low(c.cutting)
-	}
 	return seq
 }
 

@@ -17,8 +17,6 @@ const (
 // cutFile cuts what waits of f, oldest first, until budget bytes were taken or the
 // next item is newer than until.
 func (c *Capture) cutFile(f *file, budget int64, until uint64) error {
-	c.cutting = f
-	defer func() { c.cutting = nil }()
 	for budget > 0 && !f.frozen && !f.empty() && f.q[f.head].seq <= until {
 		it := &f.q[f.head]
 		n, k := int64(0), 1

@@ -11,7 +11,7 @@ import (
 type item struct {
 	seq           uint64 // of the journal; 0 where the extent came from elsewhere
 	writer        uint64
-	off           int64 // of a release: the newest writer id seen before it
+	off           int64 // of a release: the newest writer id given out before it
 	time          int64
 	n             uint32
 	path          uint32 // in Capture.pathList

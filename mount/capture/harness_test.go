@@ -205,6 +205,7 @@ type rig struct {
 	ran    chan error
 	clock  int64
 	files  map[string]*spool.File
+	wrap   func(*spool.Store) Store // optional
 }
 
 func newRig(t testing.TB, o Options) *rig {
@@ -236,6 +237,9 @@ func (r *rig) open() {
 	r.s, err = spool.Open(r.dir, r.so)
 	r.must(err)
 	r.o.Store, r.o.Queue = r.s, r.q
+	if r.wrap != nil {
+		r.o.Store = r.wrap(r.s)
+	}
 	r.c, err = New(r.o)
 	r.must(err)
 }

@@ -50,7 +50,7 @@ func (c *Capture) enqueue(e *spool.Entry) {
 	}
 	c.newest = max(c.newest, e.Writer)
 	if e.Kind == spool.Release {
-		it.off = int64(c.newest)
+		it.off = max(it.off, int64(c.newest))
 	}
 	f.setPath(c.pathList[it.path])
 	f.push(it)

@@ -25,20 +25,19 @@ type model struct {
 	writers []*modelWriter // open ones
 	all     []*modelWriter
 	era     int // starts so far
-	skipped uint64
+	ticks   int
 	broken  error // what stopped Run
 }
 
 type modelWriter struct {
-	h         *spool.Handle
-	path      string
-	pid       uint32
-	want      strings.Builder
-	maybe     string // an overwrite that failed at a moment that does not tell whether it is committed
-	opened    int    // in ticks
-	closed    int
-	era       int
-	openTicks int
+	h      *spool.Handle
+	path   string
+	pid    uint32
+	want   strings.Builder
+	maybe  string // an overwrite that failed at a moment that does not tell whether it is committed
+	opened int    // in ticks
+	closed int    // 0: not by itself
+	era    int
 }
 
 func TestModel(t *testing.T) {
@@ -156,6 +155,8 @@ func (m *model) meta1(w *modelWriter) *spool.Meta {
 func (m *model) open1() {
 	w := &modelWriter{path: m.paths[m.rnd.IntN(len(m.paths))], pid: uint32(len(m.all) + 1), era: m.era}
 	w.h = m.writer(w.path)
+	m.ticks++
+	w.opened = m.ticks
 	m.writers, m.all = append(m.writers, w), append(m.all, w)
 }
 
@@ -221,7 +222,8 @@ func (m *model) close1() {
 	i := m.rnd.IntN(len(m.writers))
 	w := m.writers[i]
 	m.must(w.h.End(m.meta1(w)))
-	w.closed = 1
+	m.ticks++
+	w.closed = m.ticks
 	m.writers = append(m.writers[:i], m.writers[i+1:]...)
 	w.h = nil
 }
@@ -336,11 +338,9 @@ func (m *model) byPID() map[uint32]string {
 // finish drains everything, with all writers closed.
 func (m *model) finish() {
 	m.unhold()
-	for _, w := range m.writers {
-		m.must(w.h.End(m.meta1(w)))
-		w.h = nil
+	for len(m.writers) > 0 {
+		m.close1()
 	}
-	m.writers = nil
 	err := m.c.DrainAll(m.ctx())
 	if errors.Is(err, ErrStopped) || errors.Is(err, failpoint.ErrInjected) {
 		m.crashed()
@@ -399,8 +399,8 @@ func (m *model) checkLines() {
 			m.Errorf("record %d comes inside a line of its writer: %v", i, x)
 		case p.pid != 0 && p.pid != x.pid && x.flags&record.Break == 0 && m.together(p, x):
 			m.Errorf("record %d goes on in another writer's line: %v after %v", i, x, p)
-		case p.pid == 0 && x.flags&record.Break != 0:
-			m.Errorf("record %d has a break at a line's start: %v", i, x)
+		case x.flags&record.Break != 0 && (p.pid == 0 || !m.together(p, x)):
+			m.Errorf("record %d has a break that is not needed: %v after %v", i, x, p)
 		}
 		piece[x.pid] = x.flags&(record.PieceFirst|record.PieceMiddle) != 0
 		inside[x.path] = rec{}
@@ -410,9 +410,8 @@ func (m *model) checkLines() {
 	}
 }
 
-// together reports whether the capture has to know that two writers were open at the
-// same time: both had written before the first was closed. A piece's line is open.
+// together reports whether x's writer was open when p's ended its line.
 func (m *model) together(p, x rec) bool {
 	a, b := m.all[p.pid-1], m.all[x.pid-1]
-	return a.era == b.era && p.flags&record.Unterminated == 0
+	return a.era == b.era && (a.closed == 0 || b.opened < a.closed)
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"ftfuse/internal/failpoint"
@@ -268,10 +269,37 @@ func TestWrittenBehindAnOpenIntent(t *testing.T) {
 	r.want("a", strings.Repeat("old\n", 5000)+"new\n")
 }
 
+// punchSpy sees what is to be given back.
+type punchSpy struct {
+	*spool.Store
+	seen func(n spool.Number, upto int64)
+}
+
+func (s punchSpy) Punch(n spool.Number, upto int64) {
+	s.seen(n, upto)
+	s.Store.Punch(n, upto)
+}
+
+func (s punchSpy) Settled(n spool.Number, pos int64) {
+	s.seen(n, pos)
+	s.Store.Settled(n, pos)
+}
+
 // TestOldPositionDoesNotSettleATruncatedFile: what a commit from before a truncation
 // lets go must not be done to the file after it.
 func TestOldPositionDoesNotSettleATruncatedFile(t *testing.T) {
 	r := newRig(t, Options{})
+	var mu sync.Mutex
+	truncated := false
+	r.wrap = func(s *spool.Store) Store {
+		return punchSpy{s, func(n spool.Number, upto int64) {
+			mu.Lock()
+			defer mu.Unlock()
+			if truncated && upto > 0 {
+				t.Errorf("file %s, which was truncated, is to be punched up to %d", n, upto)
+			}
+		}}
+	}
 	r.start()
 	h := r.writer("a")
 	data := strings.Repeat("0123456789abcde\n", 1<<19) // 8 MiB
@@ -284,9 +312,16 @@ func TestOldPositionDoesNotSettleATruncatedFile(t *testing.T) {
 	r.must(h.Truncate(0))
 	r.must(r.c.FinishTruncate(ctx, h.Number(), 0))
 	r.holdBack()
+	mu.Lock()
+	truncated = true
+	mu.Unlock()
 	second := strings.Repeat("fedcba987654321\n", 1<<19)
 	r.write(h, second)
 	failpoint.Clear("capture/freed")
+	r.waitFor("freed commits", func() bool { r.c.mu.Lock(); defer r.c.mu.Unlock(); return r.c.freed == r.c.committed })
+	mu.Lock()
+	truncated = false
+	mu.Unlock()
 	r.restart()
 	r.want("a", data+second)
 }
@@ -369,4 +404,25 @@ func TestStateOfAnotherVersionIsRefused(t *testing.T) {
 		}
 		r.crash()
 	}
+}
+
+// TestOldEntriesOfATruncatedFile: entries that were used up before a truncation and are
+// replayed, since another file holds the journal back, must not be taken for what
+// stands at their offsets now.
+func TestOldEntriesOfATruncatedFile(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	a, b := r.writer("a"), r.writer("b")
+	r.write(b, "b\n")
+	r.must(r.c.BeginTruncate(r.ctx(), b.Number(), 0)) // never finished
+	r.write(b, "b2\n")
+	r.write(a, "half of a l")
+	r.end(a)
+	r.must(r.c.BeginTruncate(r.ctx(), a.Number(), 0))
+	r.must(a.Truncate(0))
+	r.must(r.c.FinishTruncate(r.ctx(), a.Number(), 0))
+	r.holdBack()
+	r.write(r.writer("a"), "the lines of another\n")
+	r.restart()
+	r.wantRecords("a", "half of a l|1", "the lines of another\n|0")
 }

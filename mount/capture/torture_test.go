@@ -189,6 +189,24 @@ func TestOtherWriterDoesNotGoOnInALine(t *testing.T) {
 	}
 }
 
+// TestWriterThatHadNotWrittenYet was open, too.
+func TestWriterThatHadNotWrittenYet(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	a, b := r.writer("f"), r.writer("f")
+	r.write(a, "half")
+	r.end(a)
+	c := r.writer("f")
+	r.write(c, "goes on\n")
+	r.drain()
+	d := r.writer("f")
+	r.write(d, "half")
+	r.end(d)
+	r.write(b, "b\n")
+	r.drain()
+	r.wantRecords("f", "half|1", "goes on\n|0", "half|1", "b\n|2")
+}
+
 func TestLongLineTravelsInPieces(t *testing.T) {
 	r := newRig(t, Options{MaxLine: 4, BatchBytes: 1 << 16})
 	r.start()
