@@ -353,13 +353,14 @@ func TestOpenSyncsWhatAKilledProcessLeft(t *testing.T) {
 	}
 	mustClose(t, q)
 	ops := stop()
+	r := rand.New(rand.NewPCG(1, 2))
 	for k := range ops {
 		if ops[k].Kind != 'm' {
 			continue
 		}
 		img := filepath.Join(t.TempDir(), "disk")
 		for range 20 {
-			diskAfter(t, ops[:k], rand.New(rand.NewPCG(1, uint64(k))), img)
+			diskAfter(t, ops[:k], r, img)
 			q := mustOpen(t, img, powerOptions())
 			c := mustCursor(t, q, "out")
 			for n := uint64(1); n <= 5; n++ {

@@ -279,7 +279,8 @@ func (f *powerFile) Fsync(context.Context, *fuse.FsyncRequest) error {
 	defer f.fs.mu.Unlock()
 	if f.fs.failSync {
 		f.fs.failSync = false
-		f.data = append([]byte(nil), f.synced...)
+		copy(f.data, make([]byte, len(f.data))) // the size stays, as on a disk's file system
+		copy(f.data, f.synced)
 		return syscall.EIO
 	}
 	f.synced = append(f.synced[:0], f.data...)
