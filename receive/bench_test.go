@@ -17,6 +17,8 @@ import (
 
 // BenchmarkReceive is the role alone: batches of 1 MiB over loopback, until the last
 // byte is in the output file, and (reported beside it) until all is synced and final.
+// FTFUSE_BENCH_OUT and FTFUSE_BENCH_STATE put the output files and the queue elsewhere,
+// such as /dev/shm, to see what the disk costs.
 func BenchmarkReceive(b *testing.B) {
 	for _, bc := range []struct {
 		name    string
@@ -38,18 +40,15 @@ func BenchmarkReceive(b *testing.B) {
 
 func benchReceive(b *testing.B, write, writers int, change func(*config.Output)) {
 	dir := b.TempDir()
-	if d := os.Getenv("RXOUT"); d != "" {
+	if d := os.Getenv("FTFUSE_BENCH_OUT"); d != "" {
 		dir, _ = os.MkdirTemp(d, "rx")
 		defer os.RemoveAll(dir)
 	}
 	s := newSetup(b, output1(dir+"/out", change))
 	s.CheckpointEvery = 0
-	if d := os.Getenv("RXSTATE"); d != "" {
+	if d := os.Getenv("FTFUSE_BENCH_STATE"); d != "" {
 		s.State, _ = os.MkdirTemp(d, "rxs")
 		defer os.RemoveAll(s.State)
-	}
-	if v := os.Getenv("RXCP"); v != "" {
-		fmt.Sscan(v, &s.CheckpointBytes)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan *Receiver, 1), make(chan error, 1)
@@ -64,16 +63,12 @@ func benchReceive(b *testing.B, write, writers int, change func(*config.Output))
 	src := &benchSource{lane: batch.Lane{Origin: batch.Origin{1}, Epoch: batch.Epoch{Counter: 1}}, left: 512, data: data, writers: writers, done: make(chan struct{}), made: make(chan batch.Sealed, 16)}
 	src.total = src.left
 	go src.run()
-	for len(src.made) < cap(src.made) {
-		time.Sleep(time.Millisecond)
-	}
+	waitFor(b, "batches", func() bool { return len(src.made) == cap(src.made) })
 	c := transport.NewClient(transport.ClientOptions{Identity: transport.Identity{Node: batch.Node{1}, Host: "s", Role: "mount"}, Address: s.Listen}, src)
 	begin := time.Now()
 	go c.Run(ctx)
 	var size uint64
-	for r.Stats().Batches < uint64(src.total) || !r.applier.settled() {
-		time.Sleep(time.Millisecond)
-	}
+	waitFor(b, "the last byte", func() bool { return r.Stats().Batches == uint64(src.total) && r.applier.settled() })
 	size = r.Stats().Bytes
 	visible := time.Since(begin)
 	<-src.done

@@ -12,9 +12,14 @@ import (
 	"ftfuse/internal/output"
 )
 
-// lookEvery is how often a file's name is compared with the file that is written to,
-// while records come for it.
-const lookEvery = 20 * time.Millisecond
+// A file's name is compared with the file that is written to every lookEvery while
+// records come for it; with many files less often, so that looking stays a small part of
+// the work.
+const (
+	lookEvery   = 20 * time.Millisecond
+	lookPerFile = 20 * time.Microsecond
+	lookAtLeast = time.Second
+)
 
 // generation is one life of an output file: one inode, from one place on. Offsets are
 // assigned in it without a gap, in commit order; off stands for the same place of the
@@ -144,9 +149,10 @@ func (t *table) touch(f *file) error {
 	if cur != nil {
 		id, pending = cur.id, cur.pending
 	}
+	every := min(max(lookEvery, time.Duration(len(t.files))*lookPerFile), lookAtLeast)
 	t.mu.Unlock()
 	now := time.Now()
-	if cur != nil && now.Sub(f.checked) < lookEvery {
+	if cur != nil && now.Sub(f.checked) < every {
 		return nil
 	}
 	info, err := f.root.Stat(f.name)
