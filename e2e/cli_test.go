@@ -92,3 +92,29 @@ func TestExamplesAreGood(t *testing.T) {
 		}
 	}
 }
+
+// The TOML that the documents show is good as it stands.
+func TestTOMLInDocumentsIsGood(t *testing.T) {
+	blocks := 0
+	for _, document := range []string{"README.md", "docs/configuration.md"} {
+		text := string(read(t, filepath.Join("..", document)))
+		for _, rest := range strings.Split(text, "\n```toml\n")[1:] {
+			block, _, ok := strings.Cut(rest, "\n```")
+			if !ok {
+				t.Fatalf("%s: a block without an end", document)
+			}
+			if !strings.Contains(block, "[mount]") && !strings.Contains(block, "[receive]") {
+				continue // a part of a file
+			}
+			blocks++
+			path := filepath.Join(t.TempDir(), "shown.toml")
+			must(t, os.WriteFile(path, []byte(block+"\n"), 0o644))
+			if out, complaint, code := ftfuse(t, "check", "-c", path); code != 0 {
+				t.Errorf("%s shows a file that exits %d: %s%s\n%s", document, code, out, complaint, block)
+			}
+		}
+	}
+	if blocks < 3 {
+		t.Errorf("only %d files are shown", blocks)
+	}
+}
