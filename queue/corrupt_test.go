@@ -311,3 +311,61 @@ func (c *Cursor) atEnd() bool {
 	defer c.q.mu.Unlock()
 	return c.acked.Next() > c.q.committed
 }
+
+func TestAMissingSegmentIsALossAndNotTheEnd(t *testing.T) {
+	s := newSample(t)
+	gone := segmentName(2)
+	if err := os.Remove(filepath.Join(s.dir, gone)); err != nil {
+		t.Fatal(err)
+	}
+	q := mustOpen(t, s.dir, corruptOptions())
+	if lost := s.drain(t, "missing", q, gone); lost == 0 {
+		t.Fatal("nothing is counted as lost")
+	}
+	q = mustOpen(t, s.dir, corruptOptions())
+	if got, want := q.Stats().Losses[LostCorrupt].Payload, s.payload(gone); got != want {
+		t.Fatalf("%d bytes are counted as lost, want %d", got, want)
+	}
+}
+
+// payload is how many bytes of the segment were not acked.
+func (s *sample) payload(file string) (n uint64) {
+	for _, seq := range s.bySeg[file] {
+		if !s.acked[seq] {
+			n += s.entries[seq-1].Batch.Payload
+		}
+	}
+	return n
+}
+
+func TestVerifyNamesWhatIsDamaged(t *testing.T) {
+	s := newSample(t)
+	rep, err := Verify(s.dir)
+	if err != nil || rep.Damaged() || len(rep.Segments) < 4 || rep.Lost() != 0 {
+		t.Fatalf("a sound queue: %+v, %v", rep, err)
+	}
+	path := filepath.Join(s.dir, segmentName(1))
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := s.entries[20] // seq 21, not acked
+	i := bytes.Index(b, want.Batch.Data)
+	b[i] ^= 4
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rep, err = Verify(s.dir)
+	if err != nil || rep.State != nil || rep.Lost() != 1 {
+		t.Fatalf("one flipped bit: %+v, %v", rep, err)
+	}
+	bad := rep.Segments[0].Bad[0]
+	if bad.ID != want.Batch.ID || bad.Seq != 21 || !bad.Needed || !strings.Contains(bad.Err.Error(), "CRC") {
+		t.Fatalf("found %+v", bad)
+	}
+	q := mustOpen(t, s.dir, corruptOptions())
+	if _, err := Verify(s.dir); !errors.Is(err, ErrLocked) {
+		t.Fatalf("verify of an open queue: %v", err)
+	}
+	mustClose(t, q)
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sort"
 	"syscall"
 	"time"
@@ -114,7 +115,7 @@ func (c *Cursor) fromDisk(seg *segment, seq, epoch uint64) (Item, bool, error) {
 	q := c.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if c.epoch != epoch || c.next != seq || c.acked.Contains(seq) || errors.Is(err, errReopen) {
+	if c.epoch != epoch || c.next != seq || c.acked.Contains(seq) || errors.Is(err, errReopen) || q.closed {
 		return Item{}, false, nil
 	}
 	if err == nil && !found {
@@ -142,7 +143,7 @@ func (c *Cursor) fromDisk(seg *segment, seq, epoch uint64) (Item, bool, error) {
 // isDamage says whether err tells of what is on the disk, and not of this process (out
 // of descriptors, of memory): only the first may count as a loss.
 func isDamage(err error) bool {
-	return errors.Is(err, errDamaged) || errors.Is(err, syscall.EIO) || errors.Is(err, ErrVersion)
+	return errors.Is(err, errDamaged) || errors.Is(err, syscall.EIO) || errors.Is(err, ErrVersion) || errors.Is(err, os.ErrNotExist)
 }
 
 // Ack tells that the consumer is done with seq, which Next gave it. Any order, any

@@ -139,11 +139,13 @@ func (c *committer) remove(drained []*segment) error {
 
 // discard removes the file of a drained segment, or sets a damaged one aside.
 func (q *Queue) discard(s *segment) error {
+	var err error
 	if s.damaged {
 		q.log.Warn("a damaged segment is set aside", slog.String("file", s.path+corruptExt))
-		return os.Rename(s.path, s.path+corruptExt)
+		err = os.Rename(s.path, s.path+corruptExt)
+	} else {
+		err = os.Remove(s.path)
 	}
-	err := os.Remove(s.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

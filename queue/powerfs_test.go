@@ -23,7 +23,7 @@ import (
 // what it likes. It runs in a process of its own, since bbolt's mmap would block this
 // one's threads on a server in this one. Making a directory commands it:
 //
-//	!failsync        the next fsync of a segment fails, and its unsynced bytes are gone
+//	!failsync        the second fsync from now fails, and its unsynced bytes are gone
 //	!eio=NAME=OFF    reads of NAME that touch byte OFF fail
 //	other names      are marks in the log
 type powerFS struct {
@@ -31,7 +31,7 @@ type powerFS struct {
 	log      *gob.Encoder
 	files    map[string]*powerFile
 	next     int
-	failSync bool
+	failSync int
 }
 
 // powerOp is one operation in the log.
@@ -197,7 +197,7 @@ func (d powerDir) Mkdir(_ context.Context, req *fuse.MkdirRequest) (fs.Node, err
 	defer d.mu.Unlock()
 	switch parts := strings.Split(req.Name, "="); parts[0] {
 	case "!failsync":
-		d.failSync = true
+		d.failSync = 2
 	case "!eio":
 		off, err := strconv.ParseInt(parts[2], 10, 64)
 		if err != nil || d.files[parts[1]] == nil {
@@ -277,8 +277,8 @@ func (f *powerFile) Setattr(_ context.Context, req *fuse.SetattrRequest, _ *fuse
 func (f *powerFile) Fsync(context.Context, *fuse.FsyncRequest) error {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
-	if f.fs.failSync {
-		f.fs.failSync = false
+	f.fs.failSync-- // the one of the data passes, that of the meta page does not
+	if f.fs.failSync == 0 {
 		copy(f.data, make([]byte, len(f.data))) // the size stays, as on a disk's file system
 		copy(f.data, f.synced)
 		return syscall.EIO

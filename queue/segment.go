@@ -39,6 +39,7 @@ type segment struct {
 	high   int64       // end of what bbolt has used
 	born   int64       // that, when all it held was the state
 	alloc  int64       // end of what the file system has promised
+	stuck  bool        // bbolt panicked in a commit and holds its lock: Close would wait for ever
 }
 
 const (
@@ -149,25 +150,32 @@ type change struct {
 // write commits c. st is brought to what is then on disk; after an error it and the
 // segment are of no more use.
 func (q *Queue) write(s *segment, c *change, st *stored) error {
+	s.stuck = true
 	return guard(s.path, func() error {
-		tx, err := s.db.Begin(true)
-		if err != nil {
-			return fmt.Errorf("begin a commit in %s: %w", s.path, err)
-		}
-		if err := q.fill(tx, s, c, st); err != nil {
-			return errors.Join(err, tx.Rollback())
-		}
-		if err := fpCommitBefore.Inject(); err != nil {
-			return errors.Join(err, tx.Rollback())
-		}
-		if err := tx.Commit(); err != nil {
-			return fmt.Errorf("commit to %s: %w", s.path, err)
-		}
-		if err := fpCommitAfter.Inject(); err != nil {
-			return err
-		}
-		return s.db.View(func(tx *bbolt.Tx) error { s.high = tx.Size(); return nil })
+		err := q.transact(s, c, st)
+		s.stuck = false
+		return err
 	})
+}
+
+func (q *Queue) transact(s *segment, c *change, st *stored) error {
+	tx, err := s.db.Begin(true)
+	if err != nil {
+		return fmt.Errorf("begin a commit in %s: %w", s.path, err)
+	}
+	if err := q.fill(tx, s, c, st); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	if err := fpCommitBefore.Inject(); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit to %s: %w", s.path, err)
+	}
+	if err := fpCommitAfter.Inject(); err != nil {
+		return err
+	}
+	return s.db.View(func(tx *bbolt.Tx) error { s.high = tx.Size(); return nil })
 }
 
 func (q *Queue) fill(tx *bbolt.Tx, s *segment, c *change, st *stored) error {
@@ -322,7 +330,9 @@ func (s *segment) close() (err error) {
 	s.io.Lock()
 	defer s.io.Unlock()
 	if s.db != nil {
-		err = guard(s.path, s.db.Close)
+		if !s.stuck {
+			err = guard(s.path, s.db.Close)
+		}
 		s.db = nil
 	}
 	if s.pages != nil {
