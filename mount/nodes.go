@@ -33,16 +33,6 @@ func (d *dirNode) child(name string) string {
 	return name
 }
 
-// within reports whether d is other or below it.
-func (d *dirNode) within(other *dirNode) bool {
-	for ; d != nil; d = d.parent {
-		if d == other {
-			return true
-		}
-	}
-	return false
-}
-
 // file is a file that the kernel knows, by one node or several.
 type file struct {
 	number   spool.Number

@@ -235,12 +235,9 @@ func (r *role) mount() (err error) {
 	return nil
 }
 
-// free is how many bytes may be accepted until max_bytes. What the capture has given to
-// the queue and is not committed counts once.
-func (r *role) free() int64 {
-	inFlight := r.cap.Stats().InFlight
-	return r.queue.Room() - max(0, r.store.Uncaptured()-inFlight)
-}
+// free is how many bytes may be accepted until max_bytes. What is on its way from the
+// spool into the queue counts twice until its commit: at most 8 MiB, for milliseconds.
+func (r *role) free() int64 { return r.queue.Room() - r.store.Uncaptured() }
 
 // drainPoll is how often a stopping role looks whether everything is sent.
 const drainPoll = 5 * time.Millisecond

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"bazil.org/fuse"
 
@@ -32,14 +31,12 @@ type capturer interface {
 
 // settings of a server.
 type settings struct {
-	full      fullPolicy
-	sync      bool // every write(2) is on disk before it returns
-	refuse    bool // a write over captured bytes gets EPERM
-	umask     uint32
-	uid, gid  *uint32 // owner of new files; nil: who makes them
-	maxBytes  int64
-	spin      time.Duration
-	keepAlive time.Duration
+	full     fullPolicy
+	sync     bool // every write(2) is on disk before it returns
+	refuse   bool // a write over captured bytes gets EPERM
+	umask    uint32
+	uid, gid *uint32 // owner of new files; nil: who makes them
+	maxBytes int64
 }
 
 type fullPolicy int
