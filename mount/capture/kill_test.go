@@ -215,17 +215,7 @@ func checkKilled(t *testing.T, dir string, lives int) {
 			next[[2]int{life, w}]++
 		}
 	}
-	total := 0
-	for life := range lives {
-		b, _ := os.ReadFile(filepath.Join(dir, fmt.Sprint("acked.", life)))
-		for w := 0; w*8+8 <= len(b); w++ {
-			acked := int(binary.LittleEndian.Uint64(b[w*8:]))
-			if got := next[[2]int{life, w}]; got < acked || got > acked+1 {
-				t.Errorf("life %d, writer %d: %d lines, %d were accepted", life, w, got, acked)
-			}
-			total += acked
-		}
-	}
+	total := compareAcked(t, dir, lives, next)
 	for _, x := range r.records() {
 		if x.flags&record.Recovered != 0 {
 			t.Errorf("recovered without need: %v", x)
@@ -235,4 +225,21 @@ func checkKilled(t *testing.T, dir string, lives int) {
 	if total == 0 {
 		t.Error("nothing was accepted")
 	}
+}
+
+// compareAcked compares the lines that came with those that were accepted, and returns
+// how many these are.
+func compareAcked(t *testing.T, dir string, lives int, came map[[2]int]int) int {
+	total := 0
+	for life := range lives {
+		b, _ := os.ReadFile(filepath.Join(dir, fmt.Sprint("acked.", life)))
+		for w := 0; w*8+8 <= len(b); w++ {
+			acked := int(binary.LittleEndian.Uint64(b[w*8:]))
+			if got := came[[2]int{life, w}]; got < acked || got > acked+1 {
+				t.Errorf("life %d, writer %d: %d lines, %d were accepted", life, w, got, acked)
+			}
+			total += acked
+		}
+	}
+	return total
 }
