@@ -71,7 +71,7 @@ type applier struct {
 	kick    chan struct{}         // there is something to sync
 	limit   int64                 // bytes at which a checkpoint is due
 	full    chan struct{}         // bytes reached limit
-	quiet   chan struct{}         // every batch taken is written
+	more    chan struct{}         // another batch is written
 }
 
 // run applies batches until ctx ends.
@@ -225,9 +225,7 @@ func (a *applier) finish(item queue.Item, gens []*generation) {
 	if a.bytes >= a.limit {
 		signal(a.full)
 	}
-	if len(a.known) == len(a.ids) {
-		signal(a.quiet)
-	}
+	signal(a.more)
 }
 
 // expect notes a batch that is about to be committed.
@@ -281,11 +279,17 @@ func (a *applier) holds() bool {
 	return len(a.held) > 0
 }
 
-// settled reports whether every batch taken is written.
-func (a *applier) settled() bool {
+// settled reports whether every batch that is left in the queue is written. (The queue
+// may have dropped some by max_age or on_full: they are not waited for.)
+func (a *applier) settled(q *queue.Queue) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return len(a.known) == len(a.ids)
+	for _, c := range q.Stats().Cursors {
+		if c.Name == cursorName {
+			return int(c.Waiting.Batches) <= len(a.known)
+		}
+	}
+	return true
 }
 
 func signal(c chan struct{}) {

@@ -79,7 +79,6 @@ func (a *applier) trim(batches []done, final func(...batch.ID)) error {
 	var stale []queue.KV
 	for i := range batches {
 		b := &batches[i]
-		a.cur.Ack(b.seq)
 		for _, g := range b.gens {
 			if a.table.settle(g) {
 				stale = append(stale, queue.KV{Key: shiftKey(g.era)})
@@ -87,8 +86,9 @@ func (a *applier) trim(batches []done, final func(...batch.ID)) error {
 		}
 		ids = append(ids, b.id)
 	}
-	a.mu.Lock()
+	a.mu.Lock() // over both, for settled
 	for i := range batches {
+		a.cur.Ack(batches[i].seq)
 		delete(a.known, batches[i].seq)
 		delete(a.ids, batches[i].id)
 	}

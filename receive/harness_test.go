@@ -53,6 +53,7 @@ type setup struct {
 	State, Listen   string
 	Outputs         []config.Output
 	MaxBytes        int64
+	OnFull          config.FullPolicy // default block
 	OpenFiles       int
 	CheckpointBytes int64
 	CheckpointEvery time.Duration
@@ -63,6 +64,9 @@ func (s setup) config() *config.Config {
 	q := config.Queue{CommitEvery: 5 * time.Millisecond, CommitBytes: 1 << 20, MaxBytes: config.Size(s.MaxBytes), OnFull: config.FullBlock}
 	if q.MaxBytes == 0 {
 		q.MaxBytes = 8 << 30
+	}
+	if s.OnFull != "" {
+		q.OnFull = s.OnFull
 	}
 	return &config.Config{
 		File: "test.toml", Host: "aggregator", StateDir: s.State, ShutdownTimeout: 10 * time.Second, Queue: q,

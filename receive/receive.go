@@ -159,7 +159,7 @@ func newApplier(q store, cur cursor, t *table, d *deadDir, n *counters, log *slo
 		q: q, cur: cur, table: t, dead: d, count: n, log: log,
 		sets: map[uint64]*set{}, planners: map[uint64]*planner{}, plans: &planCache{plans: map[batch.ID]*plan{}},
 		held: map[*generation]struct{}{}, known: map[uint64]bool{}, ids: map[batch.ID]struct{}{},
-		kick: make(chan struct{}, 1), full: make(chan struct{}, 1), quiet: make(chan struct{}, 1),
+		kick: make(chan struct{}, 1), full: make(chan struct{}, 1), more: make(chan struct{}, 1),
 		limit: checkpointBytes,
 	}
 }
@@ -233,9 +233,9 @@ func (r *Receiver) drain(p *parts) {
 		r.log.Warn("stopping before everything was committed", "error", err)
 		return
 	}
-	for !r.applier.settled() && !r.applier.holds() {
+	for !r.applier.settled(r.q) && !r.applier.holds() {
 		select {
-		case <-r.applier.quiet:
+		case <-r.applier.more:
 		case <-ctx.Done():
 			r.log.Warn("stopping before everything was written: the rest stays in the queue")
 			return

@@ -279,3 +279,47 @@ func TestFailedAppendIsTriedAgain(t *testing.T) {
 	wantFile(t, s.out("h", "a"), want.String())
 	wantFile(t, s.out("h", "b"), want.String())
 }
+
+// TestDroppedBatchesLeaveNoHole: while an output disk is full the queue overflows and
+// drops by its policy; what is left comes whole and in order, with nothing in between,
+// and the role ends without waiting for what is gone.
+func TestDroppedBatchesLeaveNoHole(t *testing.T) {
+	full := smallDisk(t, "100k")
+	s := newSetup(t, output1(full, func(o *config.Output) { o.File = "%f" }))
+	s.MaxBytes, s.OnFull = 200<<10, config.FullDropNewest
+	x := start(t, s)
+	f := newFeeder(1)
+	f.connect(t, s.Listen)
+	must(t, os.WriteFile(full+"/filler", make([]byte, 60<<10), 0o644))
+	sent := map[string]bool{}
+	send := func(n int) {
+		for range n {
+			data := fmt.Sprintf("%06d %s\n", len(sent), strings.Repeat("z", 3000))
+			sent[data] = true
+			f.add(rec{host: "h", path: "f", data: data})
+			f.until(t, "an ack", f.allAcked)
+		}
+	}
+	send(150)
+	must(t, os.Remove(full+"/filler"))
+	must(t, syscall.Mount("tmpfs", full, "tmpfs", syscall.MS_REMOUNT, "size=8m"))
+	waitFor(t, "the held file", func() bool { return x.r.Stats().HeldFiles == 0 })
+	send(20)
+	begin := time.Now()
+	x.end()
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %v to end", took)
+	}
+	raw, err := os.ReadFile(full + "/f")
+	must(t, err)
+	last, lines := "", 0
+	for line := range strings.Lines(string(raw)) {
+		if !sent[line] || line <= last {
+			t.Fatalf("after %.10q comes %.20q", last, line)
+		}
+		last, lines = line, lines+1
+	}
+	if lines < 60 || lines == len(sent) || !strings.HasPrefix(last, "000169") {
+		t.Errorf("%d of %d lines are there, the last is %.10q", lines, len(sent), last)
+	}
+}
