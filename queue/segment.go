@@ -169,13 +169,22 @@ func (q *Queue) transact(s *segment, c *change, st *stored) error {
 	if err := fpCommitBefore.Inject(); err != nil {
 		return errors.Join(err, tx.Rollback())
 	}
-	if err := tx.Commit(); err != nil {
+	if err := c.commit(tx, s.file); err != nil {
 		return fmt.Errorf("commit to %s: %w", s.path, err)
 	}
 	if err := fpCommitAfter.Inject(); err != nil {
 		return err
 	}
 	return s.db.View(func(tx *bbolt.Tx) error { s.high = tx.Size(); return nil })
+}
+
+func (c *change) commit(tx *bbolt.Tx, f *os.File) error {
+	var size int64
+	for _, it := range c.entries {
+		size += it.size
+	}
+	defer startWriteback(f, size)()
+	return tx.Commit()
 }
 
 func (q *Queue) fill(tx *bbolt.Tx, s *segment, c *change, st *stored) error {
