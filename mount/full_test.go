@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,6 +50,7 @@ func actFill(args []string) error {
 // actCatch opens PATH, says so, writes lines until a write fails, and reports how many
 // were taken. A SIGUSR1 interrupts a write that waits.
 func actCatch(args []string) error {
+	runtime.LockOSThread() // the thread that it names is the one that writes
 	f, err := syscall.Open(args[0], syscall.O_WRONLY|syscall.O_APPEND|syscall.O_CREAT, 0o644)
 	if err != nil {
 		return err
