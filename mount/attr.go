@@ -216,7 +216,7 @@ func (s *server) truncate(r *fuse.SetattrRequest, f *file) {
 	}
 	sf.Reserve()
 	unlinked := f.unlinked
-	s.later(r.ID, func(ctx context.Context) {
+	s.later(&r.Header, func(ctx context.Context) {
 		err := s.resize(ctx, f.gate, sf, int64(r.Size))
 		var st unix.Stat_t
 		if err == nil {
@@ -280,7 +280,7 @@ func (s *server) allocate(r *fuse.FAllocateRequest) {
 func (s *server) extend(r *fuse.FAllocateRequest, f *file) {
 	sf := f.spool
 	sf.Reserve()
-	s.later(r.ID, func(ctx context.Context) {
+	s.later(&r.Header, func(ctx context.Context) {
 		var err error
 		if end := int64(r.Offset + r.Length); end > sf.Size() {
 			err = s.resize(ctx, f.gate, sf, end)

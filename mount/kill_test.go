@@ -87,6 +87,9 @@ func TestKilledDaemonLosesAndDoublesNothing(t *testing.T) {
 	shared := map[string]int{}
 	own := map[string]int{}
 	rounds := 8
+	if os.Getenv("FTFUSE_SOAK") != "" {
+		rounds = 200
+	}
 	for round := range rounds {
 		var ws []*output
 		names := []string{}

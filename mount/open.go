@@ -146,7 +146,7 @@ func (s *server) flush(r *fuse.FlushRequest) {
 	if h.write != nil {
 		m := spool.Meta{Unique: uint64(r.ID), PID: r.Pid, UID: r.Uid, GID: r.Gid, Time: time.Now().UnixNano()}
 		if h.write.Flush(&m) == spool.ErrJournalFull {
-			s.later(r.ID, func(ctx context.Context) {
+			s.later(&r.Header, func(ctx context.Context) {
 				ctx, cancel := context.WithTimeout(ctx, flushPatience)
 				defer cancel()
 				s.noteLater(ctx, func() error { return h.write.Flush(&m) })
@@ -226,7 +226,7 @@ func (s *server) fsync(r *fuse.FsyncRequest) {
 		path := h.dir.path()
 		work = func(context.Context) error { return s.store.SyncDir(path) }
 	}
-	s.later(r.ID, func(ctx context.Context) {
+	s.later(&r.Header, func(ctx context.Context) {
 		err := work(ctx)
 		s.answered(r.ID)
 		if err != nil {

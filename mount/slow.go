@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"syscall"
+	"time"
 
 	"bazil.org/fuse"
 
@@ -62,18 +63,47 @@ func (p *pending) interrupt(id fuse.RequestID) {
 	}
 }
 
-// later runs work on a goroutine of its own. Its context ends at an INTERRUPT of the
-// request and at the end of the server.
-func (s *server) later(id fuse.RequestID, work func(ctx context.Context)) {
+// signalGrace is how long a request goes on after a signal that does not kill. Programs
+// do not expect EINTR from a file, and most waits are over in milliseconds: signals of
+// timers and children, or of a language's runtime, must not break them.
+const signalGrace = 500 * time.Millisecond
+
+// killPoll is how often a thread is looked at after a signal: the kernel sends one
+// INTERRUPT only, and a second signal may be the one that kills.
+const killPoll = 50 * time.Millisecond
+
+// later runs work on a goroutine of its own. Its context ends at the end of the server
+// and after an INTERRUPT of the request: at once if its thread is being killed, after
+// signalGrace otherwise.
+func (s *server) later(h *fuse.Header, work func(ctx context.Context)) {
 	ctx, cancel := context.WithCancel(s.ctx)
-	s.pending.add(id, cancel)
+	tid := h.Pid
+	s.pending.add(h.ID, func() { s.wg.Go(func() { giveWay(ctx, cancel, tid) }) })
 	s.wg.Go(func() {
 		defer cancel()
 		work(ctx)
 	})
 }
 
-// answer removes the request from the pending ones; it is called right before a reply.
+// giveWay cancels a request that was interrupted, unless it is done before.
+func giveWay(ctx context.Context, cancel func(), tid uint32) {
+	grace := time.After(signalGrace)
+	tick := time.NewTicker(killPoll)
+	defer tick.Stop()
+	for !beingKilled(tid) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-grace:
+			cancel()
+			return
+		case <-tick.C:
+		}
+	}
+	cancel()
+}
+
+// answered removes the request from the pending ones; it is called right before a reply.
 func (s *server) answered(id fuse.RequestID) { s.pending.remove(id) }
 
 // errnoOf is what a program gets for an error of a slow operation: EINTR if ctx ended

@@ -52,7 +52,7 @@ func (s *server) wantsSync(r *fuse.WriteRequest) bool {
 // it is answered.
 func (s *server) park(r *fuse.WriteRequest, h *handle) {
 	s.n.parked.Add(1)
-	s.later(r.ID, func(ctx context.Context) {
+	s.later(&r.Header, func(ctx context.Context) {
 		n, err := s.parkedWrite(ctx, r, h)
 		s.answered(r.ID)
 		if err != nil {
@@ -197,10 +197,6 @@ func (s *server) overwrite(ctx context.Context, r *fuse.WriteRequest, h *handle,
 	}
 	return len(r.Data), nil
 }
-
-// killPoll is how often a writer whose bytes are accepted and not yet on disk is looked
-// at after a signal: the kernel sends one INTERRUPT only.
-const killPoll = 100 * time.Millisecond
 
 // awaitDisk returns when what h wrote is on disk. A signal does not end the wait, since
 // the bytes will be delivered and an error would deny it; that its thread is being

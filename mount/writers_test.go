@@ -60,8 +60,15 @@ func TestLargeWritesOfSeveralWritersKeepTheirLinesWhole(t *testing.T) {
 		w.ended()
 	}
 	r.stop()
+	wholeBlocks(t, r.delivered()["a.log"], want)
+}
+
+// wholeBlocks checks that text has the lines that actBlocks wrote, whole, once and in
+// the order of each writer.
+func wholeBlocks(t *testing.T, text string, want map[string]int) {
+	t.Helper()
 	next := map[string]int{}
-	for line := range strings.Lines(r.delivered()["a.log"]) {
+	for line := range strings.Lines(text) {
 		name, _, _ := strings.Cut(line, " ")
 		if line != fmt.Sprintf("%s %d %s\n", name, next[name], strings.Repeat(name[:1], next[name]%300)) {
 			t.Fatalf("%s, want number %d of %q", brief(line), next[name], name)
@@ -73,6 +80,43 @@ func TestLargeWritesOfSeveralWritersKeepTheirLinesWhole(t *testing.T) {
 			t.Errorf("%d lines of %s, want %d", next[name], name, n)
 		}
 	}
+}
+
+// TestTruncationUnderWritersLosesNothing: every line that was accepted before a
+// truncation is delivered, and none twice.
+func TestTruncationUnderWritersLosesNothing(t *testing.T) {
+	r := newRig(t, "")
+	names := []string{"alpha", "beta", "gamma", "delta"}
+	var ws []*output
+	for _, name := range names {
+		ws = append(ws, startActor(t, "blocks", r.path("a.log"), name, "100", "5000"))
+	}
+	done := make(chan struct{})
+	want := map[string]int{}
+	go func() {
+		defer close(done)
+		for i, w := range ws {
+			var n int
+			fmt.Sscanf(<-w.line, "lines %d", &n)
+			want[names[i]] = n
+		}
+	}()
+	cuts := 0
+	for running := true; running; cuts++ {
+		if err := os.Truncate(r.path("a.log"), 0); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+	}
+	if cuts < 5 {
+		t.Fatalf("only %d truncations", cuts)
+	}
+	r.stop()
+	wholeBlocks(t, r.delivered()["a.log"], want)
 }
 
 // TestASignalDoesNotDenyASyncWrite: the bytes are accepted when the signal comes, so the
