@@ -116,10 +116,10 @@ func (s *sample) damages(t *testing.T, flips int) (list []struct {
 			add(fmt.Sprintf("flip %#x at %d", bit, off), f, func(b []byte) []byte { b[off] ^= bit; return b })
 		}
 		for range flips / 10 {
-			off := r.Int64N(high / 4096)
-			add(fmt.Sprintf("zero page %d", off), f, func(b []byte) []byte { clear(b[off*4096:][:4096]); return b })
-			from := r.Int64N(high / 4096)
-			add(fmt.Sprintf("page %d over %d", from, off), f, func(b []byte) []byte { copy(b[off*4096:], b[from*4096:][:4096]); return b })
+			off := r.Int64N(high / segmentPage)
+			add(fmt.Sprintf("zero page %d", off), f, func(b []byte) []byte { clear(b[off*segmentPage:][:segmentPage]); return b })
+			from := r.Int64N(high / segmentPage)
+			add(fmt.Sprintf("page %d over %d", from, off), f, func(b []byte) []byte { copy(b[off*segmentPage:], b[from*segmentPage:][:segmentPage]); return b })
 		}
 		for _, size := range []int64{0, 1, 80, 4096, 8192, 12288, 16384, high / 3, high / 2, high - 4096, high - 1} {
 			add(fmt.Sprintf("truncate to %d", size), f, func(b []byte) []byte { return b[:size] })
@@ -128,18 +128,18 @@ func (s *sample) damages(t *testing.T, flips int) (list []struct {
 			off, bit := at+r.Int64N(96), byte(1)<<r.IntN(8)
 			add(fmt.Sprintf("flip %#x at %d, in a head or the state", bit, off), f, func(b []byte) []byte { b[off] ^= bit; return b })
 		}
-		for page := int64(2); page < high/4096; page++ {
+		for page := int64(2); page < high/segmentPage; page++ {
 			add(fmt.Sprintf("page %d with an element less", page), f, func(b []byte) []byte {
-				if p := b[page*4096:]; p[8] == flagLeaf && p[9] == 0 && p[10] > 1 {
+				if p := b[page*segmentPage:]; p[8] == flagLeaf && p[9] == 0 && p[10] > 1 {
 					p[10]--
 				}
 				return b
 			})
 		}
 		for page := range int64(2) {
-			add(fmt.Sprintf("torn meta %d", page), f, func(b []byte) []byte { copy(b[page*4096+40:], "torn torn torn"); return b })
+			add(fmt.Sprintf("torn meta %d", page), f, func(b []byte) []byte { copy(b[page*segmentPage+40:], "torn torn torn"); return b })
 		}
-		add("both metas", f, func(b []byte) []byte { clear(b[:8192]); return b })
+		add("both metas", f, func(b []byte) []byte { clear(b[:2*segmentPage]); return b })
 	}
 	return list
 }

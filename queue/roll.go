@@ -11,14 +11,15 @@ import (
 )
 
 // need estimates the bytes that committing g writes.
-func (g *group) need(pageSize int64) int64 {
-	n := 64 * pageSize // bbolt's own pages
+func (g *group) need() int64 {
+	n := int64(16 * segmentPage) // bbolt's own pages
 	if g == nil {
 		return n
 	}
 	for _, it := range g.items {
-		n += it.size + 2*pageSize
+		n += it.size + 64
 	}
+	n += int64(len(splitBlocks(g.items))) * 2 * segmentPage
 	for k, v := range g.puts {
 		n += int64(2*len(k)+2*len(v)) + 64
 	}
@@ -30,10 +31,9 @@ func (g *group) need(pageSize int64) int64 {
 func (c *committer) room(g *group) error {
 	q := c.q
 	a := q.active() // only the committer changes which one it is
-	page := int64(os.Getpagesize())
-	need := g.need(page)
+	need := g.need()
 	if g != nil && a.high+need > q.o.SegmentBytes && a.count() > 0 {
-		if free := int64(a.db.Stats().FreePageN) * page; free < 2*need {
+		if free := int64(a.db.Stats().FreePageN) * segmentPage; free < 2*need {
 			if err := c.roll(); err != nil {
 				return err
 			}
