@@ -268,9 +268,16 @@ func (w *writer) giveUp(from, to int, err error) {
 	w.res.Errors = append(w.res.Errors, err.Error())
 }
 
-// gone reports whether an error says that nothing serves the mount any more.
+// gone reports whether an error says that nothing serves the mount any more. EIO is what
+// a request gets when the daemon was killed while it was being copied to it
+// (fuse_dev_do_read in fs/fuse/dev.c).
 func gone(err error) bool {
-	return errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.ENODEV)
+	for _, e := range []syscall.Errno{syscall.ENOTCONN, syscall.ECONNABORTED, syscall.ENODEV, syscall.EIO} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // reopen waits until a mount that answers is back and opens the file on it. The check of
