@@ -163,3 +163,26 @@ func TestMergeIsDurableWithoutATxn(t *testing.T) {
 		t.Fatalf("batch 4 below the horizon is %v", st)
 	}
 }
+
+// TestABlockThatWasReadSurvivesTheRoll: a reader within a block of the active segment
+// goes on when that becomes a closed one. (The block kept the file that the roll closed.)
+func TestABlockThatWasReadSurvivesTheRoll(t *testing.T) {
+	q := mustOpen(t, t.TempDir(), Options{SegmentBytes: 1 << 20, MemoryBytes: 1, CommitEvery: time.Hour})
+	for n := uint64(1); n <= 20; n++ {
+		mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, n, 5000)}})
+	}
+	mustFlush(t, q)
+	c := mustCursor(t, q, "out")
+	for range 10 {
+		mustNext(t, c)
+	}
+	for n := uint64(21); q.Stats().Segments == 1; n++ {
+		mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, n, 200000)}, Sync: true})
+		mustFlush(t, q)
+	}
+	for n := uint64(11); n <= 20; n++ {
+		if it := mustNext(t, c); it.Seq != n {
+			t.Fatalf("got %d, want %d", it.Seq, n)
+		}
+	}
+}

@@ -83,14 +83,7 @@ func (c *committer) roll() error {
 	old.dirty = true
 	q.ackLater()
 	q.mu.Unlock()
-	old.io.Lock()
-	err := guard(old.path, old.db.Close)
-	old.db = nil
-	if old.pages != nil {
-		_ = old.pages.Close()
-		old.pages = nil
-	}
-	old.io.Unlock()
+	err := old.close() // reads open it anew
 	if err != nil {
 		return fmt.Errorf("close segment %s: %w", old.path, err)
 	}

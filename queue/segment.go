@@ -353,6 +353,7 @@ func (s *segment) close() (err error) {
 	if s.pages != nil {
 		err = errors.Join(err, s.pages.Close())
 		s.pages, s.root = nil, nil
+		s.cached.Store(nil) // it reads from those pages
 	}
 	return err
 }
