@@ -616,3 +616,18 @@ func BenchmarkWrite(b *testing.B) {
 		}
 	}
 }
+
+func TestWhatAFailedWriteLeftBehindTheEndIsCutOff(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	defer s.Close()
+	s.Begin(0)
+	h := create(t, s, "a")
+	write(t, h, "good\n")
+	if _, err := unix.Pwrite(h.fd, []byte("left behind"), 5); err != nil {
+		t.Fatal(err)
+	}
+	h.cutFailed(5)
+	if st, err := h.Stat(); err != nil || st.Size != 5 {
+		t.Fatal(st.Size, err)
+	}
+}
