@@ -165,6 +165,7 @@ func (r *role) startParts(ctx context.Context) {
 	run("capture", r.cap.Run)
 	run("forward", r.cli.Run)
 	run("final acks", r.src.keep)
+	run("memory", r.restMemory)
 	run("queue", func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
@@ -173,6 +174,30 @@ func (r *role) startParts(ctx context.Context) {
 			return r.queue.Err()
 		}
 	})
+}
+
+// restAfter is how long nothing must have been written and the queue been empty before
+// the memory of the last load is given back.
+const restAfter = 3 * time.Second
+
+// restMemory gives the heap back to the system once after each load.
+func (r *role) restMemory(ctx context.Context) error {
+	tick := time.NewTicker(restAfter)
+	defer tick.Stop()
+	freed, seen := r.store.Next(), r.store.Next()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		next := r.store.Next()
+		if next == seen && next != freed && r.queue.Room() == int64(r.cfg.QueueFor(config.RoleMount).MaxBytes) {
+			debug.FreeOSMemory()
+			freed = next
+		}
+		seen = next
+	}
 }
 
 func (r *role) failed(err error) {
