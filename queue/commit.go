@@ -1,9 +1,7 @@
 package queue
 
 import (
-	"errors"
 	"fmt"
-	"syscall"
 	"time"
 
 	"ftfuse/internal/failpoint"
@@ -32,6 +30,7 @@ type committer struct {
 	retryAt   time.Time
 	ageAt     time.Time
 	rollAt    time.Time // not before this: the disk was full
+	ackAt     time.Time // acks are not written before this: not even they fit
 }
 
 // ackLater notes that acks, losses or a horizon wait for a commit. The caller holds mu.
@@ -110,14 +109,18 @@ func (c *committer) plan(now time.Time) (time.Duration, bool) {
 		at(c.lastStart.Add(q.o.CommitEvery))
 	}
 	if !q.ackSince.IsZero() {
+		due := now
 		switch {
 		case q.closed:
-			at(now)
 		case q.diskFull: // acks give space back
-			at(q.ackSince.Add(q.o.CommitEvery))
+			due = q.ackSince.Add(q.o.CommitEvery)
 		default:
-			at(q.ackSince.Add(ackEvery))
+			due = q.ackSince.Add(ackEvery)
 		}
+		if c.ackAt.After(due) {
+			due = c.ackAt
+		}
+		at(due)
 	}
 	if q.closed {
 		if !any {
@@ -170,7 +173,7 @@ func (c *committer) step() error {
 	}
 	rollAt, idle := c.rollDue()
 	idle = idle && !q.closed && !c.lastStart.Before(rollAt)
-	acks := !q.ackSince.IsZero()
+	acks := !q.ackSince.IsZero() && !c.lastStart.Before(c.ackAt)
 	q.mu.Unlock()
 	if c.held == nil && !acks && !idle {
 		return nil
@@ -185,16 +188,20 @@ func (c *committer) step() error {
 		return nil
 	}
 	err := c.room(g)
-	if errors.Is(err, syscall.ENOSPC) && g != nil {
+	if g != nil && isFull(err) {
 		c.full(err)
-		g = nil // acks and deletes still fit
-		err = nil
+		if rolled, err := c.rollDrained(); rolled || err != nil || !acks {
+			return err
+		}
+		g, err = nil, c.room(nil) // acks and deletes still fit
 	}
-	if err != nil {
-		return err
-	}
-	if g == nil && !acks {
+	switch {
+	case g == nil && isFull(err): // or not even they: a lost ack is only a repeat
+		c.full(err)
+		c.ackAt = c.lastStart.Add(retryEvery)
 		return nil
+	case err != nil:
+		return err
 	}
 	return c.commit(g)
 }

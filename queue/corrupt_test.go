@@ -96,7 +96,8 @@ func (s *sample) copy(t *testing.T, to string) {
 func (s *sample) damages(t *testing.T, flips int) (list []struct {
 	name, file string
 	do         func(b []byte) []byte
-}) {
+},
+) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(s.dir, "*"+segmentExt))
 	if err != nil || len(files) < 4 {

@@ -114,6 +114,32 @@ func mustNotFail(t *testing.T, err error) {
 	}
 }
 
+// TestADrainedSegmentOnADiskSmallerThanItDoesNotStayFull: all of a full disk is the active
+// segment's, and all of that is free pages; what waits for room must get it.
+func TestADrainedSegmentOnADiskSmallerThanItDoesNotStayFull(t *testing.T) {
+	o := fullOptions()
+	o.SegmentBytes, o.PendingBytes = 256<<20, 4<<20
+	q := mustOpen(t, smallDisk(t, "size=24m")+"/queue", o)
+	c := mustCursor(t, q, "out")
+	var n, read uint64
+	for range 3 {
+		n = fill(t, q, n)
+		for range q.Stats().Cursors[0].Waiting.Batches {
+			read++
+			c.Ack(mustNext(t, c).Seq)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if err := q.Flush(ctx); err != nil {
+			t.Fatalf("%v; %+v", err, q.Stats())
+		}
+		cancel()
+	}
+	for ; read < n; read++ {
+		c.Ack(mustNext(t, c).Seq)
+	}
+	mustClose(t, q)
+}
+
 func TestFullDiskUnderErrorIsErrFull(t *testing.T) {
 	dir := smallDisk(t, "size=16m") + "/queue"
 	o := fullOptions()

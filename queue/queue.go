@@ -211,8 +211,7 @@ type Queue struct {
 	cursors   []*Cursor  // in order of Options.Cursors
 	delivered delivered
 	losses    losses
-	live      int64 // bytes that some cursor has not passed; submitted ones included
-	liveCount uint64
+	live      int64         // bytes that some cursor has not passed; submitted ones included
 	deletes   []uint64      // blocks of the active segment that every cursor passed
 	room      chan struct{} // closed and replaced when there is more room
 	diskFull  bool

@@ -34,7 +34,7 @@ func (c *committer) room(g *group) error {
 	need := g.need()
 	if g != nil && a.high+need > q.o.SegmentBytes && a.count() > 0 {
 		if free := int64(a.db.Stats().FreePageN) * segmentPage; free < 2*need {
-			if err := c.roll(); err != nil {
+			if err := c.roll(false); err != nil {
 				return err
 			}
 			a = q.active()
@@ -55,7 +55,7 @@ func (c *committer) room(g *group) error {
 
 // idle gives back a large drained segment, or leaves a damaged one.
 func (c *committer) idle() error {
-	err := c.roll()
+	err := c.roll(false)
 	if isFull(err) { // it can wait
 		c.rollAt = time.Now().Add(retryEvery)
 		return nil
@@ -63,8 +63,28 @@ func (c *committer) idle() error {
 	return err
 }
 
-// roll begins a new segment with a copy of all state. On ENOSPC nothing has changed.
-func (c *committer) roll() error {
+// rollDrained leaves an active segment that holds nothing any more for a group that the
+// full disk has no room for: its pages are free, and perhaps not in one piece where the
+// group needs them; its file gives them all back. It reports whether it did.
+func (c *committer) rollDrained() (bool, error) {
+	q := c.q
+	q.mu.Lock()
+	a := q.active()
+	drained := q.low() == q.committed+1 && a.high-a.born > minReserve
+	q.mu.Unlock()
+	if !drained {
+		return false, nil
+	}
+	if err := c.roll(true); !isFull(err) {
+		c.retryAt = time.Time{}
+		return err == nil, err
+	}
+	return false, nil
+}
+
+// roll begins a new segment with a copy of all state. On ENOSPC nothing has changed; with
+// reserve it gives that up first.
+func (c *committer) roll(reserve bool) error {
 	q := c.q
 	q.mu.Lock()
 	old := q.active()
@@ -73,7 +93,7 @@ func (c *committer) roll() error {
 	q.mu.Unlock()
 
 	st := &stored{vals: maps.Clone(q.st.vals), commit: q.st.commit, sum: q.st.sum}
-	if err := q.bear(s, puts, st, false); err != nil {
+	if err := q.bear(s, puts, st, reserve); err != nil {
 		return err
 	}
 	q.st = st

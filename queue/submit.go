@@ -51,6 +51,9 @@ func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
 		return Duplicate, nil
 	}
 	status, err := q.admit(ctx, fresh)
+	if err == nil {
+		err = q.state() // it may have waited
+	}
 	if err != nil {
 		return Fresh, err
 	}

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -193,11 +192,6 @@ func (p *proc) gone() error {
 		p.t.Fatalf("receiver is still alive; its log:\n%s", p.log)
 		return nil
 	}
-}
-
-func (p *proc) terminate() {
-	p.t.Helper()
-	p.cmd.Process.Signal(syscall.SIGTERM)
 }
 
 // feeder is a mount without files: it makes batches, and gives them to a client until

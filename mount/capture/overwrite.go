@@ -60,8 +60,10 @@ func (c *Capture) overwrite(ctx context.Context, n spool.Number, e *spool.Entry,
 		return nil
 	}
 	w := f.writerOf(it.writer, p)
-	u := undo{file: *f, writer: w, old: *w, tail: p.tail, number: c.number,
-		pending: c.pendBytes, count: c.pendCount, setSeq: c.setSeq, tally: c.tally}
+	u := undo{
+		file: *f, writer: w, old: *w, tail: p.tail, number: c.number,
+		pending: c.pendBytes, count: c.pendCount, setSeq: c.setSeq, tally: c.tally,
+	}
 	u.old.pend = append([]byte(nil), w.pend...)
 	u.old.chunks = append([]int64(nil), w.chunks...)
 	c.collecting = true
