@@ -3,6 +3,7 @@ package mount
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -89,6 +90,10 @@ func connect(dir string, allowOther bool) (*fuse.Conn, error) {
 	opts := []fuse.MountOption{
 		fuse.FSName(fsName), fuse.Subtype("ftfuse"), fuse.DefaultPermissions(),
 		fuse.LockingFlock(), fuse.LockingPOSIX(),
+		// A RELEASE is a background request: beyond the limit (12 by default) it would wait
+		// in the kernel while later requests of the program that closed go past it
+		// (fs/fuse/dev.c, flush_bg_queue).
+		fuse.MaxBackground(math.MaxUint16), fuse.CongestionThreshold(math.MaxUint16),
 	}
 	if allowOther {
 		opts = append(opts, fuse.AllowOther())

@@ -174,10 +174,12 @@ func (s *server) noteLater(ctx context.Context, note func() error) {
 	}
 }
 
-// release is the last close of a handle. Nobody waits for its reply.
+// release is the last close of a handle. Nobody waits for its reply, but the kernel sends
+// it before close(2) returns: a later open finds it noted, or owed before its own notes.
 func (s *server) release(r *fuse.ReleaseRequest) {
 	h := s.handles[r.Handle]
 	delete(s.handles, r.Handle)
+	s.pollers.forget(r.Handle)
 	if h == nil || h.dir != nil {
 		r.Respond()
 		return
@@ -192,25 +194,11 @@ func (s *server) release(r *fuse.ReleaseRequest) {
 	}
 	if h.write != nil {
 		h.node.writers--
-		s.end(h, sf, &r.Header)
-	} else {
-		sf.Release()
+		h.write.End(&spool.Meta{Unique: uint64(r.ID), PID: r.Pid, UID: r.Uid, GID: r.Gid, Time: time.Now().UnixNano()})
 	}
+	sf.Release()
 	s.nodes.drop(h.node)
 	r.Respond()
-}
-
-// end notes the release of a writer and gives the spool file up after it.
-func (s *server) end(h *handle, sf *spool.File, hd *fuse.Header) {
-	m := spool.Meta{Unique: uint64(hd.ID), PID: hd.Pid, UID: hd.Uid, GID: hd.Gid, Time: time.Now().UnixNano()}
-	if h.write.End(&m) != spool.ErrJournalFull {
-		sf.Release()
-		return
-	}
-	s.wg.Go(func() {
-		s.noteLater(s.ctx, func() error { return h.write.End(&m) })
-		sf.Release()
-	})
 }
 
 // fsync returns when what was accepted of the file is in the queue, on disk. For a

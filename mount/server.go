@@ -62,6 +62,7 @@ type server struct {
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 	pending pending
+	pollers pollers
 	closing atomic.Bool // no write is accepted any more
 
 	nodes   *nodeTable
@@ -183,13 +184,15 @@ func (s *server) rareRequest(req fuse.Request) {
 		s.unlock(r)
 	case *fuse.QueryLockRequest:
 		s.queryLock(r)
+	case *fuse.PollRequest:
+		s.poll(r)
 	case *fuse.FAllocateRequest:
 		s.allocate(r)
 	case *fuse.SymlinkRequest, *fuse.LinkRequest:
 		req.RespondError(syscall.EPERM) // what file systems without links say (symlink(2), link(2))
 	case *fuse.DestroyRequest:
 		r.Respond()
-	default: // xattrs, poll, RENAME2, LSEEK, IOCTL and the like: the kernel does without
+	default: // xattrs, RENAME2, LSEEK, IOCTL and the like: the kernel does without
 		req.RespondError(syscall.ENOSYS)
 	}
 }

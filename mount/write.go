@@ -56,7 +56,11 @@ func (s *server) park(r *fuse.WriteRequest, h *handle) {
 		n, err := s.parkedWrite(ctx, r, h)
 		s.answered(r.ID)
 		if err != nil {
-			s.writeFailed(r, s.errnoOf(ctx, err))
+			errno := s.errnoOf(ctx, err)
+			if errno == syscall.EAGAIN {
+				s.tellWritable(h)
+			}
+			s.writeFailed(r, errno)
 			return
 		}
 		s.n.writes.Add(1)
@@ -95,7 +99,7 @@ func (s *server) parkedWrite(ctx context.Context, r *fuse.WriteRequest, h *handl
 		if nonblock && time.Since(started) > journalPatience {
 			return 0, syscall.EAGAIN
 		}
-		if err := s.awaitJournal(ctx, nonblock); err != nil {
+		if err := s.awaitJournal(ctx, len(r.Data), nonblock); err != nil {
 			return 0, err
 		}
 	}
@@ -136,10 +140,10 @@ func (s *server) awaitRoom(ctx context.Context, n int, nonblock bool) error {
 	}
 }
 
-// awaitJournal waits for the next commit.
-func (s *server) awaitJournal(ctx context.Context, nonblock bool) error {
+// awaitJournal waits for the next commit, unless the journal takes n bytes now.
+func (s *server) awaitJournal(ctx context.Context, n int, nonblock bool) error {
 	changed := s.store.Changed()
-	if s.store.HasRoom() {
+	if s.store.HasRoom(n) {
 		return nil
 	}
 	var patience <-chan time.Time

@@ -158,7 +158,8 @@ func childWriter(s *spool.Store, c *Capture, acked *os.File, life string, w int,
 			return err
 		}
 	}
-	return h.End(&spool.Meta{})
+	h.End(&spool.Meta{})
+	return nil
 }
 
 var childMu sync.Mutex

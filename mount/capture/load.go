@@ -14,11 +14,14 @@ type stored struct {
 	pos     map[spool.Number]storedPos // of files not yet taken up
 	cuts    map[spool.Number]cut
 	orphans map[spool.Number]bool // not in the spool any more
+
+	repaired bool // the queue was: values may be older than what it holds, or missing
 }
 
 // load reads the state. Unfinished lines become writers, tails paths.
 func (c *Capture) load() (*stored, error) {
 	st := &stored{pos: map[spool.Number]storedPos{}, cuts: map[spool.Number]cut{}, orphans: map[spool.Number]bool{}}
+	st.repaired = c.repairNote()
 	if v, ok := c.o.Queue.Get(keyJournal); ok {
 		if err := checkValue(keyJournal, v, 9); err != nil {
 			return nil, err
@@ -58,7 +61,7 @@ func (c *Capture) load() (*stored, error) {
 				return nil
 			})
 		},
-		c.loadPending,
+		func() error { return c.loadPending(st.repaired) },
 	} {
 		if err := read(); err != nil {
 			return nil, err
@@ -92,8 +95,9 @@ type chunk struct {
 	data []byte
 }
 
-// loadPending makes writers of the unfinished lines.
-func (c *Capture) loadPending() error {
+// loadPending makes writers of the unfinished lines. After a repair those that are not
+// whole are given up.
+func (c *Capture) loadPending(repaired bool) error {
 	heads := map[*writer]storedHead{}
 	chunks := map[*writer][]chunk{}
 	err := c.each(prefixPend, func(key string, v []byte) error {
@@ -121,14 +125,24 @@ func (c *Capture) loadPending() error {
 	if err != nil {
 		return err
 	}
-	for w := range chunks {
-		if _, ok := heads[w]; !ok {
-			return fmt.Errorf("%w: %s has chunks and no head", ErrState, pendKey(w.file.number, w.id))
+	for w, list := range chunks {
+		if _, ok := heads[w]; ok {
+			continue
 		}
+		err := fmt.Errorf("%w: %s has chunks and no head", ErrState, pendKey(w.file.number, w.id))
+		if !repaired {
+			return err
+		}
+		c.giveUp(w, list, nil, err)
 	}
 	for w, h := range heads {
-		if err := c.loadWriter(w, h, chunks[w]); err != nil {
+		err := c.loadWriter(w, h, chunks[w])
+		switch {
+		case err == nil:
+		case !repaired:
 			return err
+		default:
+			c.giveUp(w, chunks[w], h.rest, err)
 		}
 	}
 	return nil
@@ -141,19 +155,20 @@ func (c *Capture) loadWriter(w *writer, h storedHead, list []chunk) error {
 	w.inPiece, w.base, w.stored, w.saved = h.inPiece, h.base, h.stored, true
 	slices.SortFunc(list, func(a, b chunk) int { return int(a.off - b.off) })
 	at := h.base
+	var pend []byte
 	for _, k := range list {
 		end := k.off + int64(len(k.data))
 		if k.off > at || end < at {
 			return fmt.Errorf("%w: %s: chunk of %d bytes at %d, want one that has %d", ErrState, pendKey(w.file.number, w.id), len(k.data), k.off, at)
 		}
 		w.chunks = append(w.chunks, k.off)
-		w.pend = append(w.pend, k.data[at-k.off:]...)
+		pend = append(pend, k.data[at-k.off:]...)
 		at = end
 	}
 	if at != max(h.stored, h.base) {
 		return fmt.Errorf("%w: %s: chunks end at %d, want %d", ErrState, pendKey(w.file.number, w.id), at, h.stored)
 	}
-	w.pend = append(w.pend, h.rest...)
+	w.pend = append(pend, h.rest...)
 	if len(w.pend) > 0 {
 		c.pendCount++
 		c.pendBytes += int64(len(w.pend))

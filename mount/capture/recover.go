@@ -78,6 +78,7 @@ func (c *Capture) recover(ctx context.Context) error {
 	if err := c.endAll(st); err != nil {
 		return err
 	}
+	c.endRepair(st)
 	return fpReplayed.Inject()
 }
 
@@ -113,6 +114,11 @@ func (c *Capture) takeFile(info *spool.FileInfo, st *stored) error {
 	if !known && info.Size > 0 {
 		c.dirtyFile(f)
 	}
+	if st.repaired {
+		if err := c.passHoles(f, info.Size); err != nil {
+			return err
+		}
+	}
 	delete(st.pos, info.Number)
 	return nil
 }
@@ -144,7 +150,7 @@ func (c *Capture) closeCut(f *file, t cut, size int64) (int64, error) {
 func (c *Capture) replay(st *stored) error {
 	rec := c.o.Store.Begin(st.seq)
 	c.setSeq, c.taken = st.seq, rec.From-1
-	c.lossy = rec.Lost > 0 || rec.OtherBoot || rec.From > st.seq+1
+	c.lossy = rec.Lost > 0 || rec.OtherBoot || rec.From > st.seq+1 || st.repaired
 	if rec.Lost > 0 || rec.From > st.seq+1 {
 		c.o.Logger.Warn("notes of writes were lost; their bytes are delivered without pid and time", "lost", rec.Lost, "from", rec.From, "committed", st.seq)
 	}

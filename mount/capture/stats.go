@@ -16,6 +16,8 @@ type Stats struct {
 	Breaks                uint64 // records that must not go on in another writer's line
 	Recovered             uint64 // bytes whose attributes were lost
 	Shrunk                uint64 // files found shorter than their position at a start
+	PossibleDoubles       uint64 // captured again after a repair of the queue, perhaps for the second time
+	LostPending           uint64 // of unfinished lines that a repair of the queue could not read
 	Pending, PendingBytes int64  // unfinished lines now
 	InFlight              int64  // bytes given to the queue and not committed now
 	Skipped               []Skip // by rule with transfer = false
@@ -31,7 +33,7 @@ type Skip struct {
 type counters struct {
 	writes, bytes, records, recordBytes, batches, batchBytes, commits atomic.Uint64
 	holes, holeBytes, overwrites, overwriteBytes, longLines           atomic.Uint64
-	unterminated, breaks, recovered, shrunk                           atomic.Uint64
+	unterminated, breaks, recovered, shrunk, doubles, lostPending     atomic.Uint64
 	pending, pendingBytes                                             atomic.Int64
 	skips                                                             []skipCounter
 }
@@ -63,6 +65,7 @@ func (c *Capture) Stats() Stats {
 		Overwrites: n.overwrites.Load(), OverwriteBytes: n.overwriteBytes.Load(),
 		LongLines: n.longLines.Load(), Unterminated: n.unterminated.Load(), Breaks: n.breaks.Load(),
 		Recovered: n.recovered.Load(), Shrunk: n.shrunk.Load(),
+		PossibleDoubles: n.doubles.Load(), LostPending: n.lostPending.Load(),
 		Pending: n.pending.Load(), PendingBytes: n.pendingBytes.Load(),
 	}
 	c.mu.Lock()

@@ -29,6 +29,7 @@ type File struct {
 	size atomic.Int64  // changed under mu
 	last atomic.Uint64 // sequence number of its newest entry
 	busy int           // Reserve less Unreserve. Under mu
+	owed []Entry       // releases that the ring had no place for. Under mu
 
 	// under Store.mu
 	refs   int
@@ -228,6 +229,11 @@ func (h *Handle) Write(p []byte, off int64, appendEnd bool, m *Meta) (int, error
 
 func (h *Handle) writeLocked(p []byte, off int64, appendEnd bool, m *Meta) (int, error) {
 	f := h.File
+	if len(f.owed) > 0 {
+		if err := f.noteOwed(); err != nil {
+			return 0, err
+		}
+	}
 	size := f.size.Load()
 	if appendEnd {
 		off = size
@@ -310,44 +316,22 @@ func (h *Handle) Overwrite(p []byte, off int64) (int, error) {
 	return max(n, 0), err
 }
 
-// End notes the last close of h and gives it up. On ErrJournalFull nothing happened
-// and it must be called again. A handle that never wrote leaves no note.
-func (h *Handle) End(m *Meta) error {
-	if h.ever.Load() {
-		if err := h.mark(Release, m); err != nil {
-			return err
-		}
-	}
-	h.s.paths.release(h.PathID)
-	return nil
-}
-
 // Flush notes a close(2) of one of h's descriptors, if h wrote since the last one. On
 // ErrJournalFull nothing happened.
 func (h *Handle) Flush(m *Meta) error {
 	if !h.wrote.Load() {
 		return nil
 	}
-	if err := h.mark(Flush, m); err != nil {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.noteOwed(); err != nil {
+		return err
+	}
+	e := h.mark(Flush, m)
+	if err := h.noteMark(&e); err != nil {
 		return err
 	}
 	h.wrote.Store(false)
-	return nil
-}
-
-func (h *Handle) mark(k Kind, m *Meta) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	e := Entry{
-		File: h.number, Writer: h.Writer, Off: int64(h.s.newest.Load()), PathID: h.PathID, Kind: k,
-		PID: m.PID, UID: m.UID, GID: m.GID, Time: m.Time, Unique: m.Unique,
-	}
-	seq, err := h.s.journal.note(&e)
-	if err != nil {
-		return err
-	}
-	h.last.Store(seq)
-	h.s.journal.complete(seq, 0, 0)
 	return nil
 }
 

@@ -122,6 +122,7 @@ type Store struct {
 	mu      sync.Mutex
 	files   map[Number]*File // those that are open or not settled
 	leaving map[Number]*File // those that nobody uses and that wait for a commit
+	owing   map[*File]bool   // those with notes that the ring had no place for; nil for none
 	orphans map[Number]bool  // spool files that had no name at the start
 	gone    []Number
 	numbers idRange
@@ -301,6 +302,7 @@ func (s *Store) Next() uint64 { return s.journal.next.Load() }
 // ring are free, and whoever waits for room is woken.
 func (s *Store) Committed(seq uint64) {
 	s.journal.committed(seq)
+	s.payOwed()
 	s.mu.Lock()
 	for _, f := range s.leaving {
 		s.retire(f)
@@ -328,10 +330,10 @@ func (s *Store) CommittedSeq() uint64 { return s.journal.done.Load() }
 // Changed returns a channel that is closed at the next Committed.
 func (s *Store) Changed() <-chan struct{} { return s.journal.changed() }
 
-// HasRoom reports whether the ring has a place and a small write would fit.
-func (s *Store) HasRoom() bool {
+// HasRoom reports whether the ring has a place and a write of n bytes would fit.
+func (s *Store) HasRoom(n int) bool {
 	j := s.journal
-	return j.next.Load()-j.done.Load() <= j.cap && j.fits(1, s.o.MaxUncaptured)
+	return j.next.Load()-j.done.Load() <= j.cap && j.fits(n, s.o.MaxUncaptured)
 }
 
 // Uncaptured is how many bytes are accepted and not committed.

@@ -113,7 +113,7 @@ func TestRingAndUncapturedBytesAreBounded(t *testing.T) {
 	if _, err := h.Write([]byte("x"), 0, true, &Meta{}); err != ErrJournalFull {
 		t.Fatalf("ninth of eight: %v", err)
 	}
-	if h.Size() != 8 || s.HasRoom() {
+	if h.Size() != 8 || s.HasRoom(1) {
 		t.Fatal("a refused write left something", h.Size())
 	}
 	changed := s.Changed()
