@@ -2,6 +2,7 @@ package receive
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -27,8 +28,11 @@ func (a *applier) redoAll(ctx context.Context, q *queue.Queue) error {
 	defer func() { a.starting = false }()
 	for {
 		left, err := waiting(q)
-		if err != nil || left == 0 {
-			return errors.Join(err, a.tidy(ctx))
+		if err != nil {
+			return err
+		}
+		if left == 0 {
+			return errors.Join(a.tidy(ctx), a.endRepair(ctx))
 		}
 		for range left {
 			item, err := a.nextSoon(ctx)
@@ -117,6 +121,26 @@ func (a *applier) tidy(ctx context.Context) error {
 	}
 	if _, err := a.q.Submit(ctx, &queue.Txn{Set: stale}); err != nil {
 		return fmt.Errorf("forget unused state: %w", err)
+	}
+	return nil
+}
+
+// endRepair says what a repair of the queue could not know, and deletes its note: every
+// batch that it kept is at its place now, at the end of its file where that had moved on.
+func (a *applier) endRepair(ctx context.Context) error {
+	raw, ok := a.q.Get(queue.RepairedKey)
+	if !ok {
+		return nil
+	}
+	var note queue.RepairNote
+	if err := json.Unmarshal(raw, &note); err != nil {
+		a.log.Error("the note of the queue's repair cannot be read", "error", err)
+	}
+	a.log.Warn("the queue was repaired: batches are lost or may stand twice, as its note tells; those of the last commit before the damage may be lost uncounted", "state_from", note.StateFrom,
+		"state_seq", note.StateSeq, "newest_seq", note.NewestSeq, "lost", note.LostCount, "old_values", len(note.OldValues),
+		"possible_doubles", a.count.doubles.Load())
+	if _, err := a.q.Submit(ctx, &queue.Txn{Set: []queue.KV{{Key: queue.RepairedKey}}, Sync: true}); err != nil {
+		return fmt.Errorf("forget the note of the queue's repair: %w", err)
 	}
 	return nil
 }
