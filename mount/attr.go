@@ -103,7 +103,9 @@ func (s *server) getattr(r *fuse.GetattrRequest) {
 		r.RespondError(err)
 		return
 	}
-	r.Respond(&fuse.GetattrResponse{Attr: a})
+	if !s.raw.attr(&r.Header, &a) {
+		r.Respond(&fuse.GetattrResponse{Attr: a})
+	}
 }
 
 // setattr changes attributes, the length last, which takes its time.
@@ -134,7 +136,13 @@ func (s *server) setattrReply(r *fuse.SetattrRequest, err error) {
 		r.RespondError(err)
 		return
 	}
-	r.Respond(&fuse.SetattrResponse{Attr: a})
+	s.setattrDone(r, a)
+}
+
+func (s *server) setattrDone(r *fuse.SetattrRequest, a fuse.Attr) {
+	if !s.raw.attr(&r.Header, &a) {
+		r.Respond(&fuse.SetattrResponse{Attr: a})
+	}
 }
 
 // owners returns what chown gets: ^0 for an id that stays.
@@ -234,7 +242,7 @@ func (s *server) truncate(r *fuse.SetattrRequest, f *file) {
 		if unlinked {
 			nlink = 0
 		}
-		r.Respond(&fuse.SetattrResponse{Attr: attrOf(&st, fileInode(sf.Number()), nlink)})
+		s.setattrDone(r, attrOf(&st, fileInode(sf.Number()), nlink))
 	})
 }
 

@@ -20,7 +20,9 @@ func (s *server) lookup(r *fuse.LookupRequest) {
 		r.RespondError(err)
 		return
 	}
-	r.Respond(resp)
+	if !s.raw.entry(&r.Header, resp) {
+		r.Respond(resp)
+	}
 }
 
 // entry finds name in parent and counts a lookup of it.
@@ -124,7 +126,9 @@ func (s *server) mknod(r *fuse.MknodRequest) {
 		return
 	}
 	sf.Release()
-	r.Respond(resp)
+	if !s.raw.entry(&r.Header, resp) {
+		r.Respond(resp)
+	}
 }
 
 func (s *server) mkdir(r *fuse.MkdirRequest) {
@@ -149,7 +153,9 @@ func (s *server) mkdir(r *fuse.MkdirRequest) {
 		r.RespondError(err)
 		return
 	}
-	r.Respond(&fuse.MkdirResponse{LookupResponse: *resp})
+	if !s.raw.entry(&r.Header, resp) {
+		r.Respond(&fuse.MkdirResponse{LookupResponse: *resp})
+	}
 }
 
 func (s *server) remove(r *fuse.RemoveRequest) {

@@ -249,6 +249,7 @@ func (r *role) mount() (err error) {
 			return fmt.Errorf("give the root of the mount to uid %d, gid %d: %w", uid, gid, err)
 		}
 	}
+	before := fuseDescriptors()
 	if r.conn, err = connect(r.m.Point, r.m.AllowOther); err != nil {
 		return err
 	}
@@ -258,6 +259,9 @@ func (r *role) mount() (err error) {
 		refuse: r.m.Overwrite == config.OverwriteRefuse, umask: r.m.Umask,
 		uid: r.m.UID, gid: r.m.GID, maxBytes: int64(q.MaxBytes),
 	}, r.log)
+	if r.srv.raw, err = newestFUSE(before); err != nil {
+		r.log.Warn("the sticky bit of directories is kept, but programs do not see it", "err", err)
+	}
 	go func() {
 		defer close(r.served)
 		if err := r.srv.serve(); err != nil {
@@ -332,6 +336,7 @@ func (r *role) unmount() {
 	}
 	<-r.served
 	r.srv.wg.Wait()
+	r.srv.raw.close()
 	r.conn.Close()
 }
 

@@ -53,6 +53,7 @@ const (
 type server struct {
 	o       settings
 	conn    *fuse.Conn
+	raw     rawConn
 	store   *spool.Store
 	capture capturer
 	log     *slog.Logger
@@ -92,7 +93,7 @@ type handle struct {
 func newServer(conn *fuse.Conn, store *spool.Store, c capturer, free func() int64, o settings, log *slog.Logger) *server {
 	s := &server{
 		o: o, conn: conn, store: store, capture: c, log: log,
-		nodes: newNodeTable(), handles: map[fuse.HandleID]*handle{},
+		raw: rawConn{-1}, nodes: newNodeTable(), handles: map[fuse.HandleID]*handle{},
 	}
 	s.room.free = free
 	s.ctx, s.cancel = context.WithCancel(context.Background())
