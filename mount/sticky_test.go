@@ -3,6 +3,7 @@ package mount
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 )
@@ -25,8 +26,10 @@ func TestStickyDirectoryKeepsStrangersFromRemoving(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	if err := os.Chmod(r.dir, 0o755); err != nil {
-		t.Fatal(err)
+	for _, dir := range []string{r.dir, filepath.Dir(r.dir)} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	r.start()
 	for _, mode := range []os.FileMode{0o777, os.ModeSticky | 0o777} {
