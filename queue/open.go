@@ -233,12 +233,15 @@ func (q *Queue) loadCursors(records map[string]cursorRecord) {
 	}
 }
 
-// passedRanges is what all of the stored cursors have acked.
+// passedRanges is what all of the stored cursors have acked, in a set of its own.
 func (q *Queue) passedRanges(records map[string]cursorRecord) (all batch.Ranges) {
 	first := true
 	for _, r := range records {
 		if first {
-			all, first = r.acked, false
+			for _, x := range r.acked.All() {
+				all.AddRange(x)
+			}
+			first = false
 			continue
 		}
 		all = intersect(all, r.acked)

@@ -186,3 +186,28 @@ func TestABlockThatWasReadSurvivesTheRoll(t *testing.T) {
 		}
 	}
 }
+
+// TestANewCursorIsNotAckedByAnOldOne: a cursor whose name is new begins where the others
+// are, and goes its own way from there.
+func TestANewCursorIsNotAckedByAnOldOne(t *testing.T) {
+	dir := t.TempDir()
+	q := mustOpen(t, dir, Options{Cursors: []string{"a"}})
+	for n := uint64(1); n <= 5; n++ {
+		mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, n, 100)}})
+	}
+	a := mustCursor(t, q, "a")
+	a.Ack(mustNext(t, a).Seq)
+	mustClose(t, q)
+	q = mustOpen(t, dir, Options{Cursors: []string{"a", "b", "c"}})
+	for _, name := range []string{"a", "b", "c"} {
+		c := mustCursor(t, q, name)
+		for n := uint64(2); n <= 5; n++ {
+			it := mustNext(t, c)
+			if it.Batch.ID.N != n {
+				t.Fatalf("cursor %s gives batch %d, want %d", name, it.Batch.ID.N, n)
+			}
+			c.Ack(it.Seq)
+		}
+	}
+	mustClose(t, q)
+}
