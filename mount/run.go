@@ -117,6 +117,7 @@ func (r *role) openParts() (err error) {
 	if r.src, err = newSource(r.queue, r.log); err != nil {
 		return err
 	}
+	r.src.conflict = r.cap.Conflict
 	return r.newClient()
 }
 
@@ -303,6 +304,10 @@ func (r *role) drain() {
 		case <-ctx.Done():
 			r.log.Warn("stopping before everything is sent; the rest stays queued", "bytes", int64(r.cfg.QueueFor(config.RoleMount).MaxBytes)-r.queue.Room())
 			return
+		}
+		if r.src.stuck() {
+			r.log.Warn("nothing but batches that the next node refused is left; they stay queued", "bytes", int64(r.cfg.QueueFor(config.RoleMount).MaxBytes)-r.queue.Room())
+			break
 		}
 		st := r.cli.Stats()
 		if st.State == transport.StateConnected {

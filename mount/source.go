@@ -34,8 +34,10 @@ type source struct {
 	cursor *queue.Cursor
 	log    *slog.Logger
 
+	conflict func(batch.Lane) // optional: the next node has another content under an id of this lane
+
 	mu      sync.Mutex
-	given   map[uint64]bool // seqs with the client
+	given   map[uint64]batch.Lane // seqs with the client
 	refused map[uint64]transport.Verdict
 	lanes   map[batch.Lane]*finals
 	changed bool // what is final, since it was stored
@@ -52,7 +54,7 @@ func newSource(q *queue.Queue, log *slog.Logger) (*source, error) {
 		return nil, fmt.Errorf("open the forward cursor: %w", err)
 	}
 	s := &source{
-		q: q, cursor: c, log: log, given: map[uint64]bool{}, refused: map[uint64]transport.Verdict{},
+		q: q, cursor: c, log: log, given: map[uint64]batch.Lane{}, refused: map[uint64]transport.Verdict{},
 		lanes: map[batch.Lane]*finals{},
 	}
 	return s, s.load()
@@ -87,13 +89,26 @@ func (s *source) Next(ctx context.Context) (uint64, batch.Sealed, error) {
 			return 0, batch.Sealed{}, err
 		}
 		s.mu.Lock()
-		again := s.given[it.Seq]
-		s.given[it.Seq] = true
+		_, again := s.given[it.Seq]
+		s.given[it.Seq] = it.Batch.ID.Lane
+		s.finals(it.Batch.ID.Lane)
 		s.mu.Unlock()
 		if !again { // else the cursor was rewound for a refused one
 			return it.Seq, it.Batch, nil
 		}
 	}
+}
+
+// finals returns what is final of lane. One that is new is stored and announced, although
+// nothing is final yet: the server tells what became final in between only for lanes that
+// it was told of. The caller holds mu.
+func (s *source) finals(lane batch.Lane) *finals {
+	f := s.lanes[lane]
+	if f == nil {
+		f = &finals{dirty: true}
+		s.lanes[lane], s.changed = f, true
+	}
+	return f
 }
 
 // Acked lets the queue forget a batch: the next node has it on its disk.
@@ -107,9 +122,13 @@ func (s *source) Acked(seq uint64) {
 // Refused keeps a batch for the next connection.
 func (s *source) Refused(seq uint64, v transport.Verdict) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	lane := s.given[seq]
 	delete(s.given, seq)
 	s.refused[seq] = v
+	s.mu.Unlock()
+	if v.Code == transport.Conflict && s.conflict != nil {
+		s.conflict(lane)
+	}
 	s.log.Error("the next node refused a batch; it stays queued and is offered again after a reconnect", "seq", seq, "code", v.Code.String(), "text", v.Text)
 }
 
@@ -128,26 +147,36 @@ func (s *source) connected(transport.Peer) {
 func (s *source) Final(lane batch.Lane, r []batch.Range) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := s.lanes[lane]
-	if f == nil {
-		f = &finals{}
-		s.lanes[lane] = f
-	}
+	f := s.finals(lane)
 	for _, one := range r {
 		f.set.AddRange(one)
 	}
 	f.dirty, s.changed = true, true
 }
 
-// Horizon says below which number all of a lane is final.
+// stuck reports whether nothing is left in the queue but batches that were refused.
+func (s *source) stuck() bool {
+	s.mu.Lock()
+	given, refused := len(s.given), uint64(len(s.refused))
+	s.mu.Unlock()
+	if given > 0 || refused == 0 {
+		return false
+	}
+	for _, c := range s.q.Stats().Cursors {
+		if c.Name == forwardCursor {
+			return c.Waiting.Batches <= refused
+		}
+	}
+	return false
+}
+
+// Horizon says below which number all of a lane is final, for every lane that is known.
 func (s *source) Horizon() []transport.LaneHorizon {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := make([]transport.LaneHorizon, 0, len(s.lanes))
 	for lane, f := range s.lanes {
-		if below := f.set.Next(); below > 1 {
-			all = append(all, transport.LaneHorizon{Lane: lane, Below: below})
-		}
+		all = append(all, transport.LaneHorizon{Lane: lane, Below: f.set.Next()})
 	}
 	return all
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftfuse/internal/batch"
@@ -69,6 +70,8 @@ type Capture struct {
 	wake     chan struct{} // capacity 1: a request, a commit, a failure
 	complete chan struct{} // capacity 1: a commit, for the completer
 
+	contested atomic.Pointer[batch.Lane] // see Conflict
+
 	settleMu sync.Mutex // file.gen, and acting on it
 
 	mu        sync.Mutex
@@ -102,7 +105,8 @@ func New(o Options) (*Capture, error) {
 	return c, nil
 }
 
-// Lane returns the lane of this start's batches. It is known once Recover returned.
+// Lane returns the lane of this start's batches. It is known once Recover returned, and
+// changes only after a Conflict.
 func (c *Capture) Lane() batch.Lane { return c.lane }
 
 // Batches returns the number of the newest batch that was sealed; the lane's horizon
@@ -280,6 +284,23 @@ func (c *Capture) waiter(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// Conflict tells that the next node has another content under an id of lane: a copy of this
+// source gave out the same ids. If lane is the current one, batches go on under a new epoch.
+// What was sealed before keeps its id.
+func (c *Capture) Conflict(lane batch.Lane) { c.contested.Store(&lane) }
+
+// leaveEpoch begins a new epoch between two batches. It is stored with the next one.
+func (c *Capture) leaveEpoch() {
+	was := c.lane
+	if err := c.newEpoch(); err != nil {
+		c.fail(err)
+		return
+	}
+	c.number = 0
+	c.o.Logger.Error("batch ids of this epoch were taken with another content: going on under a new epoch; was this machine or its state_dir copied?",
+		"lane", was.String(), "new", c.lane.String())
 }
 
 // newEpoch stores a raised counter with fresh random bits before the first batch, so

@@ -88,6 +88,9 @@ func (c *Capture) sealBatch() {
 	if c.b.Records() == 0 {
 		return
 	}
+	if l := c.contested.Load(); l != nil && *l == c.lane {
+		c.leaveEpoch()
+	}
 	c.number++
 	s := c.b.Seal(batch.ID{Lane: c.lane, N: c.number}, c.o.Now().UnixNano())
 	c.entries = append(c.entries, queue.Entry{Batch: s})
