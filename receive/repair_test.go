@@ -1,6 +1,7 @@
 package receive
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +16,6 @@ import (
 // damaged while batches wait to be written. After `ftfuse queue repair` what the queue kept
 // stands once, new batches follow, and the note is gone.
 func TestRepairedQueueIsRedoneOnce(t *testing.T) {
-	const metaPage = 16 << 10
 	for page := range 2 {
 		t.Run(fmt.Sprint(page), func(t *testing.T) {
 			s := newSetup(t)
@@ -30,7 +30,10 @@ func TestRepairedQueueIsRedoneOnce(t *testing.T) {
 			must(t, err)
 			seg, err := os.OpenFile(segs[len(segs)-1], os.O_RDWR, 0)
 			must(t, err)
-			_, err = seg.WriteAt([]byte("damage"), int64(page)*metaPage+16)
+			head := make([]byte, 32) // bbolt's page header, then magic, version, page size
+			_, err = seg.ReadAt(head, 0)
+			must(t, err)
+			_, err = seg.WriteAt([]byte("damage"), int64(page)*int64(binary.LittleEndian.Uint32(head[24:]))+16)
 			must(t, errors.Join(err, seg.Close()))
 			if err := RunWith(t.Context(), s.config(), testLogger(t), s.options()); !errors.Is(err, queue.ErrNewestDamaged) {
 				t.Fatalf("a start with a damaged queue: %v", err)
