@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,6 +66,8 @@ type applier struct {
 	mu      sync.Mutex
 	known   map[uint64]bool       // batches of which all is written, not acked yet
 	ids     map[batch.ID]struct{} // batches taken and not acked yet
+	order   []batch.ID            // those of them that the queue has not given yet, in its order
+	newest  uint64                // highest seq that the queue gave
 	waiting []done                // written, not synced
 	dirty   []*generation         // written to, not synced
 	bytes   int64                 // since the last checkpoint
@@ -119,6 +122,7 @@ func (a *applier) next(ctx context.Context) (queue.Item, error) {
 func (a *applier) apply(ctx context.Context, item queue.Item) error {
 	a.mu.Lock()
 	written := a.known[item.Seq]
+	a.passTo(item)
 	a.mu.Unlock()
 	if written { // given again after a Rewind
 		return nil
@@ -233,6 +237,22 @@ func (a *applier) expect(id batch.ID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.ids[id] = struct{}{}
+	a.order = append(a.order, id)
+}
+
+// passTo forgets the batches before item that the queue did not give: it dropped them, by
+// max_age or on_full. a.mu is held.
+func (a *applier) passTo(item queue.Item) {
+	if item.Seq <= a.newest { // given again after a Rewind
+		return
+	}
+	a.newest = item.Seq
+	at := slices.Index(a.order, item.Batch.ID)
+	for _, id := range a.order[:max(at, 0)] {
+		delete(a.ids, id)
+		a.plans.drop(id)
+	}
+	a.order = a.order[at+1:]
 }
 
 // expects reports whether a batch that was taken is not final yet.

@@ -28,6 +28,7 @@ type plan struct {
 	files   []planFile
 	chunks  []*[chunkBytes]byte // of the pool
 	memory  int64               // of all chunks
+	data    int64               // length of the batch's data, which it keeps in memory
 	records uint64
 	noMatch uint64 // records that match no output, and their bytes
 	noBytes uint64
@@ -116,7 +117,7 @@ func (pl *planner) build(b batch.Sealed) (*plan, error) {
 	if err := pl.reader.Reset(b); err != nil {
 		return nil, err
 	}
-	pl.p, pl.data = &plan{}, b.Data
+	pl.p, pl.data = &plan{data: int64(len(b.Data))}, b.Data
 	pl.serial++
 	pl.lines = 0
 	pl.vals = template.Values{ID: b.ID}
@@ -381,5 +382,6 @@ func (p *plan) release() {
 	p.chunks, p.files = nil, nil
 }
 
-// bytes returns how much memory the plan holds beside the batch's data.
-func (p *plan) bytes() int64 { return p.memory + int64(len(p.files))*256 }
+// bytes returns how much memory the plan holds. The batch's data counts, although others
+// may hold it too: the queue forgets what it has in memory of a long backlog.
+func (p *plan) bytes() int64 { return p.memory + p.data + int64(len(p.files))*256 }

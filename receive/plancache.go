@@ -6,8 +6,8 @@ import (
 	"ftfuse/internal/batch"
 )
 
-// maxPlanBytes bounds what plans hold between the handler, which makes them to know how
-// long things are, and the applier, which writes them.
+// maxPlanBytes bounds what plans hold, their batches' data included, between the handler,
+// which makes them to know how long things are, and the applier, which writes them.
 const maxPlanBytes = 64 << 20
 
 // planCache hands plans from the handler to the applier. A plan that does not fit is
@@ -40,4 +40,11 @@ func (c *planCache) take(id batch.ID) *plan {
 		c.bytes -= p.bytes()
 	}
 	return p
+}
+
+// drop forgets the plan of a batch that will never be written.
+func (c *planCache) drop(id batch.ID) {
+	if p := c.take(id); p != nil {
+		p.release()
+	}
 }

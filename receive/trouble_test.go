@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ftfuse/config"
+	"ftfuse/internal/failpoint"
 )
 
 // smallDisk mounts a tmpfs of that size.
@@ -322,4 +323,47 @@ func TestDroppedBatchesLeaveNoHole(t *testing.T) {
 	if lines < 60 || lines == len(sent) || !strings.HasPrefix(last, "000169") {
 		t.Errorf("%d of %d lines are there, the last is %.10q", lines, len(sent), last)
 	}
+}
+
+// TestABacklogIsNotKeptInMemoryByPlans: the applier writes nothing; what waits for it is in
+// the queue, on disk. What the queue drops meanwhile is forgotten here too.
+func TestABacklogIsNotKeptInMemoryByPlans(t *testing.T) {
+	s := newSetup(t)
+	s.MaxBytes, s.OnFull = 150<<20, config.FullDropOldest
+	x := start(t, s)
+	f := newFeeder(1)
+	f.connect(t, s.Listen)
+	must(t, failpoint.Set("receive/applied", "pause"))
+	defer failpoint.Clear("receive/applied")
+	line := strings.Repeat("p", 1<<20-100) + "\n"
+	const n = 200
+	for range n {
+		f.add(rec{host: "h", path: "f", data: line})
+		f.until(t, "an ack", f.allAcked)
+	}
+	plans := x.r.applier.plans
+	plans.mu.Lock()
+	var held int64
+	for _, p := range plans.plans {
+		held += p.data
+	}
+	plans.mu.Unlock()
+	if held > maxPlanBytes || held < maxPlanBytes/2 {
+		t.Errorf("plans hold %d bytes of batches, at most %d are wanted", held, maxPlanBytes)
+	}
+	failpoint.Clear("receive/applied")
+	f.add(rec{host: "h", path: "f", data: "last\n"})
+	waitFor(t, "the last line", func() bool {
+		raw, err := os.ReadFile(s.out("h", "f"))
+		return err == nil && strings.HasSuffix(string(raw), "last\n")
+	})
+	waitFor(t, "nothing to be expected", func() bool {
+		x.r.applier.mu.Lock()
+		defer x.r.applier.mu.Unlock()
+		return len(x.r.applier.ids) == 0
+	})
+	if len(plans.plans) != 0 || plans.bytes != 0 || len(x.r.applier.order) != 0 {
+		t.Errorf("left are %d plans of %d bytes, %d ids", len(plans.plans), plans.bytes, len(x.r.applier.order))
+	}
+	x.end()
 }
