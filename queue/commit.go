@@ -117,7 +117,7 @@ func (c *committer) plan(now time.Time) (time.Duration, bool) {
 		default:
 			due = q.ackSince.Add(ackEvery)
 		}
-		if c.ackAt.After(due) {
+		if c.ackAt.After(due) && !q.closed {
 			due = c.ackAt
 		}
 		at(due)
@@ -173,7 +173,7 @@ func (c *committer) step() error {
 	}
 	rollAt, idle := c.rollDue()
 	idle = idle && !q.closed && !c.lastStart.Before(rollAt)
-	acks := !q.ackSince.IsZero() && !c.lastStart.Before(c.ackAt)
+	acks := !q.ackSince.IsZero() && (q.closed || !c.lastStart.Before(c.ackAt))
 	q.mu.Unlock()
 	if c.held == nil && !acks && !idle {
 		return nil
@@ -198,12 +198,22 @@ func (c *committer) step() error {
 	switch {
 	case g == nil && isFull(err): // or not even they: a lost ack is only a repeat
 		c.full(err)
-		c.ackAt = c.lastStart.Add(retryEvery)
+		c.postponeAcks()
 		return nil
 	case err != nil:
 		return err
 	}
 	return c.commit(g)
+}
+
+// postponeAcks has acks wait for room; a queue that is being closed gives them up.
+func (c *committer) postponeAcks() {
+	c.ackAt = c.lastStart.Add(retryEvery)
+	c.q.mu.Lock()
+	defer c.q.mu.Unlock()
+	if c.q.closed {
+		c.q.ackSince = time.Time{}
+	}
 }
 
 func (g *group) empty() bool { return len(g.items) == 0 && len(g.puts) == 0 }

@@ -140,6 +140,56 @@ func TestADrainedSegmentOnADiskSmallerThanItDoesNotStayFull(t *testing.T) {
 	mustClose(t, q)
 }
 
+// TestAcksThatDoNotFitWaitForRoom: neither the slack nor a reserve is left for them. They
+// are only repeats when they are lost, and no reason to stop.
+func TestAcksThatDoNotFitWaitForRoom(t *testing.T) {
+	disk := smallDisk(t, "size=24m")
+	q := mustOpen(t, disk+"/queue", fullOptions())
+	c := mustCursor(t, q, "out")
+	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, 1, 100)}})
+	it := mustNext(t, c)
+	mustFlush(t, q)
+	q.dropReserve()
+	q.mu.Lock()
+	q.active().high += 64 << 20 // as if all of it were in use
+	q.mu.Unlock()
+	c.Ack(it.Seq)
+	for !q.Stats().DiskFull && q.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if err := q.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", disk, "tmpfs", unix.MS_REMOUNT, "size=256m"); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, q)
+	q = mustOpen(t, disk+"/queue", fullOptions())
+	if w := q.Stats().Cursors[0].Waiting.Batches; w != 0 {
+		t.Fatalf("%d batches wait: the ack was lost", w)
+	}
+}
+
+// TestCloseOnAFullDiskEnds, with acks that do not fit.
+func TestCloseOnAFullDiskEnds(t *testing.T) {
+	dir := smallDisk(t, "size=24m") + "/queue"
+	q := mustOpen(t, dir, fullOptions())
+	c := mustCursor(t, q, "out")
+	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, 1, 100)}})
+	it := mustNext(t, c)
+	mustFlush(t, q)
+	q.dropReserve()
+	q.mu.Lock()
+	q.active().high += 64 << 20
+	q.mu.Unlock()
+	c.Ack(it.Seq)
+	mustClose(t, q)
+	q = mustOpen(t, dir, fullOptions())
+	if got := mustNext(t, mustCursor(t, q, "out")); got.Seq != it.Seq {
+		t.Fatalf("entry %d comes again, want %d", got.Seq, it.Seq)
+	}
+}
+
 func TestFullDiskUnderErrorIsErrFull(t *testing.T) {
 	dir := smallDisk(t, "size=16m") + "/queue"
 	o := fullOptions()
