@@ -15,12 +15,11 @@ const (
 )
 
 // cutFile cuts what waits of f, oldest first, until budget bytes were taken or the
-// next item is newer than until.
-func (c *Capture) cutFile(f *file, budget int64, until uint64) error {
-	for budget > 0 && !f.frozen && !f.empty() && f.q[f.head].seq <= until {
+// next item is newer than until. It returns what it took of the budget.
+func (c *Capture) cutFile(f *file, budget int64, until uint64) (took int64, err error) {
+	for took < budget && !f.frozen && !f.empty() && f.q[f.head].seq <= until {
 		it := &f.q[f.head]
 		n, k := int64(0), 1
-		var err error
 		switch it.kind {
 		case spool.Release:
 			err = c.endWriter(f, it)
@@ -30,7 +29,7 @@ func (c *Capture) cutFile(f *file, budget int64, until uint64) error {
 			n, k, err = c.cutWrites(f, until)
 		}
 		if err != nil {
-			return err
+			return took, err
 		}
 		if k > 0 {
 			f.seq = f.q[f.head+k-1].seq
@@ -38,9 +37,9 @@ func (c *Capture) cutFile(f *file, budget int64, until uint64) error {
 		c.dirtyFile(f)
 		f.head += k
 		c.queued -= k
-		budget -= n + int64(k)*64
+		took += n + int64(k)*64
 	}
-	return nil
+	return took, nil
 }
 
 // cutWrites cuts the writes at the front of f's queue that one read can get. It

@@ -119,7 +119,7 @@ func (c *Capture) serveOne(r *request) (bool, error) {
 	case f != nil && f.frozen && !r.must && !r.all:
 		return false, nil
 	case f != nil && !r.all:
-		if err := c.cutFile(f, math.MaxInt64, r.until); err != nil {
+		if err := c.cutTurn(f, math.MaxInt64, r.until); err != nil {
 			return false, err
 		}
 	}

@@ -72,20 +72,6 @@ type writer struct {
 	key    string
 }
 
-// setPath makes p the newest path that f was opened with.
-func (f *file) setPath(p *path) {
-	if f.path == p {
-		return
-	}
-	if f.path != nil {
-		f.path.files--
-	}
-	if p != nil {
-		p.files++
-	}
-	f.path = p
-}
-
 func (f *file) empty() bool { return f.head == len(f.q) }
 
 func (f *file) push(it item) {

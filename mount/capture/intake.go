@@ -85,7 +85,7 @@ func (c *Capture) fill() (bool, error) {
 	for budget := int64(c.o.BatchBytes); budget > 0 && c.readyHead < len(c.ready); {
 		f := c.ready[c.readyHead]
 		quantum := min(c.o.QuantumBytes, budget)
-		err := c.cutFile(f, quantum, allEntries)
+		err := c.cutTurn(f, quantum, allEntries)
 		if err != nil {
 			return before, err
 		}

@@ -43,7 +43,8 @@ type path struct {
 	binary  bool
 	maxLine int // at most record's longest, at least 1
 
-	files int // that have it as their newest
+	files int     // that have it as their newest
+	users []*file // those, and some that had it
 	tail  tail
 	dirty bool // tail changed since the last transaction
 }

@@ -427,7 +427,7 @@ func (c *Capture) intakeTest(data []byte) {
 		c.enqueue(&e)
 		c.taken = e.Seq
 	}
-	if err := c.cutFile(f, 1<<60, allEntries); err != nil {
+	if _, err := c.cutFile(f, 1<<60, allEntries); err != nil {
 		panic(err)
 	}
 }
