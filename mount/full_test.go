@@ -292,3 +292,18 @@ func TestDropPoliciesNeverBlock(t *testing.T) {
 		}
 	}
 }
+
+// TestStartWithAFullQueueAndBytesInTheSpool: the start waited for room in the queue before
+// it served anything or sent anything, for ever.
+func TestStartWithAFullQueueAndBytesInTheSpool(t *testing.T) {
+	r := newRig(t, tinyQueue)
+	taken := fillUp(t, r, "full.log")
+	for range 2 {
+		r.kill()
+		r.start()
+	}
+	r.stop()
+	if got := len(r.delivered()["full.log"]); got != taken {
+		t.Fatalf("%d bytes are in the queue, %d were taken", got, taken)
+	}
+}

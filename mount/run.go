@@ -65,13 +65,15 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) 
 		return errors.Join(err, r.closeParts())
 	}
 	defer func() { err = errors.Join(err, r.closeParts()) }()
-	if err := r.cap.Recover(ctx); err != nil {
-		return fmt.Errorf("recover the spool: %w", err)
-	}
 	pctx, cancel := context.WithCancel(context.Background())
 	defer r.wg.Wait()
 	defer cancel()
-	r.startParts(pctx)
+	r.startForward(pctx) // before the rest: what it sends makes room on a full disk
+	if err := r.cap.Recover(ctx); err != nil {
+		return fmt.Errorf("recover the spool: %w", err)
+	}
+	r.start(pctx, "capture", r.cap.Run)
+	r.start(pctx, "memory", r.restMemory)
 	if err := r.mount(); err != nil {
 		return err
 	}
@@ -154,20 +156,20 @@ func captureRules(rules []config.Rule) []capture.Rule {
 	return out
 }
 
-// startParts starts what runs without the mount.
-func (r *role) startParts(ctx context.Context) {
-	run := func(what string, f func(context.Context) error) {
-		r.wg.Go(func() {
-			if err := f(ctx); err != nil && ctx.Err() == nil {
-				r.failed(fmt.Errorf("%s: %w", what, err))
-			}
-		})
-	}
-	run("capture", r.cap.Run)
-	run("forward", r.cli.Run)
-	run("final acks", r.src.keep)
-	run("memory", r.restMemory)
-	run("queue", func(ctx context.Context) error {
+// start runs a part. Whichever ends by itself ends the role.
+func (r *role) start(ctx context.Context, what string, f func(context.Context) error) {
+	r.wg.Go(func() {
+		if err := f(ctx); err != nil && ctx.Err() == nil {
+			r.failed(fmt.Errorf("%s: %w", what, err))
+		}
+	})
+}
+
+// startForward starts what needs neither the capture nor the mount.
+func (r *role) startForward(ctx context.Context) {
+	r.start(ctx, "forward", r.cli.Run)
+	r.start(ctx, "final acks", r.src.keep)
+	r.start(ctx, "queue", func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil

@@ -104,6 +104,9 @@ type Txn struct {
 	Prepare func(t *Txn) error
 	// Sync asks for a commit as soon as possible instead of with the group.
 	Sync bool
+	// Beyond takes the Entries though MaxBytes are there already: they were accepted
+	// before, and whoever would make room may wait for them. A full disk holds them.
+	Beyond bool
 	// Done is optional. It is called once from the committer's goroutine, in commit
 	// order, with nil when the commit is on disk, or with the error that stopped the
 	// queue. It must not block. For a duplicate it comes not before the original is

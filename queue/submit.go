@@ -50,7 +50,7 @@ func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
 		q.enqueue(&Txn{Done: t.Done, Sync: t.Sync}, nil)
 		return Duplicate, nil
 	}
-	status, err := q.admit(ctx, fresh)
+	status, err := q.admit(ctx, fresh, t.Beyond)
 	if err == nil {
 		err = q.state() // it may have waited
 	}
@@ -131,8 +131,8 @@ func (q *Queue) dedupe(entries []Entry) ([]Entry, error) {
 }
 
 // admit waits for room or does what the policy says. The caller holds mu, which is
-// given up while waiting.
-func (q *Queue) admit(ctx context.Context, entries []Entry) (Status, error) {
+// given up while waiting. beyond: the limit does not count.
+func (q *Queue) admit(ctx context.Context, entries []Entry, beyond bool) (Status, error) {
 	var size int64
 	for i := range entries {
 		size += entries[i].size()
@@ -142,7 +142,7 @@ func (q *Queue) admit(ctx context.Context, entries []Entry) (Status, error) {
 	}
 	for {
 		busy := q.pending.bytes + q.taking
-		full := q.live > 0 && q.live+size > q.o.MaxBytes
+		full := !beyond && q.live > 0 && q.live+size > q.o.MaxBytes
 		late := busy > 0 && busy+size > q.o.PendingBytes
 		if !full && !late {
 			return Fresh, nil

@@ -116,7 +116,8 @@ type commit struct {
 // nothing of it happened.
 func (c *Capture) submit(ctx context.Context, sync bool) error {
 	c.sealBatch()
-	t := &queue.Txn{Entries: c.entries, Sync: sync}
+	// A start must not wait for room: those who make it, or need the mount, wait for the start.
+	t := &queue.Txn{Entries: c.entries, Sync: sync, Beyond: !c.recovered}
 	cm := &commit{}
 	t.Set = c.state(cm)
 	for i := range t.Entries {
