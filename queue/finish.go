@@ -134,6 +134,12 @@ func (c *committer) remove(drained []*segment) error {
 		}
 	}
 	c.retryAt = time.Time{} // there may be room now
+	q.mu.Lock()
+	full := q.diskFull
+	q.mu.Unlock()
+	if !full { // else when what waits has got its room
+		q.remakeReserve()
+	}
 	return nil
 }
 

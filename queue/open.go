@@ -70,9 +70,7 @@ func (q *Queue) load() error {
 	if err := q.begin(nums); err != nil {
 		return err
 	}
-	if _, err := os.Stat(q.reservePath()); err != nil {
-		q.makeReserve()
-	}
+	q.remakeReserve()
 	return nil
 }
 

@@ -44,7 +44,9 @@ func (c *committer) room(g *group) error {
 		if err := a.growBy(need, 0); !isFull(err) || !q.dropReserve() {
 			return err
 		}
-		return a.growBy(need, 0)
+		err := a.growBy(need, 0)
+		q.makeReserve() // of what is left: the next segment may need it
+		return err
 	}
 	err := a.growBy(need, slackBytes)
 	if err == nil {
@@ -181,7 +183,7 @@ func (q *Queue) makeReserve() {
 		q.log.Warn("no reserve for a full disk", "error", err)
 		return
 	}
-	for size := q.o.ReserveBytes; ; size /= 2 {
+	for size := q.o.ReserveBytes; ; size -= size / 4 {
 		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
 		if !isFull(err) || size < minReserve {
 			break
@@ -193,6 +195,13 @@ func (q *Queue) makeReserve() {
 	if err != nil {
 		q.log.Warn("no reserve for a full disk", "file", q.reservePath(), "error", err)
 		_ = os.Remove(q.reservePath())
+	}
+}
+
+// remakeReserve makes the reserve if it was given up.
+func (q *Queue) remakeReserve() {
+	if _, err := os.Stat(q.reservePath()); err != nil {
+		q.makeReserve()
 	}
 }
 

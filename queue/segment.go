@@ -137,12 +137,26 @@ func (s *segment) growBy(need, slack int64) error {
 		return nil
 	}
 	step := min(max(want/4, 1<<20), allocStep)
+	exact := want
 	want = (want + step - 1) / step * step
-	err := unix.Fallocate(int(s.file.Fd()), 0, 0, want)
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
-		return fmt.Errorf("allocate %d bytes for %s: %w", want, s.path, err)
+	err := s.promise(want)
+	if isFull(err) { // a little less may fit
+		want = exact
+		err = s.promise(want)
+	}
+	if err != nil {
+		return err
 	}
 	s.alloc = want
+	return nil
+}
+
+// promise has the file system promise the first n bytes of the file.
+func (s *segment) promise(n int64) error {
+	err := unix.Fallocate(int(s.file.Fd()), 0, 0, n)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("allocate %d bytes for %s: %w", n, s.path, err)
+	}
 	return nil
 }
 
