@@ -307,3 +307,25 @@ func TestStartWithAFullQueueAndBytesInTheSpool(t *testing.T) {
 		t.Fatalf("%d bytes are in the queue, %d were taken", got, taken)
 	}
 }
+
+// TestSynchronousWriteToAFullQueueToldAnErrorOfBytesItKept: room was for the bytes and not
+// for what a batch adds, so that the wait for the disk ended with ENOSPC (and with
+// ESHUTDOWN at a stop), and what had been denied was delivered after all.
+func TestSynchronousWriteToAFullQueueToldAnErrorOfBytesItKept(t *testing.T) {
+	r := newRig(t, "[mount.queue]\nmax_bytes = \"1MiB\"\ndurability = \"sync\"\non_full = \"error\"\n")
+	o := startActor(t, "fill", r.path("a.log"))
+	l := o.next()
+	for l == "wrote" {
+		l = o.next()
+	}
+	var taken int
+	fmt.Sscanf(l, "%d", &taken)
+	if !strings.Contains(l, "no space left") {
+		t.Errorf("a write to a full queue: %s, want ENOSPC", l)
+	}
+	r.stop()
+	r.moreRoom()
+	if got := len(r.delivered()["a.log"]); got != taken {
+		t.Errorf("%d bytes delivered, %d were taken", got, taken)
+	}
+}

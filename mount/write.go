@@ -204,10 +204,17 @@ func (s *server) overwrite(ctx context.Context, r *fuse.WriteRequest, h *handle,
 
 // awaitDisk returns when what h wrote is on disk. A signal does not end the wait, since
 // the bytes will be delivered and an error would deny it; that its thread is being
-// killed does.
+// killed does. Bytes that cannot get into the queue now are made durable in the spool,
+// for the same reason.
 func (s *server) awaitDisk(ctx context.Context, h *handle, tid uint32) error {
 	done := make(chan error, 1)
-	s.wg.Go(func() { done <- s.capture.Drain(s.ctx, h.file.number) })
+	s.wg.Go(func() {
+		err := s.capture.Drain(s.ctx, h.file.number)
+		if err != nil {
+			err = h.write.Sync()
+		}
+		done <- err
+	})
 	select {
 	case err := <-done:
 		return err
