@@ -14,11 +14,11 @@ func TestNamespaceAnswersAsExt4(t *testing.T) {
 	startMount(t, p)
 	off := t.TempDir()
 	for name, script := range map[string]string{
-		"mkdir":     `mkdir d; mkdir d 2>/dev/null || echo exists; mkdir -p d/e/f; find . | sort`,
-		"rmdir":     `mkdir full; echo x >full/f; rmdir full 2>/dev/null || echo not empty; rm full/f; rmdir full; ls`,
-		"rename":    `echo 1 >a; mv a b; ls; echo 2 >c; mv c b; ls; mkdir s; mv b s/b; find . | sort`,
-		"mv dir":    `mkdir -p x/y; echo 1 >x/y/f; mv x z; find . | sort`,
-		"unlink":    `echo 1 >a; rm a; ls -A; test -e a || echo gone`,
+		"mkdir":  `mkdir d; mkdir d 2>/dev/null || echo exists; mkdir -p d/e/f; find . | sort`,
+		"rmdir":  `mkdir full; echo x >full/f; rmdir full 2>/dev/null || echo not empty; rm full/f; rmdir full; ls`,
+		"rename": `echo 1 >a; mv a b; ls; echo 2 >c; mv c b; ls; mkdir s; mv b s/b; find . | sort`,
+		"mv dir": `mkdir -p x/y; echo 1 >x/y/f; mv x z; find . | sort`,
+		"unlink": `echo 1 >a; rm a; ls -A; test -e a || echo gone`,
 		// No sticky bit: bazil.org/fuse cannot answer with it (Attr.attr in its fuse.go); it is kept.
 		"chmod":     `echo 1 >a; chmod 4640 a; stat -c %a a; mkdir d; chmod 2775 d; stat -c %a d`,
 		"chown":     `echo 1 >a; chown 33:34 a; stat -c %u:%g a`,
