@@ -291,9 +291,13 @@ func (c *Capture) waiter(ctx context.Context) {
 // What was sealed before keeps its id.
 func (c *Capture) Conflict(lane batch.Lane) { c.contested.Store(&lane) }
 
-// leaveEpoch begins a new epoch between two batches. It is stored with the next one.
-func (c *Capture) leaveEpoch() {
+// leaveContested begins a new epoch between two batches if Conflict asked for it. It is
+// stored with the next one.
+func (c *Capture) leaveContested() {
 	was := c.lane
+	if l := c.contested.Load(); l == nil || *l != was {
+		return
+	}
 	if err := c.newEpoch(); err != nil {
 		c.fail(err)
 		return

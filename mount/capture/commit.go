@@ -88,8 +88,8 @@ func (c *Capture) sealBatch() {
 	if c.b.Records() == 0 {
 		return
 	}
-	if l := c.contested.Load(); l != nil && *l == c.lane {
-		c.leaveEpoch()
+	if !c.collecting { // an overwrite may be undone
+		c.leaveContested()
 	}
 	c.number++
 	s := c.b.Seal(batch.ID{Lane: c.lane, N: c.number}, c.o.Now().UnixNano())

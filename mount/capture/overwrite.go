@@ -34,6 +34,7 @@ func (c *Capture) Overwrite(ctx context.Context, n spool.Number, e spool.Entry, 
 
 // undo is what an overwrite that the queue did not take must leave as it was.
 type undo struct {
+	extra   []kv
 	file    file
 	writer  *writer
 	old     writer
@@ -60,8 +61,9 @@ func (c *Capture) overwrite(ctx context.Context, n spool.Number, e *spool.Entry,
 		return nil
 	}
 	w := f.writerOf(it.writer, p)
+	c.leaveContested()
 	u := undo{
-		file: *f, writer: w, old: *w, tail: p.tail, number: c.number,
+		extra: slices.Clone(c.extra), file: *f, writer: w, old: *w, tail: p.tail, number: c.number,
 		pending: c.pendBytes, count: c.pendCount, setSeq: c.setSeq, tally: c.tally,
 	}
 	u.old.pend = append([]byte(nil), w.pend...)
@@ -105,7 +107,7 @@ func (c *Capture) undo(f *file, u *undo) {
 	f.dirty, w.dirty, p.dirty = false, false, false
 	c.number, c.pendBytes, c.pendCount, c.setSeq, c.tally = u.number, u.pending, u.count, u.setSeq, u.tally
 	c.b.Reset()
-	c.entries, c.extra = nil, nil
+	c.entries, c.extra = nil, u.extra
 	c.dirtyFiles, c.dirtyWriters, c.dirtyPaths = c.dirtyFiles[:0], c.dirtyWriters[:0], c.dirtyPaths[:0]
 }
 
