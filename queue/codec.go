@@ -37,7 +37,7 @@ func (h *head) size() int64 {
 	return int64(int(h.dataLen) + len(h.e.Note) + headFixed + 40 + batch.NodeSize*len(h.e.Batch.Via))
 }
 
-// appendHead appends the head of e (docs/parts/queue.md, "Entry head").
+// appendHead appends the head of e (docs/protocol.md, "Entry head").
 func appendHead(b []byte, seq uint64, e *Entry) []byte {
 	start := len(b)
 	s := &e.Batch

@@ -25,7 +25,7 @@ func goldenEntries() []Entry {
 	return []Entry{make1(1, "first", "a note"), make1(2, "", "", batch.Node{0xaa}), make1(3, "third", "", batch.Node{0xaa}, batch.Node{0xbb})}
 }
 
-// TestHeadIsAsDocumented: the bytes of docs/parts/queue.md, "Entry head".
+// TestHeadIsAsDocumented: the bytes of docs/protocol.md, "Entry head".
 func TestHeadIsAsDocumented(t *testing.T) {
 	e := goldenEntries()[2]
 	got := hex.EncodeToString(appendHead(nil, 0x1234, &e))

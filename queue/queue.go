@@ -14,7 +14,7 @@
 //   - After a failed commit nothing is tried again: Failed is closed, Err says why.
 //
 // All methods are safe for concurrent use, but for Cursor.Next: one goroutine at a
-// time for each cursor. The formats are described in docs/parts/queue.md.
+// time for each cursor. The formats are described in docs/protocol.md.
 package queue
 
 import (

@@ -55,7 +55,7 @@ type note struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// append appends the encoded note (docs/parts/receive.md, "Note").
+// append appends the encoded note (docs/protocol.md, "Note").
 func (n *note) append(b []byte) []byte {
 	start := len(b)
 	b = append(b, noteVersion, n.kind)

@@ -13,7 +13,7 @@ import (
 	"ftfuse/queue"
 )
 
-// Keys of the queue's state (docs/parts/receive.md, "State").
+// Keys of the queue's state (docs/protocol.md, "State").
 const (
 	setPrefix   = "set/"   // + id, 16 hexadecimal digits: a template set in JSON
 	shiftPrefix = "shift/" // + era, 16 hexadecimal digits: where a generation's bytes went instead

@@ -12,7 +12,7 @@
 // transaction carries is the whole truth at that point: the bytes before a file's
 // position are in a batch, in an unfinished line that the queue keeps, or counted as
 // a hole or as not to be transferred. So a kill at any point loses and doubles
-// nothing; docs/parts/capture.md lists the points.
+// nothing; docs/architecture.md lists the points.
 //
 // The cutter (cut.go, hold.go) knows nothing of the journal: it takes extents with
 // attributes. Where they come from is intake.go's business.

@@ -10,7 +10,7 @@ import (
 	"ftfuse/mount/spool"
 )
 
-// Keys in the queue's room (docs/parts/capture.md has every byte). Numbers in keys
+// Keys in the queue's room (docs/protocol.md has every byte). Numbers in keys
 // are 16 hexadecimal digits.
 const (
 	keyEpoch   = "epoch" // version, counter u64, random u64

@@ -15,7 +15,7 @@ import (
 	"ftfuse/mount/spool"
 )
 
-// Places in the spool's journal file (docs/parts/mount.md).
+// Places in the spool's journal file (docs/protocol.md).
 const (
 	journalHeader = 4096
 	journalEntry  = 80

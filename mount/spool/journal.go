@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sizes of the journal file (docs/parts/mount.md, "The journal").
+// Sizes of the journal file (docs/protocol.md, "The journal").
 const (
 	entrySize  = 80
 	headerSize = 4096
