@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -413,4 +414,30 @@ func isErrno(err error, want syscall.Errno) bool {
 		err = u.Unwrap()
 	}
 	return e == want
+}
+
+// Opens that look a name up at the same time are told to look again; no program may see that.
+func TestManyOpensAtOnceSeeNoError(t *testing.T) {
+	r := newRig(t, "")
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 200 {
+				f, err := os.OpenFile(r.path("many.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+				if err != nil {
+					t.Errorf("open %d of writer %d: %v", i, w, err)
+					return
+				}
+				if _, err := fmt.Fprintf(f, "%d %d\n", w, i); err != nil {
+					t.Error(err)
+				}
+				f.Close()
+			}
+		})
+	}
+	wg.Wait()
+	r.stop()
+	if got := strings.Count(r.delivered()["many.log"], "\n"); got != 8*200 {
+		t.Fatalf("%d lines were delivered, want %d", got, 8*200)
+	}
 }

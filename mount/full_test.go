@@ -218,6 +218,7 @@ func TestBlockedWritesGiveWayToSignals(t *testing.T) {
 	}
 }
 
+// The two look the name up at the same time, before either has opened it.
 func TestTwoBlockedOpensOfOneFileCanBothBeKilled(t *testing.T) {
 	r := newRig(t, tinyQueue)
 	if err := os.WriteFile(r.path("a.log"), nil, 0o644); err != nil {

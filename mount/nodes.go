@@ -39,7 +39,6 @@ type file struct {
 	parent   *dirNode // where its name is; the last one it had if unlinked
 	name     string
 	unlinked bool
-	newest   *fileNode
 	nodes    int
 	opens    int         // open handles
 	spool    *spool.File // held while opens > 0
@@ -88,8 +87,9 @@ func (t *nodeTable) dir(parent *dirNode, name string) *dirNode {
 	return d
 }
 
-// lookup returns a node for file n, named name in parent, and counts a lookup. It is
-// a fresh one if the newest is open for writing.
+// lookup returns a fresh node for file n, named name in parent, and counts a lookup. Each
+// time a fresh one, and not only when the newest is open for writing: two opens that look
+// the name up before either of them opens it would share the node.
 func (t *nodeTable) lookup(n spool.Number, parent *dirNode, name string) *fileNode {
 	f := t.files[n]
 	if f == nil {
@@ -97,14 +97,11 @@ func (t *nodeTable) lookup(n spool.Number, parent *dirNode, name string) *fileNo
 		t.files[n] = f
 	}
 	f.parent, f.name = parent, name
-	if f.newest == nil || f.newest.writers > 0 {
-		t.last++
-		f.newest = &fileNode{id: t.last, file: f}
-		f.nodes++
-		t.fnode[f.newest.id] = f.newest
-	}
-	f.newest.lookups++
-	return f.newest
+	t.last++
+	fn := &fileNode{id: t.last, file: f, lookups: 1}
+	f.nodes++
+	t.fnode[fn.id] = fn
+	return fn
 }
 
 // forget takes n lookups off a node.
@@ -136,9 +133,6 @@ func (t *nodeTable) drop(fn *fileNode) {
 	if t.fnode[fn.id] == fn {
 		delete(t.fnode, fn.id)
 		f.nodes--
-	}
-	if f.newest == fn {
-		f.newest = nil
 	}
 	if f.nodes == 0 && f.opens == 0 {
 		delete(t.files, f.number)
