@@ -101,6 +101,14 @@ func (q *Queue) loseEntry(seg *segment, seq uint64, h *head, reason string, caus
 	q.log.Warn("a batch was dropped from the queue", attrs...)
 }
 
+// dropNew counts and names an entry that a full queue does not take. The caller holds mu.
+func (q *Queue) dropNew(e *Entry) {
+	t := entryTally(e, e.size())
+	q.lose(LostDropNewest, t)
+	q.log.Warn("a batch was not taken into the full queue", slog.String("reason", LostDropNewest),
+		slog.Uint64("records", t.Records), slog.Uint64("bytes", t.Payload), slog.String("batch", e.Batch.ID.String()))
+}
+
 // dropOldest takes the oldest committed entry that no consumer holds; false where there
 // is none. The caller holds mu.
 func (q *Queue) dropOldest(reason string) bool {

@@ -1,9 +1,12 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 )
@@ -147,5 +150,22 @@ func TestABatchLargerThanTheQueueIsTakenWhenItIsEmpty(t *testing.T) {
 	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, 1, 1<<20)}})
 	if _, err := q.Submit(t.Context(), &Txn{Entries: []Entry{testEntry(1, 2, 10)}}); !errors.Is(err, ErrFull) {
 		t.Fatal(err)
+	}
+}
+
+// A full queue under drop_newest used to say nothing at all.
+func TestWhatAPolicyDropsIsNamedInTheLog(t *testing.T) {
+	for _, p := range []Policy{DropNewest, DropOldest} {
+		var out bytes.Buffer
+		q := mustOpen(t, t.TempDir(), Options{MaxBytes: 25 << 10, OnFull: p, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		for n := uint64(1); n <= 3; n++ {
+			mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, n, 10000)}})
+			mustFlush(t, q)
+		}
+		mustClose(t, q)
+		dropped := testEntry(1, map[Policy]uint64{DropNewest: 3, DropOldest: 1}[p], 10000).Batch.ID.String()
+		if !strings.Contains(out.String(), "level=WARN") || !strings.Contains(out.String(), dropped) {
+			t.Errorf("policy %v: the log does not name batch %s:\n%s", p, dropped, &out)
+		}
 	}
 }

@@ -69,7 +69,7 @@ func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
 	}
 	if status == Dropped {
 		for i := range lost {
-			q.lose(LostDropNewest, entryTally(&lost[i], lost[i].size()))
+			q.dropNew(&lost[i])
 		}
 	}
 	q.append(t)
