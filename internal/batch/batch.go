@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"strconv"
-	"strings"
 )
 
 // Sizes, in bytes, of the fixed binary forms (docs/protocol.md, "Names").
@@ -32,7 +31,7 @@ var (
 	// ErrShort is returned for a binary name that is shorter than its fixed size.
 	ErrShort = errors.New("batch: name is cut short")
 	// ErrName is returned for a name that cannot be: a bucket above 15, a reserved
-	// byte that is not zero, a batch number 0, text that does not parse.
+	// byte that is not zero, a batch number 0.
 	ErrName = errors.New("batch: malformed name")
 )
 
@@ -151,30 +150,3 @@ func (id ID) String() string { return id.Lane.String() + "/" + strconv.FormatUin
 
 // String is the 32 hexadecimal digits of n.
 func (n Node) String() string { return hex.EncodeToString(n[:]) }
-
-// ParseLaneText reads what Lane.String wrote.
-func ParseLaneText(s string) (Lane, error) {
-	var l Lane
-	bad := fmt.Errorf("%w: %q is not ORIGIN/COUNTER-RANDOM/ROUTE/BUCKET", ErrName, s)
-	parts := strings.Split(s, "/")
-	if len(parts) != 4 {
-		return l, bad
-	}
-	counter, random, ok := strings.Cut(parts[1], "-")
-	origin, err := hex.DecodeString(parts[0])
-	if !ok || err != nil || len(origin) != len(l.Origin) {
-		return l, bad
-	}
-	copy(l.Origin[:], origin)
-	var errs [4]error
-	l.Epoch.Counter, errs[0] = strconv.ParseUint(counter, 10, 64)
-	l.Epoch.Random, errs[1] = strconv.ParseUint(random, 16, 64)
-	route, err2 := strconv.ParseUint(parts[2], 10, 32)
-	bucket, err3 := strconv.ParseUint(parts[3], 10, 8)
-	errs[2], errs[3] = err2, err3
-	if errors.Join(errs[:]...) != nil || bucket >= MaxBuckets {
-		return Lane{}, bad
-	}
-	l.Route, l.Bucket = uint32(route), uint8(bucket)
-	return l, nil
-}

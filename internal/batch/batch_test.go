@@ -32,10 +32,6 @@ func TestNames(t *testing.T) {
 	if err != nil || got != id {
 		t.Errorf("%v %v", got, err)
 	}
-	l, err := ParseLaneText(id.Lane.String())
-	if err != nil || l != id.Lane {
-		t.Errorf("%v %v", l, err)
-	}
 	if want := "f0efeeedecebeae9e8e7e6e5e4e3e2e1/72623859790382856-1112131415161718/555885348/15/18446744073709551615"; id.String() != want {
 		t.Errorf("text %s, want %s", id, want)
 	}
@@ -57,16 +53,6 @@ func TestMalformedNames(t *testing.T) {
 	}
 	if _, err := ParseID(ID{Lane: sample()}.Append(nil)); !errors.Is(err, ErrName) {
 		t.Errorf("number 0: %v", err)
-	}
-	text := sample().String()
-	for _, s := range []string{
-		"", "/", "///", text + "/", text[1:], "x" + text[1:], text + "0", text + "x",
-		"00/1-1/0/0", "f0efeeedecebeae9e8e7e6e5e4e3e2e1/1/0/0", "f0efeeedecebeae9e8e7e6e5e4e3e2e1/-1-0/0/0",
-		"f0efeeedecebeae9e8e7e6e5e4e3e2e1/1-0/4294967296/0", "f0efeeedecebeae9e8e7e6e5e4e3e2e1/1-0/0/256",
-	} {
-		if l, err := ParseLaneText(s); !errors.Is(err, ErrName) || l != (Lane{}) {
-			t.Errorf("%q: %v %v", s, l, err)
-		}
 	}
 }
 
