@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ftfuse/bench/rig"
 )
 
 // The receiver is away; programs go on writing. When it comes back the backlog arrives,
@@ -135,7 +137,13 @@ func TestFullQueueWithBlockWaitsAndObeysSignals(t *testing.T) {
 	}
 	startReceive(t, p)
 	must(t, a.wait(t))
-	n := a.accepted.Load()
+	allArrive(t, p, a.accepted.Load())
+}
+
+// allArrive waits until the n bytes that were accepted of app.log stand in its output, stops
+// both roles and checks every line.
+func allArrive(t *testing.T, p *rig.Pair, n int64) {
+	t.Helper()
 	eventually(t, 2*patience, func() error {
 		if st, err := os.Stat(p.Out("app.log")); err != nil || st.Size() < n {
 			return fmt.Errorf("%v of %d bytes arrived (%v)", st, n, err)
@@ -161,15 +169,7 @@ func TestGoProgramOutlivesAFullQueue(t *testing.T) {
 	}
 	startReceive(t, p)
 	must(t, a.wait(t))
-	n := a.accepted.Load()
-	eventually(t, 2*patience, func() error {
-		if st, err := os.Stat(p.Out("app.log")); err != nil || st.Size() < n {
-			return fmt.Errorf("%v of %d bytes arrived (%v)", st, n, err)
-		}
-		return nil
-	})
-	stop(t, p)
-	blockLines(t, p.Out("app.log"), n)
+	allArrive(t, p, a.accepted.Load())
 }
 
 // The receiver is restarted while the mount runs and the other way round; a receiver that

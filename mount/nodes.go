@@ -48,9 +48,9 @@ type file struct {
 
 func (f *file) path() string { return f.parent.child(f.name) }
 
-// fileNode is one node id of a file. Each separate open of a file that is being
-// written gets a node of its own, because the kernel holds the node's lock over a
-// write: one writer that blocks would make the others unkillable.
+// fileNode is one node id of a file. Each lookup gets a node of its own, and with it each
+// separate open, because the kernel holds the node's lock over a write: one writer that
+// blocks would make the others unkillable.
 type fileNode struct {
 	id      fuse.NodeID
 	lookups uint64
