@@ -218,7 +218,7 @@ func TestDamageIsFoundCountedAndTheRestGoesOn(t *testing.T) {
 			if q, err = Open(dir, corruptOptions()); err != nil {
 				t.Fatalf("%s: after repair: %v", name, err)
 			}
-			s.checkRepaired(t, name, q)
+			s.checkRepaired(t, name, q, rep.Repair)
 		}
 		if s.drain(t, name, q, d.file) > 0 {
 			lossy++
@@ -232,11 +232,14 @@ func TestDamageIsFoundCountedAndTheRestGoesOn(t *testing.T) {
 	}
 }
 
-func (s *sample) checkRepaired(t *testing.T, name string, q *Queue) {
+func (s *sample) checkRepaired(t *testing.T, name string, q *Queue, did *RepairNote) {
 	t.Helper()
 	text, ok := q.Get(RepairedKey)
 	var note RepairNote
-	if err := json.Unmarshal(text, &note); !ok || err != nil || note.StateFrom == "" {
+	if did.Whole && (ok || did.StateSeq != uint64(len(s.entries))) {
+		t.Fatalf("%s: said to be whole: %+v, note for the role %q", name, did, text)
+	}
+	if err := json.Unmarshal(text, &note); !did.Whole && (!ok || err != nil || note.StateFrom == "") {
 		t.Fatalf("%s: no repair note: %q %v", name, text, err)
 	}
 	q.Range("", func(k string, v []byte) bool {

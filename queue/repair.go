@@ -18,6 +18,7 @@ const RepairedKey = "repaired"
 
 // RepairNote says from what state a queue goes on after Repair.
 type RepairNote struct {
+	Whole     bool // the newest commit was found whole: nothing is older or lost, and the role is not told
 	Time      time.Time
 	StateFrom string   // the segment file that the state was read from
 	StateSeq  uint64   // the state is as of this entry ...
@@ -27,9 +28,11 @@ type RepairNote struct {
 	LostCount int      // how many batches are lost
 }
 
-// Repair makes a queue whose newest state is damaged usable again: it goes on from the
-// newest older state that is whole, keeps every batch that can be read, and tells the role
-// with a RepairNote what it cannot know any more. Damaged files stay until nothing in them
+// Repair makes a queue whose newest state is damaged usable again. Where only the meta page
+// of the last commit is lost, and all that it named is whole, the page is written anew and
+// the queue is as it was. Else it goes on from the newest older state that is whole, keeps
+// every batch that can be read, and tells the role with a RepairNote what it cannot know
+// any more. Damaged files stay until nothing in them
 // is needed, then they are set aside as .corrupt. A queue whose newest state is whole is
 // left as it is: damaged batches in it are stepped over and counted when they are read.
 func Repair(dir string) (Report, error) {
@@ -40,6 +43,11 @@ func Repair(dir string) (Report, error) {
 	defer x.close()
 	if x.report.State == nil {
 		return x.report, nil
+	}
+	note, err := x.restoreMeta()
+	if note != nil || err != nil {
+		x.report.Repair = note
+		return x.report, err
 	}
 	if err := x.repair(); err != nil {
 		return x.report, fmt.Errorf("repair queue %s: %w", dir, err)
@@ -62,6 +70,16 @@ func (x *inspection) repair() error {
 	note.NewestSeq = l.root.newest
 	x.judge(l)
 	x.report.Node = l.root.node
+	x.addLost(note)
+	if err := x.writeRepaired(st, l, note); err != nil {
+		return err
+	}
+	x.report.Repair = note
+	return nil
+}
+
+// addLost names in note what is still needed and cannot be read.
+func (x *inspection) addLost(note *RepairNote) {
 	for _, s := range x.report.Segments {
 		for _, b := range s.Bad {
 			if !b.Needed {
@@ -73,11 +91,6 @@ func (x *inspection) repair() error {
 			}
 		}
 	}
-	if err := x.writeRepaired(st, l, note); err != nil {
-		return err
-	}
-	x.report.Repair = note
-	return nil
 }
 
 // olderState returns the newest state that can be had: the one before the last commit,

@@ -180,18 +180,22 @@ func (l *loaded) needed(seq uint64) bool {
 
 // scanSegment reads all batches of a segment and checks their CRCs.
 func scanSegment(path string) *scan {
+	p, err := openPages(path)
+	if err != nil {
+		return &scan{bad: []DamagedItem{{Err: err}}}
+	}
+	defer func() { _ = p.Close() }()
+	return p.scan(p.metas[0])
+}
+
+// scan reads all batches as of m and checks their CRCs.
+func (p *pageFile) scan(m pageMeta) *scan {
 	sc := &scan{heads: map[uint64]head{}}
 	note := func(err error) error {
 		sc.bad = append(sc.bad, DamagedItem{Err: err})
 		return nil
 	}
-	p, err := openPages(path)
-	if err != nil {
-		_ = note(err)
-		return sc
-	}
-	defer func() { _ = p.Close() }()
-	b, err := p.bucket(p.metas[0], bucketBatches)
+	b, err := p.bucket(m, bucketBatches)
 	if err != nil {
 		_ = note(err)
 		return sc

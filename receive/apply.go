@@ -60,6 +60,7 @@ type applier struct {
 	current  uint64 // id of the set that this run assigns by
 	fresh    uint64 // batches above this seq were assigned by this run
 	starting bool   // the batches of earlier runs are read for the first time
+	repaired bool   // the queue's state may be older than the output files
 	note     note
 	buf      []byte // for comparing
 

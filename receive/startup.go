@@ -2,7 +2,6 @@ package receive
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -24,6 +23,7 @@ const (
 // now are held; everything is known when it returns, so that new batches can be
 // assigned behind the old ones.
 func (a *applier) redoAll(ctx context.Context, q *queue.Queue) error {
+	_, a.repaired = q.Get(queue.RepairedKey)
 	a.starting = true
 	defer func() { a.starting = false }()
 	for {
@@ -121,26 +121,6 @@ func (a *applier) tidy(ctx context.Context) error {
 	}
 	if _, err := a.q.Submit(ctx, &queue.Txn{Set: stale}); err != nil {
 		return fmt.Errorf("forget unused state: %w", err)
-	}
-	return nil
-}
-
-// endRepair says what a repair of the queue could not know, and deletes its note: every
-// batch that it kept is at its place now, at the end of its file where that had moved on.
-func (a *applier) endRepair(ctx context.Context) error {
-	raw, ok := a.q.Get(queue.RepairedKey)
-	if !ok {
-		return nil
-	}
-	var note queue.RepairNote
-	if err := json.Unmarshal(raw, &note); err != nil {
-		a.log.Error("the note of the queue's repair cannot be read", "error", err)
-	}
-	a.log.Warn("the queue was repaired: batches are lost or may stand twice, as its note tells; those of the last commit before the damage may be lost uncounted", "state_from", note.StateFrom,
-		"state_seq", note.StateSeq, "newest_seq", note.NewestSeq, "lost", note.LostCount, "old_values", len(note.OldValues),
-		"possible_doubles", a.count.doubles.Load())
-	if _, err := a.q.Submit(ctx, &queue.Txn{Set: []queue.KV{{Key: queue.RepairedKey}}, Sync: true}); err != nil {
-		return fmt.Errorf("forget the note of the queue's repair: %w", err)
 	}
 	return nil
 }

@@ -76,6 +76,10 @@ type table struct {
 	count   *counters
 	maxIdle int // files kept beyond those with something pending
 
+	// doubt is told of bytes in files that were not known to a queue that was repaired;
+	// nil: it was not. Set before the first batch comes.
+	doubt func(path string, from, to int64)
+
 	mu    sync.Mutex
 	files map[string]*file
 	eras  map[uint64]*generation
@@ -207,6 +211,9 @@ func (t *table) begin(f *file, old *generation, now time.Time) error {
 	if old != nil {
 		t.count.generations.Add(1)
 	}
+	if t.doubt != nil && g.end > 0 {
+		t.doubt(f.path, 0, g.end)
+	}
 	t.install(f, g)
 	f.checked = now
 	return nil
@@ -325,6 +332,19 @@ func (t *table) generation(era uint64) *generation {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.eras[era]
+}
+
+// current returns the generation of each file.
+func (t *table) current() []*generation {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]*generation, 0, len(t.files))
+	for _, f := range t.files {
+		if f.cur != nil {
+			all = append(all, f.cur)
+		}
+	}
+	return all
 }
 
 // roots opens the output directories as they are needed.

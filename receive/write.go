@@ -278,6 +278,9 @@ func (a *applier) redo(ctx context.Context, g *generation, f *output.File, pos i
 				g.live = true
 				a.markDirty(g, matched)
 				a.log.Warn("output file was appended to by somebody else", "file", f.Path(), "offset", at)
+				if a.repaired { // or by us
+					a.doubt(f.Path(), at, info.Size)
+				}
 				return matched, a.move(ctx, g, pos+matched, g.id, info.Size, false)
 			}
 		}
