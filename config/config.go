@@ -143,6 +143,10 @@ type Mount struct {
 	UID        *uint32 // owner of new files and directories; nil: who makes them
 	GID        *uint32 // group of new files and directories; nil: who makes them
 
+	// HolderTimeout is how long no worker may serve before the holder drops the
+	// connection; 0 is no holder.
+	HolderTimeout time.Duration
+
 	// Rules in the order of the file; the first whose Path matches wins. A file that
 	// none matches is treated as DefaultRule says: it is transferred, line by line.
 	Rules    []Rule

@@ -66,8 +66,11 @@ func defaultMount(c *Config) *Mount {
 		Offline:    OfflineTake,
 		Overwrite:  OverwriteAppend,
 		Umask:      0o022,
-		HTTP:       c.HTTP,
-		Queue:      c.Queue,
+
+		HolderTimeout: 30 * time.Second,
+
+		HTTP:  c.HTTP,
+		Queue: c.Queue,
 	}
 }
 

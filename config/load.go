@@ -15,6 +15,15 @@ const MaxFile = 1 << 20
 
 // Load reads, completes and validates the file at path. The error is an *Error.
 func Load(path string, overrides ...Override) (*Config, error) {
+	data, err := Read(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, data, overrides...)
+}
+
+// Read returns the text of the file at path, for Parse. The error is an *Error.
+func Read(path string) ([]byte, error) {
 	data, err := readFile(path)
 	if err != nil {
 		return nil, &Error{Problems: []*Problem{{
@@ -22,7 +31,7 @@ func Load(path string, overrides ...Override) (*Config, error) {
 			Fix: "name another with -c FILE or $" + FileEnv,
 		}}}
 	}
-	return Parse(path, data, overrides...)
+	return data, nil
 }
 
 func readFile(path string) ([]byte, error) {

@@ -23,6 +23,7 @@ const (
 	maxMaxLine     = 64 * MiB
 	maxReadback    = TiB
 	maxShutdown    = time.Hour
+	maxHolder      = time.Hour
 )
 
 // decode fills c from the document; what it leaves alone keeps its default.
@@ -97,6 +98,7 @@ func (m *Mount) decode(t *table) {
 		}
 		m.Umask = n
 	}
+	t.duration("holder_timeout", 0, maxHolder, &m.HolderTimeout)
 	m.UID = t.id("uid")
 	m.GID = t.id("gid")
 	for _, s := range t.subs("rule") {
