@@ -32,6 +32,7 @@ type Pair struct {
 	MountTop     string // before [mount] of the source: [mount.queue] and other tables
 	Mount        string // in [mount]
 	Rules        string // whole [[mount.rule]] tables
+	Attribution  string // open or write: of a last rule for all paths; "": none such
 	Receive      string // in [receive]
 	Outputs      string // whole [[receive.output]] tables; "" is one with all defaults
 	MountState   string // state_dir of the source, default Dir/source
@@ -89,8 +90,12 @@ func (p *Pair) ReceiveConfig() string { return filepath.Join(p.Dir, "receive.tom
 
 // WriteConfigs writes both TOML files. The starts do it too.
 func (p *Pair) WriteConfigs() error {
+	rules := p.Rules
+	if p.Attribution != "" {
+		rules += fmt.Sprintf("\n[[mount.rule]]\npath = \"**\"\nattribution = %q\n", p.Attribution)
+	}
 	mount := fmt.Sprintf("host = %q\nstate_dir = %q\n\n[queue]\n%s\n\n%s\n\n[mount]\npoint = %q\n%s\n\n%s\n\n[[mount.forward]]\nprimary = [%q]\n",
-		p.Host, p.MountState, p.Queue, p.MountTop, p.Point(), p.Mount, p.Rules, p.Addr)
+		p.Host, p.MountState, p.Queue, p.MountTop, p.Point(), p.Mount, rules, p.Addr)
 	outputs := p.Outputs
 	if outputs == "" {
 		outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\n", p.OutDir())
@@ -150,6 +155,9 @@ func (p *Pair) Stop() error {
 	}
 	return err
 }
+
+// Captures asks whether the mount's programs write through the kernel, as its ready line says.
+func (p *Pair) Captures() string { return p.MountRole.ReadyAttr("capture") }
 
 // Close kills what still runs and takes the mount point away. It is for the end, good or
 // bad, and can be called twice.

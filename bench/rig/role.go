@@ -28,8 +28,9 @@ var ErrExited = errors.New("the role has exited")
 type Role struct {
 	Name string // mount, relay, receive
 
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has been waited for
+	config string
+	cmd    *exec.Cmd
+	done   chan struct{} // closed when the process has been waited for
 
 	mu   sync.Mutex
 	log  []string
@@ -55,7 +56,7 @@ func Start(bin, role, config string, log io.Writer, env ...string) (*Role, error
 		return nil, fmt.Errorf("start %s %s: %w", bin, role, err)
 	}
 	in.Close()
-	r := &Role{Name: role, cmd: cmd, done: make(chan struct{}), more: make(chan struct{})}
+	r := &Role{Name: role, config: config, cmd: cmd, done: make(chan struct{}), more: make(chan struct{})}
 	go r.read(out, log)
 	go func() {
 		_ = cmd.Wait() // the exit status is asked from ProcessState
@@ -84,7 +85,7 @@ func (r *Role) read(out *os.File, log io.Writer) {
 	r.mu.Unlock()
 }
 
-// PID is the process id.
+// PID is the process id of what was started: of the holder, where the role has one.
 func (r *Role) PID() int { return r.cmd.Process.Pid }
 
 // Done is closed once the process has ended.
@@ -151,15 +152,6 @@ func (r *Role) Signal(s syscall.Signal) error {
 	if err := r.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("send %v to %s: %w", s, r.Name, err)
 	}
-	return nil
-}
-
-// Kill ends the process as kill -9 does and waits until it is gone.
-func (r *Role) Kill() error {
-	if err := r.Signal(syscall.SIGKILL); err != nil {
-		return err
-	}
-	<-r.done
 	return nil
 }
 

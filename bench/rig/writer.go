@@ -40,14 +40,25 @@ type Job struct {
 	// result rather than as an error.
 	StopOnError bool
 	SyncEvery   int // an fsync after so many write(2)s; 0: none
+	// IgnoreClose takes an error of close(2) for no failure: FLUSH cannot reach a daemon that
+	// was killed, however well the writes went.
+	IgnoreClose bool
+	ReopenEvery int  // close the file and open it again after so many lines; 0: never
+	Flags       int  // further flags of open(2)
+	Clock       bool // measure each write(2): Longest, P50, P99
+	Stamp       bool // lines begin with the time they were written (rig.Stamp), not a number
+	Files       int  // open so many files below Path, a line to each, and then hold them; 0: one file
 }
 
 // Result is what a writer reports.
 type Result struct {
-	Lines   int          // lines given to write(2), Maybe included
-	Synced  int          // lines that the last fsync which returned 0 came after
-	Bytes   int64        // bytes that write(2) accepted
-	Seconds float64      // from the first write to the last
+	Lines   int     // lines given to write(2), Maybe included
+	Synced  int     // lines that the last fsync which returned 0 came after
+	Bytes   int64   // bytes that write(2) accepted
+	Seconds float64 // from the first write to the last
+	Longest float64 // ms, of a write(2) (Clock), the median and the 99th percentile
+	P50     float64
+	P99     float64
 	CPU     float64      // CPU seconds of the process
 	Maybe   []tally.Name // lines of writes that failed
 	Errors  []string     // what those writes returned
@@ -158,9 +169,11 @@ func writerMain() error {
 		return err
 	}
 	w.res.Seconds = time.Since(began).Seconds()
-	if err := syscall.Close(w.fd); err != nil && !w.job.Survive && !w.job.StopOnError {
-		return fmt.Errorf("close %s: %w", w.job.Path, err)
+	if err := w.close(); err != nil {
+		return err
 	}
+	ms := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
+	w.res.Longest, w.res.P50, w.res.P99 = ms(w.took.Max()), ms(w.took.Quantile(0.5)), ms(w.took.Quantile(0.99))
 	cpu, err := CPU(os.Getpid())
 	if err != nil {
 		return err
@@ -180,10 +193,14 @@ type writer struct {
 	res     Result
 	writes  int
 	stopped bool // by an error, StopOnError
+	took    Hist
 }
 
 func (w *writer) open() error {
-	fd, err := syscall.Open(w.job.Path, syscall.O_WRONLY|syscall.O_APPEND|syscall.O_CREAT|syscall.O_CLOEXEC, 0o644)
+	if w.job.Files > 0 {
+		return w.openMany()
+	}
+	fd, err := syscall.Open(w.job.Path, syscall.O_WRONLY|syscall.O_APPEND|syscall.O_CREAT|syscall.O_CLOEXEC|w.job.Flags, 0o644)
 	if err != nil {
 		return fmt.Errorf("open %s for appending: %w", w.job.Path, err)
 	}
@@ -191,13 +208,54 @@ func (w *writer) open() error {
 	return nil
 }
 
+// close closes the file; errors that the job expects are none.
+func (w *writer) close() error {
+	err := syscall.Close(w.fd)
+	if err != nil && !w.job.Survive && !w.job.StopOnError && !w.job.IgnoreClose {
+		return fmt.Errorf("close %s: %w", w.job.Path, err)
+	}
+	return nil
+}
+
+// openMany opens the job's files and puts a line into each.
+func (w *writer) openMany() error {
+	for i := range w.job.Files {
+		path := ManyPath(w.job.Path, i)
+		if i%100 == 0 {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return fmt.Errorf("make a folder on the mount: %w", err)
+			}
+		}
+		fd, err := syscall.Open(path, syscall.O_WRONLY|syscall.O_APPEND|syscall.O_CREAT|syscall.O_CLOEXEC, 0o644)
+		if err != nil {
+			return fmt.Errorf("open %s for appending, file number %d: %w", path, i, err)
+		}
+		w.fd = fd
+		if err := w.write(tally.Append(nil, w.job.Writer, i, w.job.Size), i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ManyPath is the path of file number i of a job with Files below dir.
+func ManyPath(dir string, i int) string {
+	return filepath.Join(dir, fmt.Sprintf("%03d", i/100), fmt.Sprintf("%02d.log", i%100))
+}
+
 func (w *writer) run() error {
+	if w.job.Files > 0 {
+		for !w.finish.Load() {
+			pause(10 * time.Millisecond)
+		}
+		return nil
+	}
 	per := max(w.job.Chunk/w.job.Size, 1)
 	buf := make([]byte, 0, per*w.job.Size)
 	began := time.Now()
 	for n := 0; n < w.job.Lines && !w.finish.Load(); {
 		count := min(per, w.job.Lines-n)
-		buf = tally.AppendRun(buf[:0], w.job.Writer, w.job.First+n, count, w.job.Size)
+		buf = w.fill(buf[:0], n, count)
 		if err := w.write(buf, w.job.First+n); err != nil {
 			return err
 		}
@@ -209,6 +267,11 @@ func (w *writer) run() error {
 		if w.stopped {
 			return nil
 		}
+		if w.job.ReopenEvery > 0 && n%w.job.ReopenEvery < count {
+			if err := errors.Join(w.close(), w.open()); err != nil {
+				return err
+			}
+		}
 		if w.job.Rate > 0 {
 			if ahead := time.Duration(n)*time.Second/time.Duration(w.job.Rate) - time.Since(began); ahead > 0 {
 				pause(ahead)
@@ -218,11 +281,34 @@ func (w *writer) run() error {
 	return nil
 }
 
+// fill appends the next count lines to b.
+func (w *writer) fill(b []byte, n, count int) []byte {
+	if !w.job.Stamp {
+		return tally.AppendRun(b, w.job.Writer, w.job.First+n, count, w.job.Size)
+	}
+	now := Now()
+	for range count {
+		b = appendStamped(b, now, w.job.Size)
+	}
+	return b
+}
+
+// once is one write(2), measured if the job asks for that.
+func (w *writer) once(b []byte) (int, error) {
+	if !w.job.Clock {
+		return syscall.Write(w.fd, b)
+	}
+	began := time.Now()
+	n, err := syscall.Write(w.fd, b)
+	w.took.Add(time.Since(began))
+	return n, err
+}
+
 // write appends lines, the first of them numbered first, with one write(2), and with
 // further ones only for what a short count left over.
 func (w *writer) write(lines []byte, first int) error {
 	for done := 0; done < len(lines); {
-		n, err := syscall.Write(w.fd, lines[done:])
+		n, err := w.once(lines[done:])
 		switch {
 		case err == nil:
 			done += n
