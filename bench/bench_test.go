@@ -83,6 +83,7 @@ func TestArguments(t *testing.T) {
 		"--modes blocks":      "want line, 64k",
 		"--bytes 12parsecs":   "want a size",
 		"--durability always": "want journal or sync",
+		"--attributions all":  "want open, write",
 		"--no-such-flag":      "not defined",
 		"extra":               "unexpected argument",
 	} {
@@ -119,17 +120,48 @@ func TestDefaultPlan(t *testing.T) {
 	}
 }
 
-func TestVerdict(t *testing.T) {
-	c := Case{Size: 10, Mode: ModeLine, Writers: 4, Ftfuse: &Rate{LineS: 80}, Null: &Rate{LineS: 100}}
-	if v := c.verdict(); !strings.Contains(v, "0.80 of empty FUSE") || !strings.Contains(v, "reached") {
-		t.Error(v)
+func TestGoals(t *testing.T) {
+	c := Case{
+		Size: 10, Mode: ModeLine, Writers: 4, Write: &Rate{LineS: 80}, Open: &Rate{Accepted: 800_000, LineS: 700_000, Latency: &Latency{P99: 20}},
+		Null: &Rate{LineS: 100}, Ext4: &Rate{Accepted: 1_000_000},
 	}
-	c.Ftfuse.LineS = 79
-	if v := c.verdict(); !strings.Contains(v, "MISSED") {
-		t.Error(v)
+	check := func(attr string, want ...string) {
+		t.Helper()
+		got := c.goals(attr)
+		if len(got) != len(want) {
+			t.Fatalf("%d goals, want %d: %v", len(got), len(want), got)
+		}
+		for i := range want {
+			if s := strings.ReplaceAll(got[i].String(), "\t", " "); s != want[i] {
+				t.Errorf("goal %d is %q, want %q", i, s, want[i])
+			}
+		}
 	}
-	c.Mode = ModeBlock
-	if v := c.verdict(); !strings.Contains(v, "not run") {
-		t.Error(v)
+	check(AttrWrite, "arrived: 0.80 of empty FUSE want 0.80: reached")
+	check(AttrOpen, "arrived: 700000 lines/s want 700000: reached", "p99 of a line of another file: 20.0 ms want at most 20 ms: reached")
+	c.Write.LineS, c.Open.LineS, c.Open.Latency.P99, c.Writers, c.Size = 79, 1, 21, 1, 1024
+	check(AttrWrite)
+	check(AttrOpen, "accepted: 0.80 of plain file want 0.70: reached", "arrived: 1 lines/s want 220000: MISSED",
+		"p99 of a line of another file: 21.0 ms want at most 20 ms: MISSED")
+	c.Mode, c.Writers = ModeBlock, 4
+	check(AttrWrite, "arrived: want 0.33 of tail|nc (not run)")
+	c.Open = nil
+	check(AttrOpen)
+}
+
+// Half of full speed is half of what lines of the paced program's length have reached.
+func TestFullSpeed(t *testing.T) {
+	r := &Report{Cases: []Case{
+		{Size: 10, Mode: ModeLine, Open: &Rate{LineS: 9e6}},
+		{Size: 128, Mode: ModeBlock, Open: &Rate{LineS: 8e6}},
+		{Size: 128, Mode: ModeLine, Open: &Rate{LineS: 5e5}},
+		{Size: 128, Mode: ModeLine, Open: &Rate{LineS: 6e5}},
+		{Size: 1024, Mode: ModeLine, Open: &Rate{LineS: 1e6}},
+	}}
+	if got := r.full(AttrOpen); got != 600_000 {
+		t.Errorf("full speed is %d", got)
+	}
+	if got := r.full(AttrWrite); got != 0 {
+		t.Errorf("full speed that nobody measured is %d", got)
 	}
 }

@@ -1,8 +1,8 @@
 // Package bench is `ftfuse bench`: what a mount and a receiver on this machine do with
-// numbered lines from writers that are processes of their own, beside what the same
-// writers reach on a plain file, on a FUSE file system that throws everything away and
-// through `tail -F | nc`, all in one run, since only ratios within a run mean anything
-// on a noisy machine.
+// numbered lines from writers that are processes of their own, in either attribution,
+// beside what the same writers reach on a plain file, on a FUSE file system that throws
+// everything away and through `tail -F | nc`, all in one run, since only ratios within a
+// run mean anything on a noisy machine.
 package bench
 
 import (
@@ -28,6 +28,16 @@ const (
 	ModeBlock = "64k"  // up to 64 KiB of whole lines a write(2)
 )
 
+// Attributions, as the rules of a mount name them.
+const (
+	AttrOpen  = "open"  // the kernel writes, where it can
+	AttrWrite = "write" // the daemon answers each write(2)
+)
+
+// cappedLines is how many lines a run writes at most where each write(2) is a round trip to
+// a daemon: 20 seconds' worth.
+const cappedLines = 2_500_000
+
 // blockBytes is the size of a write in ModeBlock; it holds as many whole lines as fit.
 const blockBytes = 64 << 10
 
@@ -36,7 +46,8 @@ type options struct {
 	sizes      []int
 	writers    []int
 	modes      []string
-	bytes      int64 // a run; 0: the default for the line's size
+	attrs      []string // attributions
+	bytes      int64    // a run; 0: the default for the line's size
 	durability string
 	json       string
 	dir        string
@@ -53,12 +64,13 @@ func parse(args []string, w io.Writer) (options, error) {
 	sizes := fs.String("sizes", "10,128,1024,4096", "line `lengths` in bytes, line end included")
 	writers := fs.String("writers", "1,4", "`numbers` of writer processes, all on one file")
 	modes := fs.String("modes", "line,64k", "`ways` to write: line (one write a line), 64k (blocks of whole lines)")
+	attrs := fs.String("attributions", "write,open", "`attributions` to measure")
 	size := fs.String("bytes", "", "`bytes` a run, as 200MB or 64MiB (default 200MB for 10-byte lines, else 500MB)")
 	fs.StringVar(&o.durability, "durability", "journal", "[queue] durability of both roles: journal or sync")
 	fs.StringVar(&o.json, "json", "", "also write the figures as JSON to `FILE`, - for standard output instead of the table")
 	fs.StringVar(&o.dir, "dir", "", "`folder` on the disk to measure (default: $TMPDIR, /tmp or /var/tmp, whichever is no tmpfs)")
-	fs.BoolVar(&o.quick, "quick", false, "a twentieth of the bytes: a look, not a measurement")
-	fs.BoolVar(&o.tailNC, "tail-nc", false, "also run `tail -F FILE | nc` on the same lines")
+	fs.BoolVar(&o.quick, "quick", false, "a twentieth of the bytes and shorter waits: a look, not a measurement")
+	fs.BoolVar(&o.tailNC, "tail-nc", false, "also run `tail -F FILE | nc` on the same lines, in mode 64k")
 	fs.BoolVar(&o.noRefs, "no-refs", false, "leave out the plain file and the empty FUSE file system")
 	fs.Usage = func() {
 		fmt.Fprint(w, "ftfuse bench [flags]: mount -> receive on this machine, beside references in the same run\n\n")
@@ -79,6 +91,9 @@ func parse(args []string, w io.Writer) (options, error) {
 	}
 	if o.modes = strings.Split(*modes, ","); slices.ContainsFunc(o.modes, func(m string) bool { return m != ModeLine && m != ModeBlock }) {
 		return o, fmt.Errorf("%w: --modes %q, want line, 64k or line,64k", ErrUsage, *modes)
+	}
+	if o.attrs = strings.Split(*attrs, ","); slices.ContainsFunc(o.attrs, func(a string) bool { return a != AttrOpen && a != AttrWrite }) {
+		return o, fmt.Errorf("%w: --attributions %q, want open, write or write,open", ErrUsage, *attrs)
 	}
 	if *size != "" {
 		if o.bytes, err = parseBytes(*size); err != nil {
@@ -139,6 +154,15 @@ func (o options) plan(size, writers int) tally.Plan {
 		total /= 20
 	}
 	return tally.Plan{Writers: writers, Lines: max(int(total)/size/writers, 1), Size: size}
+}
+
+// capped is a plan for a way on which a daemon answers each line's write(2): shorter, as the
+// rate is the same after a few seconds.
+func capped(p tally.Plan, mode string) tally.Plan {
+	if mode == ModeLine {
+		p.Lines = min(p.Lines, cappedLines/p.Writers)
+	}
+	return p
 }
 
 // scratch makes the run's folder on a real disk.

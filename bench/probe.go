@@ -92,9 +92,14 @@ func (p *probe) watch(ctx context.Context, out string, look time.Duration) {
 				return
 			}
 		}
-		ts := syscall.NsecToTimespec(int64(look))
-		_ = syscall.Nanosleep(&ts, nil) // time.Sleep rounds up to a millisecond; woken early: looks early
+		sleep(look)
 	}
+}
+
+// sleep sleeps d in this thread: time.Sleep rounds up to a millisecond.
+func sleep(d time.Duration) {
+	ts := syscall.NsecToTimespec(int64(d))
+	_ = syscall.Nanosleep(&ts, nil) // woken early: looks early
 }
 
 // stop ends the probe and returns what it saw.

@@ -113,6 +113,7 @@ func (b *bench) plain(p tally.Plan, mode string) (*Rate, error) {
 
 // null is the writers on a FUSE file system that throws everything away.
 func (b *bench) null(p tally.Plan, mode string) (_ *Rate, err error) {
+	p = capped(p, mode)
 	dir := filepath.Join(b.dir, "null")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the mount point of the empty file system: %w", err)

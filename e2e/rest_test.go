@@ -74,12 +74,19 @@ func TestBenchRunsAndCounts(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &r); err != nil || code != 0 {
 		t.Fatalf("exit %d, %v\n%s%s", code, err, out, complaint)
 	}
-	if len(r.Cases) != 2 || !r.OK() {
-		t.Fatalf("%d cases: %s", len(r.Cases), out)
+	if len(r.Cases) != 2 || !r.OK() || len(r.Idle) != 2 || len(r.Paced) != 4 {
+		t.Fatalf("%d cases, %d at rest, %d paced: %s", len(r.Cases), len(r.Idle), len(r.Paced), out)
 	}
 	for _, c := range r.Cases {
-		if c.Ftfuse.LineS <= 0 || c.Ext4.LineS <= 0 || c.Null.LineS <= 0 || c.Ftfuse.Count.Lines != c.Lines || c.Ftfuse.Latency.P50 <= 0 || c.Ftfuse.Mount.Anon <= 0 {
-			t.Errorf("a figure is missing: %+v", c)
+		for _, f := range []*bench.Rate{c.Open, c.Write} {
+			if f.LineS <= 0 || f.Accepted <= 0 || c.Ext4.LineS <= 0 || c.Null.LineS <= 0 || f.Count.Lines != f.Lines || f.Latency.P50 <= 0 || f.Mount.Anon <= 0 {
+				t.Errorf("a figure is missing: %+v of %+v", f, c)
+			}
+		}
+	}
+	for _, p := range r.Paced {
+		if p.Lines == 0 || p.P50 <= 0 || p.P99 < p.P50 || p.WriteP99 <= 0 {
+			t.Errorf("a figure is missing: %+v", p)
 		}
 	}
 }
