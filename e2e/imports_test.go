@@ -13,7 +13,7 @@ import (
 // Only these packages may import these modules (DESIGN.md, section 6).
 var owners = map[string][]string{
 	"github.com/urfave/cli/v2": {"ftfuse"},
-	"bazil.org/fuse":           {"ftfuse/mount", "ftfuse/mount/nullfs"},
+	"bazil.org/fuse":           {"ftfuse/mount", "ftfuse/mount/kernel", "ftfuse/mount/nullfs"},
 	"go.etcd.io/bbolt":         {"ftfuse/queue"},
 }
 

@@ -3,145 +3,33 @@ package mount
 import (
 	"errors"
 	"fmt"
-	"math"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
 	"bazil.org/fuse"
 	"golang.org/x/sys/unix"
+
+	"ftfuse/mount/kernel"
 )
 
-const (
-	helperName = "fusermount3"
-	fsType     = "fuse.ftfuse"
-	fsName     = "ftfuse"
-)
+// MaybeHelper turns this process into a helper of a mount, and does not return, if it
+// was started as one. main calls it before anything else.
+func MaybeHelper() { kernel.MaybeHelper() }
 
-// MaybeHelper turns this process into the helper that mounts, and does not return, if
-// it was started under the helper's name. main calls it before anything else: a mount
-// run by root needs no package installed, since the library's search for fusermount3
-// finds a link to this very binary.
-func MaybeHelper() {
-	if filepath.Base(os.Args[0]) != helperName || os.Getenv("_FUSE_COMMFD") == "" {
-		return
-	}
-	if err := helper(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "ftfuse mount helper:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-// helper speaks fusermount3's side of the protocol: -o OPTIONS -- DIR, and the
-// descriptor of /dev/fuse over the socket that _FUSE_COMMFD names.
-func helper(args []string) error {
-	var opts string
-	for len(args) > 1 && args[0] == "-o" {
-		opts, args = args[1], args[2:]
-	}
-	if len(args) == 2 && args[0] == "--" {
-		args = args[1:]
-	}
-	if len(args) != 1 {
-		return fmt.Errorf("unexpected arguments %q", args)
-	}
-	sock, err := strconv.Atoi(os.Getenv("_FUSE_COMMFD"))
-	if err != nil {
-		return fmt.Errorf("read _FUSE_COMMFD: %w", err)
-	}
-	fd, err := mountFUSE(args[0], strings.Split(opts, ","))
-	if err != nil {
-		return err
-	}
-	if err := unix.Sendmsg(sock, []byte{0}, unix.UnixRights(fd), nil, 0); err != nil {
-		return fmt.Errorf("hand the descriptor over: %w", err)
-	}
-	return nil
-}
-
-// mountFUSE opens /dev/fuse and mounts it on dir.
-func mountFUSE(dir string, opts []string) (int, error) {
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open /dev/fuse: %w; is the fuse module loaded?", err)
-	}
-	data := []string{
-		"fd=" + strconv.Itoa(fd), "rootmode=40000",
-		"user_id=" + strconv.Itoa(os.Getuid()), "group_id=" + strconv.Itoa(os.Getgid()),
-	}
-	for _, o := range opts {
-		switch key, _, _ := strings.Cut(o, "="); key {
-		case "allow_other", "default_permissions", "max_read":
-			data = append(data, o)
-		}
-	}
-	if err := unix.Mount(fsName, dir, fsType, unix.MS_NOSUID|unix.MS_NODEV, strings.Join(data, ",")); err != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("mount on %s: %w", dir, err)
-	}
-	return fd, nil
-}
-
-// connect mounts on dir and returns the connection. Root mounts by itself, anybody
-// else needs fusermount3.
+// connect mounts on dir and returns the connection.
 func connect(dir string, allowOther bool) (*fuse.Conn, error) {
-	opts := []fuse.MountOption{
-		fuse.FSName(fsName), fuse.Subtype("ftfuse"), fuse.DefaultPermissions(),
-		fuse.LockingFlock(), fuse.LockingPOSIX(),
-		// A RELEASE is a background request: beyond the limit (12 by default) it would wait
-		// in the kernel while later requests of the program that closed go past it
-		// (fs/fuse/dev.c, flush_bg_queue).
-		fuse.MaxBackground(math.MaxUint16), fuse.CongestionThreshold(math.MaxUint16),
-	}
-	if allowOther {
-		opts = append(opts, fuse.AllowOther())
-	}
-	if os.Geteuid() != 0 {
-		c, err := fuse.Mount(dir, opts...)
-		if err != nil {
-			return nil, fmt.Errorf("mount on %s as a user who is not root: %w; this needs the package fuse3 (fusermount3), /dev/fuse open to that user, and user_allow_other in /etc/fuse.conf for allow_other", dir, err)
-		}
-		return c, nil
-	}
-	undo, err := helperOnPath()
+	d, err := kernel.Mount(dir, kernel.Options{AllowOther: allowOther})
 	if err != nil {
 		return nil, err
 	}
-	defer undo()
-	c, err := fuse.Mount(dir, opts...)
+	defer d.Close()
+	c, err := d.Connect(false)
 	if err != nil {
-		return nil, fmt.Errorf("mount on %s: %w", dir, err)
+		_ = kernel.Detach(dir)
+		return nil, err
 	}
 	return c, nil
-}
-
-// helperOnPath puts a private directory first on PATH in which the helper's name is
-// this binary.
-func helperOnPath() (undo func(), err error) {
-	bin, err := os.MkdirTemp("", "ftfuse-helper-")
-	if err != nil {
-		return nil, fmt.Errorf("make a directory for the mount helper: %w", err)
-	}
-	self, err := os.Executable()
-	if err == nil {
-		err = os.Symlink(self, filepath.Join(bin, helperName))
-	}
-	if err != nil {
-		os.RemoveAll(bin)
-		return nil, fmt.Errorf("link the mount helper: %w", err)
-	}
-	path, had := os.LookupEnv("PATH")
-	os.Setenv("PATH", bin+string(os.PathListSeparator)+path)
-	return func() {
-		if had {
-			os.Setenv("PATH", path)
-		} else {
-			os.Unsetenv("PATH")
-		}
-		os.RemoveAll(bin)
-	}, nil
 }
 
 // mounted is one line of /proc/self/mountinfo.
@@ -198,7 +86,7 @@ func clearStale(dir string) (cleared int, err error) {
 			return cleared, err
 		}
 		top := all[len(all)-1]
-		if top.fstype != fsType {
+		if top.fstype != kernel.FSType {
 			return cleared, fmt.Errorf("%w: a file system of type %s is mounted on %s; unmount it or choose another point", ErrMountPoint, top.fstype, dir)
 		}
 		if !dead(dir) {
@@ -228,24 +116,8 @@ func dead(dir string) bool {
 	}
 }
 
-// detach takes the mount on dir away though it is in use, and drops its connection: a
-// request that waits gets ECONNABORTED (fs/fuse/inode.c, fuse_umount_begin).
-func detach(dir string) error {
-	if os.Geteuid() == 0 {
-		return unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
-	}
-	return runFusermount("-uz", dir)
-}
+// detach takes the mount on dir away though it is in use, and drops its connection.
+func detach(dir string) error { return kernel.Detach(dir) }
 
 // unmount unmounts dir. busy is true if it was in use and had to be detached.
-func unmount(dir string) (busy bool, err error) {
-	if os.Geteuid() == 0 {
-		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-	} else {
-		err = runFusermount("-u", dir)
-	}
-	if err == nil || err == unix.EINVAL { // EINVAL: somebody else unmounted it
-		return false, nil
-	}
-	return true, detach(dir)
-}
+func unmount(dir string) (busy bool, err error) { return kernel.Unmount(dir) }

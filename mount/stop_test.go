@@ -106,7 +106,7 @@ func TestAUserWhoIsNotRootMountsWithFusermount(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to become somebody else")
 	}
-	if _, err := exec.LookPath(helperName); err != nil {
+	if _, err := exec.LookPath("fusermount3"); err != nil {
 		t.Skip("the package fuse3 is not installed")
 	}
 	if st, err := os.Stat("/dev/fuse"); err != nil || st.Mode().Perm() != 0o666 {
