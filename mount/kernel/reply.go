@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"fmt"
 	"os"
 	"time"
 
@@ -14,18 +15,19 @@ import (
 // fuse_attr, fuse_attr_out, fuse_entry_out and fuse_open_out, 7.9 and later.
 //
 // Each method answers the request of h and gives its buffer back: h's request must not
-// be used afterwards. That the kernel does not want the reply any more (ENOENT) or is
-// gone is nobody's concern, as with the library's own replies.
+// be used afterwards. Where no error is returned, it is nobody's concern that the kernel
+// does not want the reply any more (ENOENT) or is gone, as with the library's own replies.
 
 // RespondOpen answers OPEN with flags of Open... and, for OpenPassthrough, the id of the
-// backing file.
-func (d *Device) RespondOpen(h *fuse.Header, handle uint64, flags uint32, backing int32) {
-	d.send(h, appendOpen(newReply(h), handle, flags, backing))
+// backing file. It returns an error where the kernel did not take the reply: ENOENT if
+// the opener was aborted, so that no RELEASE of handle will come.
+func (d *Device) RespondOpen(h *fuse.Header, handle uint64, flags uint32, backing int32) error {
+	return d.send(h, appendOpen(newReply(h), handle, flags, backing))
 }
 
 // RespondCreate answers CREATE, as RespondOpen does OPEN.
-func (d *Device) RespondCreate(h *fuse.Header, e *fuse.LookupResponse, handle uint64, flags uint32, backing int32) {
-	d.send(h, appendOpen(appendEntry(newReply(h), e), handle, flags, backing))
+func (d *Device) RespondCreate(h *fuse.Header, e *fuse.LookupResponse, handle uint64, flags uint32, backing int32) error {
+	return d.send(h, appendOpen(appendEntry(newReply(h), e), handle, flags, backing))
 }
 
 // RespondAttr answers GETATTR or SETATTR with a, the sticky bit included.
@@ -34,12 +36,12 @@ func (d *Device) RespondAttr(h *fuse.Header, a *fuse.Attr) {
 	b = ne.AppendUint64(b, uint64(a.Valid/time.Second))
 	b = ne.AppendUint32(b, uint32(a.Valid%time.Second))
 	b = ne.AppendUint32(b, 0)
-	d.send(h, appendAttr(b, a))
+	_ = d.send(h, appendAttr(b, a))
 }
 
 // RespondEntry answers LOOKUP, MKNOD or MKDIR with e, the sticky bit included.
 func (d *Device) RespondEntry(h *fuse.Header, e *fuse.LookupResponse) {
-	d.send(h, appendEntry(newReply(h), e))
+	_ = d.send(h, appendEntry(newReply(h), e))
 }
 
 // Forgo gives the buffer of h's request back (a megabyte, see MaxWrite) without an
@@ -56,13 +58,13 @@ func Forgo(h *fuse.Header) fuse.Header {
 func (d *Device) RespondError(id fuse.RequestID, errno unix.Errno) {
 	b := newReply(&fuse.Header{ID: id})
 	ne.PutUint32(b[outError:], uint32(-int32(errno)))
-	d.write(b)
+	_ = d.write(b)
 }
 
 // RespondWrite answers a WRITE that Forgo kept.
 func (d *Device) RespondWrite(id fuse.RequestID, n int) {
 	b := ne.AppendUint32(newReply(&fuse.Header{ID: id}), uint32(n))
-	d.write(ne.AppendUint32(b, 0))
+	_ = d.write(ne.AppendUint32(b, 0))
 }
 
 // newReply is a fuse_out_header whose length send fills in.
@@ -118,12 +120,16 @@ func unixMode(m os.FileMode) uint32 {
 	return mode
 }
 
-func (d *Device) send(h *fuse.Header, b []byte) {
-	d.write(b)
+func (d *Device) send(h *fuse.Header, b []byte) error {
+	err := d.write(b)
 	(&fuse.InterruptRequest{Header: *h}).Respond() // gives the request's buffer back, and says nothing to the kernel
+	return err
 }
 
-func (d *Device) write(b []byte) {
+func (d *Device) write(b []byte) error {
 	ne.PutUint32(b, uint32(len(b)))
-	_, _ = unix.Write(d.fd, b)
+	if _, err := unix.Write(d.fd, b); err != nil {
+		return fmt.Errorf("answer request %#x: %w", ne.Uint64(b[outUnique:]), err)
+	}
+	return nil
 }

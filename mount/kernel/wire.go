@@ -34,6 +34,7 @@ const (
 	notifyResend   = 7 // FUSE_NOTIFY_RESEND, 7.40
 	ioctlOpen      = 0x4010e501
 	ioctlClose     = 0x4004e502
+	flagAutoInval  = 1 << 12 // FUSE_AUTO_INVAL_DATA
 	flagMaxPages   = 1 << 22
 	flagExt        = 1 << 30 // FUSE_INIT_EXT: flags2 counts
 	flag2Pass      = 1 << 5  // FUSE_PASSTHROUGH, bit 37
@@ -112,6 +113,9 @@ func rewrite(req, reply []byte, pass bool) []byte {
 		ne.PutUint16(out[outMaxPages:], writePages)
 		ne.PutUint32(out[outMaxWrite:], MaxWrite)
 	}
+	// sendfile(2) and splice(2) read by the page cache, also of a file that is direct I/O:
+	// what is there goes when the file changed (fs/fuse/inode.c, fuse_change_attributes).
+	flags |= ne.Uint32(req[inFlags:]) & flagAutoInval
 	if pass && offered(req)&flag2Pass != 0 {
 		flags2 |= flag2Pass
 		// The backing file lies on a file system that is not stacked itself (fs/fuse/inode.c,
