@@ -26,10 +26,19 @@ type File struct {
 	fd     int
 
 	mu   sync.Mutex    // orders note and pwrite, so that at most one write of a file is in progress
-	size atomic.Int64  // changed under mu
+	size atomic.Int64  // changed under mu; kernel writers move the end without it
 	last atomic.Uint64 // sequence number of its newest entry
 	busy int           // Reserve less Unreserve. Under mu
-	owed []Entry       // releases that the ring had no place for. Under mu
+	owed []owedNote    // notes that the ring had no place for. Under mu
+	kept kept          // of a truncation that is prepared. Under mu
+
+	kernel  atomic.Int32 // handles through which the kernel writes, and 1 for a writer that an earlier connection left. Changed under mu
+	shared  uint64       // writer id of the handles that share their lines; 0: none. Under mu
+	openers []*Handle    // those, oldest first. Under mu
+	noted   opener       // what the newest Opened note says. Under mu
+	told    int64        // the newest size in a note. Under mu
+	flushed int64        // size at the newest Flush note for the kernel's bytes. Under mu
+	watch   watched
 
 	// under Store.mu
 	refs   int
@@ -39,28 +48,16 @@ type File struct {
 	punch fileholes
 }
 
-// Handle is one open(2) of a file for writing.
-type Handle struct {
-	*File
-	Writer uint64
-	Path   string // as it was opened
-	PathID uint32
-	wrote  atomic.Bool // since the last Flush
-	ever   atomic.Bool
-}
-
-// Meta is who asks for a write.
-type Meta struct {
-	Unique        uint64
-	PID, UID, GID uint32
-	Time          int64
-}
-
 // Number names the file.
 func (f *File) Number() Number { return f.number }
 
 // Size is the file's length.
-func (f *File) Size() int64 { return f.size.Load() }
+func (f *File) Size() int64 {
+	if f.kernel.Load() == 0 {
+		return f.size.Load()
+	}
+	return f.end()
+}
 
 // Acquire opens file n and keeps it until Release.
 func (s *Store) Acquire(n Number) (*File, error) {
@@ -90,6 +87,7 @@ func (s *Store) get(n Number) (*File, error) {
 	}
 	f := &File{s: s, number: n, fd: fd, linked: !s.orphans[n], held: s.orphans[n]}
 	f.size.Store(st.Size)
+	f.told = st.Size
 	s.files[n] = f
 	return f, nil
 }
@@ -156,7 +154,7 @@ func (s *Store) Settled(n Number, pos int64) {
 	if err != nil {
 		return
 	}
-	if pos >= f.size.Load() {
+	if pos >= f.Size() {
 		f.held = false
 	}
 	s.retire(f)
@@ -170,23 +168,6 @@ func (s *Store) TakeGone() []Number {
 	g := s.gone
 	s.gone = nil
 	return g
-}
-
-// OpenWriter makes a handle of f for writing, opened as path.
-func (s *Store) OpenWriter(f *File, path string) (*Handle, error) {
-	id, err := s.paths.acquire(path)
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	w, err := s.writers.take()
-	if err != nil {
-		s.paths.release(id)
-		return nil, err
-	}
-	s.newest.Store(w)
-	return &Handle{File: f, Writer: w, Path: path, PathID: id}, nil
 }
 
 // Reserve makes every TryWrite of the file fail with ErrBusy until Unreserve: something
@@ -234,7 +215,7 @@ func (h *Handle) writeLocked(p []byte, off int64, appendEnd bool, m *Meta) (int,
 			return 0, err
 		}
 	}
-	size := f.size.Load()
+	size := f.Size()
 	if appendEnd {
 		off = size
 	} else if off < size {
@@ -248,12 +229,20 @@ func (h *Handle) writeLocked(p []byte, off int64, appendEnd bool, m *Meta) (int,
 		File: f.number, Writer: h.Writer, Off: off, Len: uint32(len(p)), PathID: h.PathID, Kind: Write,
 		PID: m.PID, UID: m.UID, GID: m.GID, Time: m.Time, Unique: m.Unique,
 	}
+	if f.kernel.Load() > 0 && size != f.told {
+		if off == size {
+			e.Flags = FlagJoined
+		} else if err := f.noteGrown(size); err != nil { // a hole comes, which is nobody's
+			return 0, err
+		}
+	}
 	seq, err := j.note(&e)
 	if err != nil {
 		return 0, err
 	}
 	f.last.Store(seq)
-	n, err := f.put(p, off)
+	n, err := f.put(p, off, size)
+	f.told = max(f.told, off+int64(n))
 	j.complete(seq, uint32(len(p)), uint32(n))
 	if n == 0 {
 		return 0, err
@@ -267,7 +256,7 @@ func (h *Handle) writeLocked(p []byte, off int64, appendEnd bool, m *Meta) (int,
 
 // put is the one pwrite of a noted write, with f.mu held. A failure leaves the size as
 // it was: what a failed pwrite may have put behind the end is cut off.
-func (f *File) put(p []byte, off int64) (int, error) {
+func (f *File) put(p []byte, off, size int64) (int, error) {
 	if err := fpNoted.Inject(); err != nil {
 		return 0, unix.EIO
 	}
@@ -280,7 +269,7 @@ func (f *File) put(p []byte, off int64) (int, error) {
 		if err == nil && len(p) > 0 {
 			err = unix.EIO
 		}
-		f.cutFailed(f.size.Load())
+		f.cutFailed(size)
 	} else {
 		f.size.Store(off + int64(n))
 	}
@@ -312,6 +301,7 @@ func (h *Handle) Overwrite(p []byte, off int64) (int, error) {
 	n, err := unix.Pwrite(f.fd, p, off)
 	if n > 0 && off+int64(n) > f.size.Load() {
 		f.size.Store(off + int64(n))
+		f.told = max(f.told, off+int64(n))
 	}
 	return max(n, 0), err
 }
@@ -319,13 +309,25 @@ func (h *Handle) Overwrite(p []byte, off int64) (int, error) {
 // Flush notes a close(2) of one of h's descriptors, if h wrote since the last one. On
 // ErrJournalFull nothing happened.
 func (h *Handle) Flush(m *Meta) error {
-	if !h.wrote.Load() {
+	if h.mode != Kernel && !h.wrote.Load() {
 		return nil
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err := h.noteOwed(); err != nil {
 		return err
+	}
+	if h.mode == Kernel {
+		size := h.end()
+		if size == h.flushed && !h.wrote.Load() {
+			return nil
+		}
+		if size != h.told {
+			if err := h.noteGrown(size); err != nil {
+				return err
+			}
+		}
+		h.flushed = size
 	}
 	e := h.mark(Flush, m)
 	if err := h.noteMark(&e); err != nil {
@@ -407,67 +409,13 @@ func (s *Store) Size(n Number) int64 {
 	f := s.files[n]
 	s.mu.Unlock()
 	if f != nil {
-		return f.size.Load()
+		return f.Size()
 	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(s.spool.Fd()), n.String(), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return 0
 	}
 	return st.Size
-}
-
-// Truncate sets the length of f to size, for a caller who keeps writers away and has
-// told the capture (BeginTruncate) before. When it shrinks, all of the file is punched
-// out first, to past its end, so that after a kill a data block below the old
-// position means that this had happened; then the last bytes that could be read back
-// are put back.
-func (f *File) Truncate(size int64) error {
-	f.punch.mu.Lock()
-	defer f.punch.mu.Unlock()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	old := f.size.Load()
-	if size >= old {
-		if err := unix.Ftruncate(f.fd, size); err != nil {
-			return err
-		}
-		f.size.Store(size)
-		return nil
-	}
-	from := max(0, size-f.s.o.Readback)
-	keep := make([]byte, size-from)
-	n, err := unix.Pread(f.fd, keep, from)
-	if err != nil {
-		return err
-	}
-	const block = 1 << 16
-	whole := (old/block + 1) * block
-	if err := punchHole(f.fd, 0, whole); err != nil && err != unix.EOPNOTSUPP {
-		return err
-	}
-	if err := unix.Ftruncate(f.fd, size); err != nil {
-		return err
-	}
-	f.size.Store(size)
-	f.s.tidy.restart(f, size)
-	if err := fpTruncated.Inject(); err != nil {
-		return unix.EIO
-	}
-	if n > 0 {
-		if _, err := unix.Pwrite(f.fd, keep[:n], from); err != nil {
-			f.s.o.Logger.Warn("bytes before a truncation cannot be read back", "file", f.number.String(), "err", err)
-		}
-	}
-	return nil
-}
-
-func punchHole(fd int, off, size int64) error {
-	for {
-		err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, size)
-		if err != unix.EINTR {
-			return err
-		}
-	}
 }
 
 func (f *File) close() error { return unix.Close(f.fd) }

@@ -22,7 +22,10 @@ const (
 	// DefaultEntries is the capacity of the ring: 65,536 notes, 5 MiB.
 	DefaultEntries = 1 << 16
 
-	journalVersion = 1
+	// journalVersion 2 has notes that a reader of version 1 would pass over in silence
+	// (Opened, Grown) and flags of writes; the notes of version 1 are the same in it.
+	journalVersion    = 2
+	oldJournalVersion = 1
 )
 
 var journalMagic = [8]byte{'F', 'T', 'F', 'U', 'S', 'E', 'J', 0}
@@ -114,14 +117,15 @@ func (j *journal) mapFile(path string) error {
 	}
 	le := binary.LittleEndian
 	j.cap = le.Uint64(head[hdrCapacity:])
+	version := le.Uint32(head[hdrVersion:])
 	switch {
 	case [8]byte(head[:8]) != journalMagic:
 		return fmt.Errorf("%w: %s: it does not begin with the journal's magic; if another program wrote it, move it away (notes of writes not yet captured are in it)", ErrJournal, path)
 	case le.Uint32(head[hdrCRC:]) != crc32.Checksum(head[:hdrCRC], castagnoli):
 		return fmt.Errorf("%w: %s: header CRC does not fit; move the file away to go on (bytes not yet captured are then delivered without their writers' attributes)", ErrJournal, path)
-	case le.Uint32(head[hdrVersion:]) != journalVersion || le.Uint32(head[hdrEntrySize:]) != entrySize:
+	case version != journalVersion && version != oldJournalVersion || le.Uint32(head[hdrEntrySize:]) != entrySize:
 		return fmt.Errorf("%w: %s: version %d with entries of %d bytes, this program writes version %d with %d; start the version that wrote it once to drain it",
-			ErrJournal, path, le.Uint32(head[hdrVersion:]), le.Uint32(head[hdrEntrySize:]), journalVersion, entrySize)
+			ErrJournal, path, version, le.Uint32(head[hdrEntrySize:]), journalVersion, entrySize)
 	case j.cap == 0 || j.cap > 1<<30 || st.Size() != headerSize+int64(j.cap)*entrySize:
 		return fmt.Errorf("%w: %s: %d bytes, want %d for its %d entries; move the file away to go on", ErrJournal, path, st.Size(), headerSize+int64(j.cap)*entrySize, j.cap)
 	}
@@ -131,14 +135,18 @@ func (j *journal) mapFile(path string) error {
 	}
 	j.ring = j.mem[headerSize:]
 	boot := bootID()
-	j.otherBoot = [16]byte(j.mem[hdrBoot:]) != boot
-	copy(j.mem[hdrBoot:], boot[:])
-	j.sealHeader()
+	j.otherBoot = [16]byte(head[hdrBoot:]) != boot
+	copy(head[hdrBoot:], boot[:])
+	le.PutUint32(head[hdrVersion:], journalVersion)
+	le.PutUint32(head[hdrCRC:], crc32.Checksum(head[:hdrCRC], castagnoli))
+	// In one write, which a kill does not cut in the middle.
+	if _, err := j.f.WriteAt(head[:], 0); err != nil {
+		return fmt.Errorf("write journal header %s: %w", path, err)
+	}
+	if version != journalVersion { // no note of the new version may be on disk below the old one
+		return j.syncHeader()
+	}
 	return nil
-}
-
-func (j *journal) sealHeader() {
-	binary.LittleEndian.PutUint32(j.mem[hdrCRC:], crc32.Checksum(j.mem[:hdrCRC], castagnoli))
 }
 
 // makeJournal writes an empty journal beside path and renames it there.

@@ -1,5 +1,12 @@
 package spool
 
+// owedNote is a note that the ring had no place for, and the paths that nobody needs once
+// it is made.
+type owedNote struct {
+	Entry
+	release []uint32
+}
+
 // mark makes the note of a writer's release or flush. It names the newest writer there
 // is now: one that opens later is known to have come after it, however late the note is.
 func (h *Handle) mark(k Kind, m *Meta) Entry {
@@ -9,39 +16,63 @@ func (h *Handle) mark(k Kind, m *Meta) Entry {
 	}
 }
 
-// End notes the last close of h and gives it up. A handle that never wrote leaves no
-// note. A ring without a place makes nobody wait: the note is owed, and made before any
-// later one of the file, at the latest by the Committed that frees a place.
+// End notes the last close of h and gives it up. A PerWrite handle that never wrote
+// leaves no note. A ring without a place makes nobody wait: the notes are owed, and made
+// before any later one of the file, at the latest by the Committed that frees a place.
 func (h *Handle) End(m *Meta) {
-	if !h.ever.Load() {
+	if h.mode == PerWrite && !h.ever.Load() {
 		h.s.paths.release(h.PathID)
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.owed = append(h.owed, h.mark(Release, m))
-	if h.noteOwed() == nil {
+	if h.mode != PerWrite {
+		h.endShared(m)
 		return
 	}
-	h.s.owe(h.File)
-	_ = h.noteOwed() // a Committed between the two has not seen it
+	h.owed = append(h.owed, owedNote{h.mark(Release, m), []uint32{h.PathID}})
+	h.pay()
+}
+
+// owe adds notes to what is to be noted and makes what there is a place for, with f.mu
+// held.
+func (f *File) owe(notes ...Entry) {
+	if len(notes) == 0 {
+		return
+	}
+	for i := range notes {
+		f.owed = append(f.owed, owedNote{Entry: notes[i]})
+	}
+	f.pay()
+}
+
+// pay makes the notes that are owed, or sees to it that they are made later. It needs
+// f.mu.
+func (f *File) pay() {
+	if f.noteOwed() == nil {
+		return
+	}
+	f.s.owe(f)
+	_ = f.noteOwed() // a Committed between the two has not seen it
 }
 
 // noteOwed makes the notes that are owed, with f.mu held. ErrJournalFull: some still are.
 func (f *File) noteOwed() error {
 	for len(f.owed) > 0 {
-		e := f.owed[0]
-		if err := f.noteMark(&e); err != nil {
+		o := &f.owed[0]
+		if err := f.noteMark(&o.Entry); err != nil {
 			return err
 		}
-		f.s.paths.release(e.PathID)
+		for _, id := range o.release {
+			f.s.paths.release(id)
+		}
 		f.owed = f.owed[1:]
 	}
 	f.owed = nil
 	return nil
 }
 
-// noteMark notes a release or a flush, with f.mu held.
+// noteMark makes a note without bytes, with f.mu held.
 func (f *File) noteMark(e *Entry) error {
 	seq, err := f.s.journal.note(e)
 	if err != nil {

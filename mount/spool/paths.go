@@ -129,6 +129,16 @@ func (t *pathTable) release(id uint32) {
 	}
 }
 
+// name is the path with an id, "" if it is lost.
+func (t *pathTable) name(id uint32) string {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if n := t.names[id]; n != nil {
+		return n.path
+	}
+	return ""
+}
+
 // fill sets the Path of each entry.
 func (t *pathTable) fill(entries []Entry) {
 	t.mu.RLock()

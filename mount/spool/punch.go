@@ -63,6 +63,7 @@ func (s *Store) Punch(n Number, upto int64) {
 		}
 		defer s.retire(f)
 	}
+	s.watch.captured(f, upto)
 	s.tidy.add(f, upto)
 }
 
@@ -170,7 +171,7 @@ func (t *tidier) punch(f *File) {
 	defer f.punch.mu.Unlock()
 	// What the caller said may be from before a truncation: never touch what has an
 	// entry that is not committed, nor what comes after this size.
-	size := f.size.Load()
+	size := f.Size()
 	limit := min(size, t.s.journal.lowest(f.number, size))
 	t.mu.Lock()
 	from, end := f.punch.done, (min(f.punch.upto, limit)-t.s.o.Readback)/blockSize*blockSize

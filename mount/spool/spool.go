@@ -76,6 +76,22 @@ const (
 	// Flush is a close(2) of one of the descriptors of the handle Writer, which wrote
 	// since the last one. It matters in binary mode only. Len is 0.
 	Flush
+	// Opened says whose the bytes are from here on that the kernel writes to File without a
+	// note: PID, UID, GID and Path are those of the newest handle, Off is the size then.
+	// What is below Off, and no note covers, is as the note before said. Len is 0.
+	Opened
+	// Grown says that everything below Off that no other note covers was written by the
+	// kernel. Len is 0.
+	Grown
+)
+
+// Flags of an Entry.
+const (
+	FlagKernel  uint32 = 1 << iota // of Opened: the kernel writes to the file
+	FlagSeveral                    // of Opened: several processes have it open for writing
+	FlagJoined                     // of Write: what lies between the note before and Off was written by the kernel, it is no hole
+	FlagEnd                        // of Grown: no kernel writer is left
+	FlagOrphan                     // of Grown: it was one of a connection that is gone; with it all unfinished lines of the file end
 )
 
 // Entry is one note of the journal.
@@ -83,7 +99,7 @@ type Entry struct {
 	Seq    uint64 // dense from 1, never used twice
 	File   Number
 	Writer uint64 // id of the open handle, never used twice
-	Off    int64  // of a Write; else the newest writer id that was given out then
+	Off    int64  // of a Release or Flush: the newest writer id that was given out then
 	Len    uint32
 	Path   string // below the mount, without a leading slash, as the handle was opened; "" if it is lost
 	PathID uint32
@@ -93,7 +109,7 @@ type Entry struct {
 	Time   int64  // Unix nanoseconds
 	Unique uint64 // the kernel's id of the request
 	Kind   Kind
-	Flags  uint32 // 24 bits, none defined yet
+	Flags  uint32 // 24 bits
 }
 
 // maxWrite bounds the length in a note: more than any request can carry.
@@ -131,6 +147,7 @@ type Store struct {
 
 	found []FileInfo // what Open found
 	tidy  tidier
+	watch watcher
 }
 
 // Open opens the spool in dir, which it makes if there is none. Before the first
@@ -149,6 +166,7 @@ func Open(dir string, o Options) (*Store, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{o: o, dir: dir, files: map[Number]*File{}, leaving: map[Number]*File{}, orphans: map[Number]bool{}}
+	s.watch = watcher{s: s, wake: make(chan struct{}, 1)}
 	if err := s.open(); err != nil {
 		s.closeFiles()
 		return nil, err
@@ -259,6 +277,7 @@ func (s *Store) hold(r Recovery) {
 // Close stops the store's goroutine and closes its files. What was accepted stays.
 func (s *Store) Close() error {
 	s.tidy.stop()
+	s.watch.stop()
 	return s.closeFiles()
 }
 
@@ -336,8 +355,9 @@ func (s *Store) HasRoom(n int) bool {
 	return j.next.Load()-j.done.Load() <= j.cap && j.fits(n, s.o.MaxUncaptured)
 }
 
-// Uncaptured is how many bytes are accepted and not committed.
-func (s *Store) Uncaptured() int64 { return s.journal.uncaptured.Load() }
+// Uncaptured is how many bytes are accepted and not committed, those that the kernel wrote
+// included.
+func (s *Store) Uncaptured() int64 { return max(0, s.journal.uncaptured.Load()) + s.watch.pending() }
 
 // Dir is the directory of the store.
 func (s *Store) Dir() string { return s.dir }

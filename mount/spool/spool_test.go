@@ -3,8 +3,10 @@ package spool
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -232,13 +234,45 @@ func TestAnotherBootIsNoticed(t *testing.T) {
 	open(t, dir, Options{Entries: 16}).Close()
 	damage(t, dir, func(b []byte) {
 		b[hdrBoot] ^= 1
-		j := &journal{mem: b}
-		j.sealHeader()
+		sealHeader(b)
 	})
 	s := open(t, dir, Options{})
 	defer s.Close()
 	if r := s.Begin(0); !r.OtherBoot {
 		t.Fatalf("%+v", r)
+	}
+}
+
+func sealHeader(b []byte) {
+	binary.LittleEndian.PutUint32(b[hdrCRC:], crc32.Checksum(b[:hdrCRC], castagnoli))
+}
+
+// TestAJournalOfTheOldVersionIsTakenUp: its notes stay, and from then on the old program
+// refuses it, which would have passed over the new ones.
+func TestAJournalOfTheOldVersionIsTakenUp(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{Entries: 16})
+	s.Begin(0)
+	write(t, create(t, s, "a"), "kept\n")
+	s.Close()
+	damage(t, dir, func(b []byte) {
+		b[hdrVersion] = oldJournalVersion
+		sealHeader(b)
+	})
+	s = open(t, dir, Options{})
+	if r := s.Begin(0); r.Entries != 1 || r.Lost != 0 {
+		t.Fatalf("%+v", r)
+	}
+	s.Close()
+	damage(t, dir, func(b []byte) {
+		if b[hdrVersion] != journalVersion {
+			t.Fatalf("version %d, want %d", b[hdrVersion], journalVersion)
+		}
+		b[hdrVersion]++
+		sealHeader(b)
+	})
+	if _, err := Open(dir, Options{}); !errors.Is(err, ErrJournal) || !strings.Contains(err.Error(), "version 3") {
+		t.Fatal(err)
 	}
 }
 
