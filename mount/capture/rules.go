@@ -34,6 +34,16 @@ func (r *Rule) check() error {
 	return nil
 }
 
+// Match returns the index of the first rule whose glob matches name, -1 if none does.
+func Match(rules []Rule, name string) int {
+	for i := range rules {
+		if ok, _ := doublestar.Match(rules[i].Path, name); ok {
+			return i
+		}
+	}
+	return -1
+}
+
 // path is a path that a handle was opened with, and what the rules say about it.
 type path struct {
 	id      uint32 // in Capture.pathList
@@ -75,16 +85,12 @@ func (c *Capture) pathOf(id uint32, name string) *path {
 
 func (c *Capture) newPath(name string) *path {
 	p := &path{name: name, rule: -1, maxLine: c.o.MaxLine}
-	for i := range c.o.Rules {
+	if i := Match(c.o.Rules, name); i >= 0 {
 		r := &c.o.Rules[i]
-		if ok, _ := doublestar.Match(r.Path, name); !ok {
-			continue
-		}
 		p.rule, p.skip, p.binary = i, !r.Transfer, r.Mode == ModeBinary
 		if r.MaxLine > 0 {
 			p.maxLine = r.MaxLine
 		}
-		break
 	}
 	p.maxLine = min(p.maxLine, maxPiece)
 	return p
