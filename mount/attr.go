@@ -263,7 +263,7 @@ func (s *server) resize(ctx context.Context, g gate, f *spool.File, size int64) 
 	if err != nil {
 		size = f.Size() // the intent is closed where the file is
 	}
-	if ferr := s.capture.FinishTruncate(s.ctx, f.Number(), size); ferr != nil && err == nil {
+	if ferr := s.capture.FinishTruncate(s.ctx, f.Number(), size, 0); ferr != nil && err == nil {
 		err = ferr
 	}
 	return err

@@ -69,7 +69,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) 
 	defer r.wg.Wait()
 	defer cancel()
 	r.startForward(pctx) // before the rest: what it sends makes room on a full disk
-	if err := r.cap.Recover(ctx); err != nil {
+	if err := r.cap.Recover(ctx, nil); err != nil {
 		return fmt.Errorf("recover the spool: %w", err)
 	}
 	r.start(pctx, "capture", r.cap.Run)

@@ -23,7 +23,7 @@ type capturer interface {
 	// BeginTruncate drains file n and commits that it is about to be cut to size.
 	BeginTruncate(ctx context.Context, n spool.Number, size int64) error
 	// FinishTruncate commits that it was.
-	FinishTruncate(ctx context.Context, n spool.Number, size int64) error
+	FinishTruncate(ctx context.Context, n spool.Number, size int64, unique uint64) error
 	// Overwrite commits data, which is about to be written over bytes of file n that were
 	// captured, as a record; the file then is captured up to end at least.
 	Overwrite(ctx context.Context, n spool.Number, e spool.Entry, data []byte, end int64) error

@@ -55,8 +55,10 @@ const (
 	Offline                         // written while nothing was mounted
 	Overwrite                       // written over bytes that had been captured before
 	Binary                          // binary mode: the bytes are not lines
+	Opener                          // pid, uid and gid are those of who opened the file, the newest of them; time is when the bytes were captured
+	Several                         // several processes had the file open for writing: with Opener the bytes may be any one's
 
-	knownFlags = Unterminated | Break | PieceFirst | PieceMiddle | PieceLast | Recovered | Offline | Overwrite | Binary
+	knownFlags = Unterminated | Break | PieceFirst | PieceMiddle | PieceLast | Recovered | Offline | Overwrite | Binary | Opener | Several
 )
 
 // Codecs of the bytes behind the header. Only CodecNone is written or read now; the

@@ -220,7 +220,7 @@ func TestMalformed(t *testing.T) {
 		"unknown writer":    {set(heads, ctlKnown), ErrMalformed},
 		"string from ahead": {set(heads+1, 7), ErrMalformed},
 		"string too long":   {set(heads+2, 0x7f), ErrMalformed},
-		"flag of tomorrow":  {set(heads+11, 0x04), ErrVersion}, // makes the two-byte flags 0x200
+		"flag of tomorrow":  {set(heads+11, 0x10), ErrVersion}, // makes the two-byte flags 0x800
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := good
@@ -412,7 +412,7 @@ func TestEveryFlippedBitIsHarmless(t *testing.T) {
 }
 
 func TestKnownFlagsAreTheFlags(t *testing.T) {
-	all := []uint16{Unterminated, Break, PieceFirst, PieceMiddle, PieceLast, Recovered, Offline, Overwrite, Binary}
+	all := []uint16{Unterminated, Break, PieceFirst, PieceMiddle, PieceLast, Recovered, Offline, Overwrite, Binary, Opener, Several}
 	var or uint16
 	for _, f := range all {
 		or |= f

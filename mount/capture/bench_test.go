@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
@@ -66,6 +67,16 @@ func (s *lineStore) Punch(spool.Number, int64)                   {}
 func (s *lineStore) Settled(spool.Number, int64)                 {}
 func (s *lineStore) TakeGone() []spool.Number                    { return nil }
 func (s *lineStore) Files(func(spool.FileInfo) bool) error       { return nil }
+func (s *lineStore) Poll(dst []spool.Growth) []spool.Growth      { return dst }
+func (s *lineStore) NextPoll() (time.Duration, bool)             { return 0, false }
+func (s *lineStore) Growing() <-chan struct{}                    { return nil }
+func (s *lineStore) OpenMode(spool.Number) bool                  { return false }
+func (s *lineStore) DetachOrphans() (int, error)                 { return 0, nil }
+func (s *lineStore) Unpunch(spool.Number)                        {}
+
+func (s *lineStore) Lowest(_ spool.Number, _ uint64, none int64) (int64, bool) { return none, true }
+
+func (s *lineStore) PunchAll(spool.Number, int64) (spool.Cut, error) { return spool.Cut{}, nil }
 
 // discardQueue commits at once and keeps nothing.
 type discardQueue struct{}

@@ -42,6 +42,9 @@ type Capture struct {
 	newest     uint64 // the newest writer id seen
 	open       uint64 // the newest writer id when the line that end ends was ended
 	in         []spool.Entry
+	grown      []spool.Growth
+	growing    []*file // may have bytes of the kernel that are not taken in
+	one        [1]item
 	files      map[spool.Number]*file
 	lastFile   *file
 	ready      []*file
@@ -54,9 +57,10 @@ type Capture struct {
 	pendBytes  int64
 	pendCount  int
 	tally      tally
-	lossy      bool // a start: the journal lost notes, so gaps may have bytes
-	collecting bool // an overwrite: sealed batches are kept together
-	again      bool // a wake-up was used elsewhere
+	lossy      bool                     // a start: the journal lost notes, so gaps may have bytes
+	live       func(writer uint64) bool // of a start: see Recover
+	collecting bool                     // an overwrite: sealed batches are kept together
+	again      bool                     // a wake-up was used elsewhere
 	dirtySince time.Time
 	timer      *time.Timer
 
@@ -83,6 +87,7 @@ type Capture struct {
 	submitted uint64
 	committed uint64
 	freed     uint64 // committed, and what it made superfluous given back
+	hurry     func() // ends the wait of a submit for room, for a request that does not wait for that; or nil
 	err       error  // of the queue or the completer: everything stops
 	stopped   error  // Run has ended
 	recovered bool
@@ -235,22 +240,19 @@ func (c *Capture) submitIfDue() (bool, error) {
 // waiting for each would cost its writer a wake-up, and the batch cannot go anyway.
 const busyPoll = time.Millisecond
 
-// sleep waits for an entry, a request or a commit.
+// sleep waits for an entry, for a file to grow, a request or a commit.
 func (c *Capture) sleep(ctx context.Context) {
 	c.mu.Lock()
 	busy := c.submitted > c.committed
 	c.mu.Unlock()
-	var timer <-chan time.Time
+	wait := time.Duration(-1)
 	var arrived <-chan struct{}
-	switch {
-	case busy:
-		c.timer.Reset(busyPoll)
-		timer = c.timer.C
-	case c.isDirty():
-		c.timer.Reset(c.o.LazyCommit)
-		timer = c.timer.C
-		fallthrough
-	default:
+	if busy {
+		wait = busyPoll
+	} else {
+		if c.isDirty() {
+			wait = c.o.LazyCommit
+		}
 		if !c.armed {
 			select {
 			case c.arm <- c.taken + 1:
@@ -261,14 +263,31 @@ func (c *Capture) sleep(ctx context.Context) {
 		}
 		arrived = c.arrived
 	}
+	if d, ok := c.nextLook(); ok && (wait < 0 || d < wait) {
+		wait = d
+	}
+	var timer <-chan time.Time
+	if wait >= 0 {
+		c.timer.Reset(wait)
+		timer = c.timer.C
+	}
 	select {
 	case <-arrived:
 		c.armed = false
+	case <-c.o.Store.Growing():
 	case <-c.wake:
 	case <-timer:
 	case <-ctx.Done():
 	}
 	c.timer.Stop()
+}
+
+// nextLook is how long from now sizes of files have to be looked at, if any have to.
+func (c *Capture) nextLook() (time.Duration, bool) {
+	if len(c.growing) > 0 {
+		return spool.PollEvery, true
+	}
+	return c.o.Store.NextPoll()
 }
 
 // waiter waits for journal entries in Run's stead.

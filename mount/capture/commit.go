@@ -61,9 +61,15 @@ func (c *Capture) stateDirty() bool {
 func (c *Capture) usedUp() uint64 {
 	seq := c.taken
 	low := func(f *file) {
-		if !f.empty() && f.q[f.head].seq > 0 {
-			seq = min(seq, f.q[f.head].seq-1)
+		if f.empty() || f.q[f.head].seq == 0 {
+			return
 		}
+		it := &f.q[f.head]
+		if it.kind == kindKernel { // no entry
+			seq = min(seq, it.seq)
+			return
+		}
+		seq = min(seq, it.seq-1)
 	}
 	for i := c.readyHead; i < len(c.ready); i++ {
 		low(c.ready[i])
@@ -116,8 +122,7 @@ type commit struct {
 // nothing of it happened.
 func (c *Capture) submit(ctx context.Context, sync bool) error {
 	c.sealBatch()
-	// A start must not wait for room: those who make it, or need the mount, wait for the start.
-	t := &queue.Txn{Entries: c.entries, Sync: sync, Beyond: !c.recovered}
+	t := &queue.Txn{Entries: c.entries, Sync: sync}
 	cm := &commit{}
 	t.Set = c.state(cm)
 	for i := range t.Entries {
@@ -157,22 +162,54 @@ func (c *Capture) submit(ctx context.Context, sync bool) error {
 // give submits t, again and again while a queue that does not block is full.
 func (c *Capture) give(ctx context.Context, t *queue.Txn) error {
 	for {
-		_, err := c.o.Queue.Submit(ctx, t)
-		if err == nil {
+		err := c.giveOnce(ctx, t)
+		switch {
+		case err == nil:
 			return nil
-		}
-		if !errors.Is(err, queue.ErrFull) || c.collecting {
+		case errors.Is(err, errHurry):
+			continue
+		case !errors.Is(err, queue.ErrFull) || c.collecting:
 			return fmt.Errorf("submit a batch to the queue: %w", err)
 		}
 		c.refuse(err)
 		timer := time.NewTimer(c.o.FullRetry)
 		select {
 		case <-timer.C:
+		case <-c.wake: // perhaps somebody who does not wait for room
+			c.again = true
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
 		}
+		timer.Stop()
 	}
+}
+
+var errHurry = errors.New("somebody does not wait for room")
+
+// giveOnce submits t, beyond the queue's limit where that is asked for: at a start, since
+// those who make room, or need the mount, wait for the start; and for a request that says
+// so. Such a request ends the wait of a submit that is waiting for room.
+func (c *Capture) giveOnce(ctx context.Context, t *queue.Txn) error {
+	c.mu.Lock()
+	t.Beyond = !c.recovered || c.urgent()
+	if t.Beyond {
+		c.mu.Unlock()
+		_, err := c.o.Queue.Submit(ctx, t)
+		return err
+	}
+	wait, hurry := context.WithCancel(ctx)
+	defer hurry()
+	c.hurry = hurry
+	c.mu.Unlock()
+	_, err := c.o.Queue.Submit(wait, t)
+	c.mu.Lock()
+	c.hurry = nil
+	c.mu.Unlock()
+	if err != nil && wait.Err() != nil && ctx.Err() == nil {
+		return errHurry
+	}
+	return err
 }
 
 // state collects what changed since the last transaction.
@@ -341,6 +378,9 @@ func (c *Capture) forgettable(f *file) bool {
 
 func (c *Capture) forgetFile(n spool.Number, f *file) {
 	if f != nil {
+		if f.finished != 0 {
+			c.extra = append(c.extra, kv{Key: doneKey(n)})
+		}
 		delete(c.files, n)
 		if c.lastFile == f {
 			c.lastFile = nil

@@ -27,12 +27,18 @@ func (c *Capture) cutFile(f *file, budget int64, until uint64) (took int64, err 
 			err = c.endRecord(f, it)
 		case spool.Write:
 			n, k, err = c.cutWrites(f, until)
+		case kindKernel, kindNoted:
+			n, k, err = c.cutKernel(f)
+		case spool.Opened:
+			c.openedBy(f, it)
+		case spool.Grown:
+			err = c.kernelEnds(f, it)
 		}
 		if err != nil {
 			return took, err
 		}
 		if k > 0 {
-			f.seq = f.q[f.head+k-1].seq
+			f.seq = max(f.seq, f.q[f.head+k-1].seq)
 		}
 		c.dirtyFile(f)
 		f.head += k

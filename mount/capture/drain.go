@@ -3,7 +3,6 @@ package capture
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"sync/atomic"
 
@@ -13,16 +12,32 @@ import (
 // request is something that another goroutine wants of Run's. It is taken up once all
 // entries up to until are cut: of one file, or of all.
 type request struct {
-	ctx   context.Context
-	file  spool.Number
-	all   bool
-	until uint64
-	must  bool         // goes on when its caller has gone, and while the queue is full
-	run   func() error // done in Run's goroutine; what it changes is committed
-	state atomic.Int32 // waiting, taken, left
-	res   chan error   // capacity 1
-	once  atomic.Bool  // answered
+	ctx    context.Context
+	file   spool.Number
+	all    bool
+	until  uint64
+	must   bool // goes on when its caller has gone, and while the queue is full
+	inside bool // a part of the truncation for which the file is frozen
+	// The queue takes what it needs beyond its limit: the bytes are in the spool already,
+	// and whoever waits holds a lock of the kernel.
+	beyond  bool
+	looked  bool         // targets are known
+	targets []target     // how far the kernel's bytes have to be cut
+	run     func() error // done in Run's goroutine; what it changes is committed
+	state   atomic.Int32 // waiting, taken, left
+	res     chan error   // capacity 1
+	once    atomic.Bool  // answered
 }
+
+// target is a position that a file has to reach, unless it is truncated before.
+type target struct {
+	f   *file
+	gen uint64
+	pos int64
+}
+
+// drainTurn is how much of a file a drain cuts before others have their turn.
+const drainTurn = 2 << 20
 
 const (
 	waiting int32 = iota
@@ -49,6 +64,12 @@ func (c *Capture) Drain(ctx context.Context, n spool.Number) error {
 	return c.ask(&request{ctx: ctx, file: n}, fmt.Sprintf("drain file %s", n))
 }
 
+// DrainNow is Drain for a caller who holds up programs that cannot be killed meanwhile: it
+// does not wait for room in a full queue, since the bytes are in the spool already.
+func (c *Capture) DrainNow(ctx context.Context, n spool.Number) error {
+	return c.ask(&request{ctx: ctx, file: n, beyond: true}, fmt.Sprintf("drain file %s", n))
+}
+
 // DrainAll is Drain for all files.
 func (c *Capture) DrainAll(ctx context.Context) error {
 	return c.ask(&request{ctx: ctx, all: true}, "drain all files")
@@ -56,17 +77,9 @@ func (c *Capture) DrainAll(ctx context.Context) error {
 
 // ask posts r and waits for its answer, or until ctx ends.
 func (c *Capture) ask(r *request, what string) error {
-	r.res = make(chan error, 1)
-	r.until = c.o.Store.Next() - 1
-	c.mu.Lock()
-	if c.stopped != nil {
-		err := c.stopped
-		c.mu.Unlock()
+	if err := c.post(r); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	c.requests = append(c.requests, r)
-	c.mu.Unlock()
-	poke(c.wake)
 	var err error
 	select {
 	case err = <-r.res:
@@ -84,6 +97,33 @@ func (c *Capture) ask(r *request, what string) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
+}
+
+// post has r done, and nobody has to wait for it.
+func (c *Capture) post(r *request) error {
+	r.res = make(chan error, 1)
+	r.until = c.o.Store.Next() - 1
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped != nil {
+		return c.stopped
+	}
+	c.requests = append(c.requests, r)
+	if r.beyond && c.hurry != nil {
+		c.hurry()
+	}
+	poke(c.wake)
+	return nil
+}
+
+// urgent reports whether somebody waits who does not wait for room. It needs c.mu.
+func (c *Capture) urgent() bool {
+	for _, r := range c.requests {
+		if r.beyond && !r.once.Load() && r.state.Load() != left {
+			return true
+		}
+	}
+	return false
 }
 
 // serve takes up the requests whose bytes are there.
@@ -113,15 +153,23 @@ func (c *Capture) serveOne(r *request) (bool, error) {
 		return true, nil
 	}
 	f := c.files[r.file]
-	switch {
-	case c.taken < r.until, r.all && c.usedUp() < r.until:
+	if c.taken < r.until || f != nil && f.frozen && !r.must && !r.inside && !r.all {
 		return false, nil
-	case f != nil && f.frozen && !r.must && !r.all:
+	}
+	if !r.looked && !c.look(r, f) {
 		return false, nil
-	case f != nil && !r.all:
-		if err := c.cutTurn(f, math.MaxInt64, r.until); err != nil {
+	}
+	if f != nil && !r.all && !f.frozen {
+		if err := c.cutTurn(f, drainTurn, c.taken); err != nil {
 			return false, err
 		}
+		if f.next() <= r.until || !r.reached() {
+			c.again = true
+			return false, nil
+		}
+	}
+	if r.all && (c.usedUp() < r.until || !r.reached()) {
+		return false, nil
 	}
 	if r.run == nil {
 		return c.submitFor(r, true)
@@ -139,6 +187,49 @@ func (c *Capture) serveOne(r *request) (bool, error) {
 		return true, c.failure()
 	}
 	return c.submitFor(r, true)
+}
+
+// look finds out up to where the kernel's bytes have to be cut for r, and takes them in.
+// False: that is not known yet.
+func (c *Capture) look(r *request, f *file) bool {
+	one := func(f *file) bool {
+		if !f.kernel || f.frozen {
+			return true
+		}
+		f.size = c.o.Store.Size(f.number)
+		size := f.size
+		if !c.takeGrown(f) {
+			c.grow(f)
+			return false
+		}
+		r.targets = append(r.targets, target{f, f.gen, size})
+		return true
+	}
+	r.targets = r.targets[:0]
+	switch {
+	case r.all:
+		for _, f := range c.files {
+			if !one(f) {
+				return false
+			}
+		}
+	case f != nil && !one(f):
+		return false
+	}
+	r.looked = true
+	return true
+}
+
+// reached reports whether the kernel's bytes are cut that r waits for.
+func (r *request) reached() bool {
+	for len(r.targets) > 0 {
+		t := &r.targets[len(r.targets)-1]
+		if t.f.pos < t.pos && t.gen == t.f.gen {
+			return false
+		}
+		r.targets = r.targets[:len(r.targets)-1]
+	}
+	return true
 }
 
 // submitFor submits what there is, and answers r when it is on disk.
@@ -171,7 +262,7 @@ func (c *Capture) refuse(err error) {
 	defer c.mu.Unlock()
 	kept := c.requests[:0]
 	for _, r := range c.requests {
-		if r.must {
+		if r.must || r.beyond {
 			kept = append(kept, r)
 		} else {
 			r.answer(err)

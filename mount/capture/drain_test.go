@@ -192,7 +192,7 @@ func TestWritesWaitForFinishTruncate(t *testing.T) {
 	r.waitFor("blocked capture", func() bool { return r.c.Stats().InFlight > 0 })
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	if err := r.c.FinishTruncate(ctx, h.Number(), 0); !errors.Is(err, context.DeadlineExceeded) {
+	if err := r.c.FinishTruncate(ctx, h.Number(), 0, 0); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("FinishTruncate: %v", err)
 	}
 	r.write(h, "3\n")
@@ -220,7 +220,7 @@ func TestFrozenFileHoldsTheJournalBack(t *testing.T) {
 	if seq := r.s.CommittedSeq(); seq != 1 {
 		t.Errorf("journal committed up to %d, want 1", seq)
 	}
-	r.must(r.c.FinishTruncate(r.ctx(), h.Number(), 0))
+	r.must(r.c.FinishTruncate(r.ctx(), h.Number(), 0, 0))
 	r.drain()
 	r.want("a", "one\ntwo\n")
 }

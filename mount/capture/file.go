@@ -44,9 +44,20 @@ type file struct {
 	head  int
 	ready bool // in Capture.ready
 
+	// What is taken in of it, ahead of what is cut.
+	known   int64 // everything below is cut or in q, or is a hole
+	size    int64 // when it was last looked at
+	kernel  bool  // the kernel writes to it
+	growing bool  // in Capture.growing
+	orphan  bool  // a program of an earlier connection writes to it
+
+	by opened // whose the kernel's bytes at pos are
+
 	// A truncation is under way: what is written behind it has offsets that mean
 	// nothing until the position is that of the truncated file.
 	frozen bool
+
+	finished uint64 // see Finished; 0: nothing is stored
 
 	dirty bool   // since the last transaction
 	key   string // of the position in the queue

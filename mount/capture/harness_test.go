@@ -248,7 +248,7 @@ func (r *rig) open() {
 func (r *rig) start() {
 	r.Helper()
 	r.open()
-	r.must(r.c.Recover(r.ctx()))
+	r.must(r.c.Recover(r.ctx(), nil))
 	r.run()
 }
 

@@ -4,9 +4,18 @@ import (
 	"ftfuse/mount/spool"
 )
 
-// intake moves completed entries from the journal to the queues of their files, and
-// reports whether there were any.
+// intake moves completed entries from the journal, and what the kernel wrote, to the
+// queues of their files, and reports whether there was any.
 func (c *Capture) intake() bool {
+	c.sizes()
+	any := c.entriesIn()
+	if len(c.growing) > 0 {
+		any = c.takeKernel() || any
+	}
+	return any
+}
+
+func (c *Capture) entriesIn() bool {
 	any := false
 	for c.queued < c.o.IntakeMax {
 		c.in = c.o.Store.Entries(c.in[:0], c.taken+1)
@@ -34,7 +43,7 @@ func (c *Capture) enqueue(e *spool.Entry) {
 	if f == nil || f.number != e.File {
 		f = c.files[e.File]
 		if f == nil {
-			if e.Kind != spool.Write {
+			if e.Kind != spool.Write && e.Kind != spool.Opened {
 				return // nothing of this file waits for an end
 			}
 			f = c.fileOf(e.File)
@@ -45,6 +54,9 @@ func (c *Capture) enqueue(e *spool.Entry) {
 		return // a start: used up before
 	}
 	it := c.itemOf(e)
+	if e.Kind != spool.Write { // a write's flags are the record's, and it has none
+		it.flags = uint16(e.Flags)
+	}
 	if e.Path == "" && f.path != nil { // its name was lost
 		it.path = f.path.id
 	}
@@ -52,13 +64,13 @@ func (c *Capture) enqueue(e *spool.Entry) {
 	if e.Kind == spool.Release {
 		it.off = max(it.off, int64(c.newest))
 	}
-	f.setPath(c.pathList[it.path])
+	if e.Kind != spool.Grown {
+		f.setPath(c.pathList[it.path])
+	}
+	c.noteKernel(f, e)
 	f.push(it)
 	c.queued++
-	if !f.ready && !f.frozen {
-		f.ready = true
-		c.ready = append(c.ready, f)
-	}
+	c.wait(f)
 }
 
 func (c *Capture) itemOf(e *spool.Entry) item {

@@ -109,7 +109,7 @@ func child(dir string) error {
 		return err
 	}
 	ctx := context.Background()
-	if err := c.Recover(ctx); err != nil {
+	if err := c.Recover(ctx, nil); err != nil {
 		return err
 	}
 	ran := make(chan error, 1)

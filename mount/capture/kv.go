@@ -19,14 +19,19 @@ const (
 	prefixPend = "pend/" // pend/<file>/<writer>/h and pend/<file>/<writer>/<offset>
 	prefixCut  = "trunc/"
 	prefixTail = "tail/" // tail/<path>
+	prefixDone = "done/" // done/<file>
 
 	kvVersion = 1
+	// kvVersion2 is written for a position of a file that the kernel writes to, and for a
+	// truncation with a mark: a program that knows version 1 only refuses them.
+	kvVersion2 = 2
 )
 
 var le = binary.LittleEndian
 
-func posKey(n spool.Number) string { return prefixPos + n.String() }
-func cutKey(n spool.Number) string { return prefixCut + n.String() }
+func posKey(n spool.Number) string  { return prefixPos + n.String() }
+func cutKey(n spool.Number) string  { return prefixCut + n.String() }
+func doneKey(n spool.Number) string { return prefixDone + n.String() }
 
 func pendKey(n spool.Number, writer uint64) string {
 	return fmt.Sprintf("%s%s/%016x/", prefixPend, n, writer)
@@ -34,31 +39,56 @@ func pendKey(n spool.Number, writer uint64) string {
 
 func chunkKey(pend string, off int64) string { return fmt.Sprintf("%s%016x", pend, off) }
 
-// appendPos is version, position i64, seq u64, path.
+// appendPos is version, position i64, seq u64, path. Version 2, while the kernel writes to
+// the file, has writer u64, pid, uid, gid u32 and record flags u16 before the path, which
+// then is that of the newest opener.
 func appendPos(b []byte, f *file) []byte {
-	b = append(b, kvVersion)
+	version, p := byte(kvVersion), f.path
+	if f.by.on {
+		version, p = kvVersion2, f.by.path
+	}
+	b = append(b, version)
 	b = le.AppendUint64(b, uint64(f.pos))
 	b = le.AppendUint64(b, f.seq)
-	name := ""
-	if f.path != nil {
-		name = f.path.name
+	if f.by.on {
+		b = le.AppendUint64(b, f.by.writer)
+		b = le.AppendUint32(b, f.by.pid)
+		b = le.AppendUint32(b, f.by.uid)
+		b = le.AppendUint32(b, f.by.gid)
+		b = le.AppendUint16(b, f.by.flags)
 	}
-	return append(b, name...)
+	if p == nil {
+		return b
+	}
+	return append(b, p.name...)
 }
 
 type storedPos struct {
 	pos  int64
 	seq  uint64
+	by   opened // without its path
 	path string
 }
 
+const posFixed2 = 17 + 8 + 3*4 + 2
+
 func parsePos(key string, b []byte) (p storedPos, err error) {
-	if err := checkValue(key, b, 17); err != nil {
+	least := 17
+	if len(b) > 0 && b[0] == kvVersion2 {
+		least = posFixed2
+	}
+	if err := checkVersions(key, b, least); err != nil {
 		return p, err
 	}
-	p.pos, p.seq, p.path = int64(le.Uint64(b[1:])), le.Uint64(b[9:]), string(b[17:])
+	p.pos, p.seq, p.path = int64(le.Uint64(b[1:])), le.Uint64(b[9:]), string(b[least:])
 	if p.pos < 0 {
 		return p, fmt.Errorf("%w: %s: position %d", ErrState, key, p.pos)
+	}
+	if b[0] == kvVersion2 {
+		p.by = opened{
+			on: true, writer: le.Uint64(b[17:]), pid: le.Uint32(b[25:]), uid: le.Uint32(b[29:]), gid: le.Uint32(b[33:]),
+			flags: le.Uint16(b[37:]),
+		}
 	}
 	return p, nil
 }
@@ -115,23 +145,35 @@ func parseHead(key string, b []byte) (h storedHead, err error) {
 	return h, nil
 }
 
-// cut is an open truncation: the file had oldSize bytes, all captured, and was to get
-// newSize.
-type cut struct{ oldSize, newSize int64 }
-
-func (t cut) append(b []byte) []byte {
-	b = append(b, kvVersion)
-	b = le.AppendUint64(b, uint64(t.oldSize))
-	return le.AppendUint64(b, uint64(t.newSize))
+// appendCut is version, old size i64, new size i64; in version 2, where there is a mark, its
+// length u8 and its bytes.
+func appendCut(b []byte, t spool.Cut) []byte {
+	version := byte(kvVersion)
+	if len(t.Mark) > 0 {
+		version = kvVersion2
+	}
+	b = append(b, version)
+	b = le.AppendUint64(b, uint64(t.Old))
+	b = le.AppendUint64(b, uint64(t.New))
+	if version == kvVersion2 {
+		b = append(append(b, byte(len(t.Mark))), t.Mark...)
+	}
+	return b
 }
 
-func parseCut(key string, b []byte) (t cut, err error) {
-	if err := checkValue(key, b, 17); err != nil {
+func parseCut(key string, b []byte) (t spool.Cut, err error) {
+	if err := checkVersions(key, b, 17); err != nil {
 		return t, err
 	}
-	t = cut{int64(le.Uint64(b[1:])), int64(le.Uint64(b[9:]))}
-	if t.oldSize < 0 || t.newSize < 0 {
-		return t, fmt.Errorf("%w: %s: sizes %d, %d", ErrState, key, t.oldSize, t.newSize)
+	t = spool.Cut{Old: int64(le.Uint64(b[1:])), New: int64(le.Uint64(b[9:]))}
+	if b[0] == kvVersion2 {
+		if len(b) < 18 || len(b) != 18+int(b[17]) {
+			return t, fmt.Errorf("%w: %s: mark in %d bytes", ErrState, key, len(b))
+		}
+		t.Mark = b[18:]
+	}
+	if t.Old < 0 || t.New < 0 || int64(len(t.Mark)) > t.Old {
+		return t, fmt.Errorf("%w: %s: sizes %d, %d, mark of %d bytes", ErrState, key, t.Old, t.New, len(t.Mark))
 	}
 	return t, nil
 }
@@ -155,6 +197,14 @@ func checkValue(key string, b []byte, least int) error {
 		return fmt.Errorf("%w: %s: version %d, this program knows %d; start the version that wrote it", ErrState, key, b[0], kvVersion)
 	}
 	return nil
+}
+
+// checkVersions is checkValue for values that have two versions.
+func checkVersions(key string, b []byte, least int) error {
+	if len(b) >= least && b[0] == kvVersion2 {
+		return nil
+	}
+	return checkValue(key, b, least)
 }
 
 // parseKey splits what follows prefix into hexadecimal numbers; more gets the rest.

@@ -12,7 +12,7 @@ type stored struct {
 	seq     uint64 // the journal's, committed
 	files   []spool.FileInfo
 	pos     map[spool.Number]storedPos // of files not yet taken up
-	cuts    map[spool.Number]cut
+	cuts    map[spool.Number]spool.Cut
 	orphans map[spool.Number]bool // not in the spool any more
 
 	repaired bool // the queue was: values may be older than what it holds, or missing
@@ -20,7 +20,7 @@ type stored struct {
 
 // load reads the state. Unfinished lines become writers, tails paths.
 func (c *Capture) load() (*stored, error) {
-	st := &stored{pos: map[spool.Number]storedPos{}, cuts: map[spool.Number]cut{}, orphans: map[spool.Number]bool{}}
+	st := &stored{pos: map[spool.Number]storedPos{}, cuts: map[spool.Number]spool.Cut{}, orphans: map[spool.Number]bool{}}
 	st.repaired = c.repairNote()
 	if v, ok := c.o.Queue.Get(keyJournal); ok {
 		if err := checkValue(keyJournal, v, 9); err != nil {
@@ -59,6 +59,18 @@ func (c *Capture) load() (*stored, error) {
 				p := c.pathOf(0, key[len(prefixTail):])
 				p.tail = tail{le.Uint64(v[1:]), le.Uint64(v[9:])}
 				return nil
+			})
+		},
+		func() error {
+			return c.each(prefixDone, func(key string, v []byte) error {
+				n, err := fileKey(key, prefixDone)
+				if err == nil {
+					err = checkValue(key, v, 9)
+				}
+				if err == nil {
+					c.fileOf(n).finished = le.Uint64(v[1:])
+				}
+				return err
 			})
 		},
 		func() error { return c.loadPending(st.repaired) },

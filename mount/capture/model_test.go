@@ -246,7 +246,7 @@ func (m *model) truncate1() {
 		m.broken = fmt.Errorf("killed after the truncation: %w", err)
 		return
 	}
-	m.note(m.c.FinishTruncate(m.ctx(), n, size))
+	m.note(m.c.FinishTruncate(m.ctx(), n, size, 0))
 }
 
 func (m *model) unhold() { m.q.set(func() { m.q.held = false }) }
@@ -290,7 +290,7 @@ func (m *model) crashed() {
 		m.must(failpoint.Set(point, fmt.Sprintf("error@%d", 1+m.rnd.IntN(3))))
 		m.q.reopen()
 		m.rig.open()
-		err := m.c.Recover(m.ctx())
+		err := m.c.Recover(m.ctx(), nil)
 		failpoint.Clear(point)
 		if err != nil && !errors.Is(err, failpoint.ErrInjected) {
 			m.Fatal(err)

@@ -35,6 +35,16 @@ type Store interface {
 	Settled(n spool.Number, pos int64)
 	TakeGone() []spool.Number
 	Files(fn func(f spool.FileInfo) bool) error
+
+	// What the kernel writes.
+	Poll(dst []spool.Growth) []spool.Growth
+	NextPoll() (time.Duration, bool)
+	Growing() <-chan struct{}
+	Lowest(n spool.Number, from uint64, none int64) (int64, bool)
+	OpenMode(n spool.Number) bool
+	DetachOrphans() (int, error)
+	PunchAll(n spool.Number, size int64) (spool.Cut, error)
+	Unpunch(n spool.Number)
 }
 
 // Queue is what capture uses of the queue.

@@ -11,7 +11,7 @@ import (
 func TestNewFileOfAPathComesAfterTheOldOne(t *testing.T) {
 	r := newRig(t, Options{})
 	r.open()
-	r.must(r.c.Recover(r.ctx()))
+	r.must(r.c.Recover(r.ctx(), nil))
 	var want strings.Builder
 	block := strings.Repeat("0123456789abcde\n", 1<<12)
 	for gen := range 4 { // before Run: all of it waits at once
@@ -38,7 +38,7 @@ func TestNewFileOfAPathComesAfterTheOldOne(t *testing.T) {
 func TestDrainOfANewFileTakesTheOldOneAlong(t *testing.T) {
 	r := newRig(t, Options{})
 	r.open()
-	r.must(r.c.Recover(r.ctx()))
+	r.must(r.c.Recover(r.ctx(), nil))
 	old := r.writer("a.log")
 	r.write(old, "old\n")
 	r.must(r.s.Rename("a.log", "a.log.1"))

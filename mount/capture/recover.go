@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -24,10 +25,22 @@ const recoverChunk = 512 << 10
 
 // Recover takes up what an earlier run left: it opens a new epoch, reads the positions
 // and unfinished lines from the queue, closes truncations that were under way, replays
-// the journal behind what is committed, takes bytes that no note covers as Recovered,
-// ends all unfinished lines, and returns when everything is in the queue, on disk. It
-// must be called once, before Run and before anything is written to the spool.
-func (c *Capture) Recover(ctx context.Context) error {
+// the journal behind what is committed, takes bytes that no note covers (the kernel's where
+// it writes to the file, else as Recovered), ends unfinished lines, and returns when
+// everything is in the queue, on disk. It must be called once, before Run and before
+// anything is written to the spool.
+//
+// With live nil the connection to the kernel is a new one: all lines end, but those of
+// orphans, which are looked for (spool.DetachOrphans). Else a connection is taken over,
+// whose handles were restored in the spool; live tells of which writers, and their lines
+// go on.
+func (c *Capture) Recover(ctx context.Context, live func(writer uint64) bool) error {
+	if live == nil {
+		if _, err := c.o.Store.DetachOrphans(); err != nil {
+			return fmt.Errorf("look for programs of an earlier mount that still write: %w", err)
+		}
+	}
+	c.live = live
 	run, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() { defer close(done); c.completer(run) }()
@@ -95,8 +108,13 @@ func (c *Capture) takeFile(info *spool.FileInfo, st *stored) error {
 	}
 	f.setPath(c.pathOf(0, name))
 	f.uid, f.gid = info.UID, info.GID
+	f.by, f.kernel, f.orphan = p.by, p.by.on, info.Orphan
+	if f.by.on {
+		f.by.path = c.pathOf(0, p.path)
+	}
+	defer func() { f.known = f.pos }()
 	if t, ok := st.cuts[info.Number]; ok {
-		pos, err := c.closeCut(f, t, info.Size)
+		pos, err := c.closeCut(f, t, c.o.Store.Size(f.number))
 		if err != nil {
 			return err
 		}
@@ -123,26 +141,91 @@ func (c *Capture) takeFile(info *spool.FileInfo, st *stored) error {
 	return nil
 }
 
-// closeCut returns the position of a file whose truncation was under way: everything
-// below oldSize is in the queue. The file was punched out whole before it was cut, so
-// data below its old size was written since.
-func (c *Capture) closeCut(f *file, t cut, size int64) (int64, error) {
+// closeCut returns the position of a file whose truncation was under way, which has size
+// bytes now. Everything below t.Old was in the queue before the intent was.
+//
+// Nobody but an orphan (see spool.DetachOrphans) has written to it since the intent: the
+// kernel keeps writers out until the truncation is answered, and when every ftfuse process
+// is killed that lock goes with the connection. So what stands behind the old end, if the
+// truncation had not happened, or behind the new end, if it had, is an orphan's, to be
+// captured from there on.
+//
+// A file that got shorter tells by its mark, 16 random bytes right below the old end: they
+// are there if it was not cut, and cannot be there if it was, since an ftruncate to less
+// takes them away and writers only append. (Where less than 16 bytes were to be cut off the
+// mark has that many; its bytes are none of UTF-8 text.) After power loss there are no
+// orphans, and mark and length were synced before the intent. A file that got longer has
+// nothing but zeros between the two ends if that had happened; an orphan who wrote as many
+// NULs there is taken for it.
+func (c *Capture) closeCut(f *file, t spool.Cut, size int64) (int64, error) {
 	switch {
-	case size == t.newSize:
-		return t.newSize, nil
-	case size == t.oldSize:
+	case t.New < t.Old && len(t.Mark) == 0:
+		return c.closeOldCut(f, t, size)
+	case size < t.Old: // only the truncation makes it shorter
+		return min(t.New, size), nil
+	case t.New < t.Old:
+		b := make([]byte, len(t.Mark))
+		if n, err := c.o.Store.ReadAt(f.number, b, t.Old-int64(len(b))); err != nil {
+			return 0, fmt.Errorf("look for the mark of a truncation in file %s: got %d bytes: %w", f.number, n, err)
+		}
+		if bytes.Equal(b, t.Mark) {
+			return f.pos, nil
+		}
+		return t.New, nil
+	case size < t.New:
+		return f.pos, nil
+	}
+	zero, err := c.zeros(f, t.Old, t.New)
+	if err != nil || !zero {
+		return f.pos, err
+	}
+	c.hole(t.New - t.Old)
+	return t.New, nil
+}
+
+// closeOldCut is for an intent of a version that punched after it was committed, and knew no
+// orphans: data below the old end was written since the truncation.
+func (c *Capture) closeOldCut(f *file, t spool.Cut, size int64) (int64, error) {
+	switch size {
+	case t.New:
+		return t.New, nil
+	case t.Old:
 		return f.pos, nil
 	}
 	at, err := c.o.Store.SeekData(f.number, 0)
 	switch {
 	case errors.Is(err, io.EOF):
-		return min(f.pos, size), nil
 	case err != nil:
 		return 0, fmt.Errorf("look for data in file %s after a truncation: %w", f.number, err)
-	case at < t.oldSize:
-		return min(t.newSize, size), nil
+	case at < t.Old:
+		return min(t.New, size), nil
 	}
 	return min(f.pos, size), nil
+}
+
+// zeros reports whether the bytes of f from from to to are all zeros.
+func (c *Capture) zeros(f *file, from, to int64) (bool, error) {
+	buf := make([]byte, 64<<10)
+	for from < to {
+		at, err := c.o.Store.SeekData(f.number, from)
+		if errors.Is(err, io.EOF) || err == nil && at >= to {
+			return true, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("look for data in file %s: %w", f.number, err)
+		}
+		b := buf[:min(int64(len(buf)), to-at)]
+		if _, err := c.o.Store.ReadAt(f.number, b, at); err != nil {
+			return false, fmt.Errorf("look for data in file %s: %w", f.number, err)
+		}
+		for _, x := range b {
+			if x != 0 {
+				return false, nil
+			}
+		}
+		from = at + int64(len(b))
+	}
+	return true, nil
 }
 
 // replay cuts the journal's entries behind the committed one, then what no entry
@@ -155,7 +238,7 @@ func (c *Capture) replay(st *stored) error {
 		c.o.Logger.Warn("notes of writes were lost; their bytes are delivered without pid and time", "lost", rec.Lost, "from", rec.From, "committed", st.seq)
 	}
 	for {
-		took := c.intake()
+		took := c.entriesIn()
 		cut, err := c.fill()
 		if err != nil {
 			return err
@@ -168,15 +251,33 @@ func (c *Capture) replay(st *stored) error {
 		return fmt.Errorf("%w: journal gives entries up to %d, has %d", ErrState, c.taken, want)
 	}
 	for i := range st.files {
-		f := c.files[st.files[i].Number]
-		if size := c.o.Store.Size(f.number); size > f.pos {
-			c.dirtyFile(f)
-			if err := c.gap(f, size, true); err != nil {
-				return err
-			}
+		if err := c.takeTail(c.files[st.files[i].Number]); err != nil {
+			return err
 		}
 	}
 	c.lossy = false
+	return nil
+}
+
+// takeTail takes what is behind the last entry of f: the kernel's bytes, or what lost
+// notes were about. Of a file that is still written to the rest comes later.
+func (c *Capture) takeTail(f *file) error {
+	size := c.o.Store.Size(f.number)
+	if size <= f.pos {
+		return nil
+	}
+	c.dirtyFile(f)
+	if !f.kernel {
+		err := c.gap(f, size, true)
+		f.known = f.pos
+		return err
+	}
+	c.kernelBytes(f, size, c.taken, kindKernel)
+	for !f.empty() {
+		if err := c.cutTurn(f, maxExtent, allEntries); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -243,6 +344,10 @@ func (c *Capture) recoveredItem(f *file, n int64) item {
 		off: f.pos, n: uint32(n), time: c.o.Now().UnixNano(), path: f.path.id, kind: spool.Write,
 		uid: f.uid, gid: f.gid, flags: record.Recovered,
 	}
+	if f.by.on { // the kernel's, with what power loss left between
+		it.writer, it.path, it.pid, it.uid, it.gid, it.flags = f.by.writer, f.by.path.id, f.by.pid, f.by.uid, f.by.gid, f.by.flags
+		return it
+	}
 	open := 0
 	for _, w := range f.writers {
 		if w.open() {
@@ -256,14 +361,19 @@ func (c *Capture) recoveredItem(f *file, n int64) item {
 	return it
 }
 
-// endAll ends every unfinished line: no handle outlives the daemon. Those of one path
-// were open together, so that the second must not go on in the line of the first;
-// who opens later may.
+// endAll ends every unfinished line of a writer that is not alive. Those of one path were
+// open together, so that the second must not go on in the line of the first; who opens
+// later may.
 func (c *Capture) endAll(st *stored) error {
 	var open []*writer
+	alive := false
 	for _, f := range c.files {
 		for _, w := range f.writers {
-			if w.open() {
+			switch {
+			case c.alive(w):
+				alive = true
+				c.newest = max(c.newest, w.id)
+			case w.open():
 				open = append(open, w)
 			}
 		}
@@ -271,16 +381,23 @@ func (c *Capture) endAll(st *stored) error {
 	slices.SortFunc(open, func(a, b *writer) int {
 		return cmp.Or(cmp.Compare(a.attr.Time, b.attr.Time), cmp.Compare(a.id, b.id))
 	})
+	mark := uint64(math.MaxUint64)
+	if c.live != nil { // those that open later are told from those that go on
+		mark = max(c.newest, 1)
+	}
 	for _, w := range open {
-		if err := c.end(w, math.MaxUint64); err != nil {
+		if err := c.end(w, mark); err != nil {
 			return err
 		}
 	}
 	for _, f := range c.files {
-		f.writers, f.last = nil, nil
+		c.endFile(f)
 		if st.orphans[f.number] {
 			delete(c.files, f.number)
 		}
+	}
+	if c.live != nil || alive {
+		return nil
 	}
 	for _, p := range c.paths {
 		if p.tail.mark != 0 || p.dirty {
@@ -289,6 +406,29 @@ func (c *Capture) endAll(st *stored) error {
 		}
 	}
 	return nil
+}
+
+// alive reports whether w may go on writing.
+func (c *Capture) alive(w *writer) bool {
+	return w.file.orphan && w.id == w.file.by.writer || c.live != nil && c.live(w.id)
+}
+
+// endFile forgets the writers of f that are gone, and that the kernel writes to it unless
+// somebody is left.
+func (c *Capture) endFile(f *file) {
+	for _, w := range f.writers {
+		if !c.alive(w) {
+			f.forget(w)
+		}
+	}
+	if f.by.on && !f.orphan && (c.live == nil || !c.live(f.by.writer)) {
+		f.by, f.kernel = opened{}, false
+		c.dirtyFile(f)
+	}
+	if c.live == nil && f.finished != 0 {
+		f.finished = 0
+		c.extra = append(c.extra, kv{Key: doneKey(f.number)})
+	}
 }
 
 // settled submits the rest, waits for the disk and tells the store.

@@ -310,7 +310,7 @@ func TestOldPositionDoesNotSettleATruncatedFile(t *testing.T) {
 	r.must(r.c.Drain(ctx, h.Number()))
 	r.must(r.c.BeginTruncate(ctx, h.Number(), 0))
 	r.must(h.Truncate(0))
-	r.must(r.c.FinishTruncate(ctx, h.Number(), 0))
+	r.must(r.c.FinishTruncate(ctx, h.Number(), 0, 0))
 	r.holdBack()
 	mu.Lock()
 	truncated = true
@@ -399,7 +399,7 @@ func TestStateOfAnotherVersionIsRefused(t *testing.T) {
 		r := newRig(t, Options{})
 		r.open()
 		r.q.kv[key] = []byte(value)
-		if err := r.c.Recover(r.ctx()); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), strings.Split(key, "/")[0]) {
+		if err := r.c.Recover(r.ctx(), nil); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), strings.Split(key, "/")[0]) {
 			t.Errorf("%s: %v", key, err)
 		}
 		r.crash()
@@ -420,7 +420,7 @@ func TestOldEntriesOfATruncatedFile(t *testing.T) {
 	r.end(a)
 	r.must(r.c.BeginTruncate(r.ctx(), a.Number(), 0))
 	r.must(a.Truncate(0))
-	r.must(r.c.FinishTruncate(r.ctx(), a.Number(), 0))
+	r.must(r.c.FinishTruncate(r.ctx(), a.Number(), 0, 0))
 	r.holdBack()
 	r.write(r.writer("a"), "the lines of another\n")
 	r.restart()

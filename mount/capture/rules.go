@@ -104,6 +104,7 @@ func (c *Capture) sweepPaths() {
 	used := map[*path]bool{}
 	for _, f := range c.files {
 		used[f.path] = true
+		used[f.by.path] = true
 		for _, w := range f.writers {
 			used[w.path] = true
 		}

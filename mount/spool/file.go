@@ -21,9 +21,10 @@ var (
 // File is a spool file that is open or has entries that are not committed. Its methods
 // are safe for concurrent use.
 type File struct {
-	s      *Store
-	number Number
-	fd     int
+	s        *Store
+	number   Number
+	fd       int
+	readOnly bool // fd is: an orphan's
 
 	mu   sync.Mutex    // orders note and pwrite, so that at most one write of a file is in progress
 	size atomic.Int64  // changed under mu; kernel writers move the end without it
@@ -76,7 +77,12 @@ func (s *Store) get(n Number) (*File, error) {
 	if f := s.files[n]; f != nil {
 		return f, nil
 	}
-	fd, err := unix.Openat(int(s.spool.Fd()), n.String(), unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	mode := unix.O_RDWR
+	_, readOnly := s.followed[n]
+	if readOnly {
+		mode = unix.O_RDONLY
+	}
+	fd, err := unix.Openat(int(s.spool.Fd()), n.String(), mode|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open spool file", Path: s.spool.Name() + "/" + n.String(), Err: err}
 	}
@@ -85,7 +91,7 @@ func (s *Store) get(n Number) (*File, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("stat spool file %s: %w", n, err)
 	}
-	f := &File{s: s, number: n, fd: fd, linked: !s.orphans[n], held: s.orphans[n]}
+	f := &File{s: s, number: n, fd: fd, readOnly: readOnly, linked: !s.orphans[n], held: s.orphans[n]}
 	f.size.Store(st.Size)
 	f.told = st.Size
 	s.files[n] = f

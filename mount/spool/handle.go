@@ -148,6 +148,20 @@ func (s *Store) sawWriter(w uint64) {
 	s.newest.Store(max(s.newest.Load(), w))
 }
 
+// OpenMode reports whether file n has handles that share their lines, which are those that
+// the kernel may serve.
+func (s *Store) OpenMode(n Number) bool {
+	s.mu.Lock()
+	f := s.files[n]
+	s.mu.Unlock()
+	if f == nil {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.shared != 0
+}
+
 // addKernel counts one more handle through which the kernel writes, with f.mu held.
 func (f *File) addKernel() {
 	if f.kernel.Load() == 0 {

@@ -196,14 +196,16 @@ func (f *File) punchQuietly(off, size int64) error {
 	if err := unix.Fstat(f.fd, &before); err != nil {
 		return err
 	}
-	if err := punchHole(f.fd, off, size); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := unix.Fstat(f.fd, &after); err != nil || after.Size != before.Size {
+	return f.writable(func(fd int) error {
+		if err := punchHole(fd, off, size); err != nil {
+			return err
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if err := unix.Fstat(fd, &after); err != nil || after.Size != before.Size {
+			return nil
+		}
+		_ = futimens(fd, before.Atim, before.Mtim)
 		return nil
-	}
-	_ = futimens(f.fd, before.Atim, before.Mtim)
-	return nil
+	})
 }

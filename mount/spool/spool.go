@@ -141,6 +141,11 @@ type Store struct {
 	owing   map[*File]bool   // those with notes that the ring had no place for; nil for none
 	orphans map[Number]bool  // spool files that had no name at the start
 	gone    []Number
+
+	followed   map[Number]*File // those with orphan writers
+	stopFollow context.CancelFunc
+	following  sync.WaitGroup
+
 	numbers idRange
 	writers idRange
 	newest  atomic.Uint64 // writer id
@@ -166,6 +171,7 @@ func Open(dir string, o Options) (*Store, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{o: o, dir: dir, files: map[Number]*File{}, leaving: map[Number]*File{}, orphans: map[Number]bool{}}
+	s.followed = map[Number]*File{}
 	s.watch = watcher{s: s, wake: make(chan struct{}, 1)}
 	if err := s.open(); err != nil {
 		s.closeFiles()
@@ -255,6 +261,11 @@ func (s *Store) Begin(committed uint64) Recovery {
 			s.o.Logger.Warn("path table not compacted", "err", err)
 		}
 	}
+	if len(s.followed) > 0 {
+		var ctx context.Context
+		ctx, s.stopFollow = context.WithCancel(context.Background())
+		s.following.Go(func() { s.follow(ctx) })
+	}
 	return r
 }
 
@@ -276,6 +287,10 @@ func (s *Store) hold(r Recovery) {
 
 // Close stops the store's goroutine and closes its files. What was accepted stays.
 func (s *Store) Close() error {
+	if s.stopFollow != nil {
+		s.stopFollow()
+	}
+	s.following.Wait()
 	s.tidy.stop()
 	s.watch.stop()
 	return s.closeFiles()

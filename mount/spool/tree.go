@@ -19,9 +19,10 @@ const MaxPath = 4000
 // FileInfo is one spool file as Open found it.
 type FileInfo struct {
 	Number   Number
-	Path     string // below the mount; "" for a file without a name
+	Path     string // below the mount; "" for a file without a name, the old one for an orphan's
 	Size     int64
 	UID, GID uint32
+	Orphan   bool // programs of an earlier connection write to it: see DetachOrphans
 }
 
 // Dirent is one name in a directory of the tree.
