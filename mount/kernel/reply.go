@@ -48,7 +48,7 @@ func (d *Device) RespondEntry(h *fuse.Header, e *fuse.LookupResponse) {
 // answer, for a request that waits: what it has (names, data) must have been copied, and
 // one of the methods here must answer a Header{ID: h.ID} in the end.
 func Forgo(h *fuse.Header) fuse.Header {
-	kept := fuse.Header{Conn: h.Conn, ID: h.ID, Node: h.Node, Uid: h.Uid, Gid: h.Gid, Pid: h.Pid}
+	kept := fuse.Header{ID: h.ID, Node: h.Node, Uid: h.Uid, Gid: h.Gid, Pid: h.Pid}
 	(&fuse.InterruptRequest{Header: *h}).Respond() // gives the buffer back, and says nothing to the kernel
 	return kept
 }
@@ -122,7 +122,9 @@ func unixMode(m os.FileMode) uint32 {
 
 func (d *Device) send(h *fuse.Header, b []byte) error {
 	err := d.write(b)
-	(&fuse.InterruptRequest{Header: *h}).Respond() // gives the request's buffer back, and says nothing to the kernel
+	if h.Conn != nil { // else Forgo has done it
+		(&fuse.InterruptRequest{Header: *h}).Respond() // gives the request's buffer back, and says nothing to the kernel
+	}
 	return err
 }
 
