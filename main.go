@@ -64,6 +64,7 @@ func exitCode(err error) int {
 	var (
 		usage  *usageError
 		broken *config.Error
+		passed *codeError
 	)
 	switch {
 	case err == nil:
@@ -72,6 +73,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &broken):
 		return exitConfig
+	case errors.As(err, &passed):
+		return passed.code
 	}
 	return exitRuntime
 }

@@ -6,31 +6,6 @@ import (
 	"ftfuse/config"
 )
 
-func mountCommand() *cli.Command {
-	return &cli.Command{
-		Name:      "mount",
-		Usage:     "mount, capture what is written and forward it",
-		ArgsUsage: "[MOUNTPOINT]",
-		Flags: []cli.Flag{
-			configFlag(),
-			&cli.StringFlag{Name: "options", Aliases: []string{"o"}, Usage: "mount `OPTIONS`, such as allow_other,uid=1000,gid=1000,umask=022"},
-		},
-		Action: func(c *cli.Context) error {
-			if c.Args().Len() > 1 {
-				return usagef("ftfuse mount: unexpected argument %q; options stand before MOUNTPOINT", c.Args().Get(1))
-			}
-			file, point := configFile(c), c.Args().First()
-			options, err := config.MountOptions(c.String("options"))
-			if err != nil {
-				return usagef("ftfuse mount: -o %s: %v", c.String("options"), err)
-			}
-			return serve(config.RoleMount, roles[config.RoleMount], func() (*config.Config, error) {
-				return config.Load(file, options, config.MountPoint(point))
-			}, c.App.ErrWriter)
-		},
-	}
-}
-
 func receiveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "receive",

@@ -2,12 +2,10 @@ package main
 
 import (
 	"ftfuse/config"
-	"ftfuse/mount"
 	"ftfuse/receive"
 )
 
-// roles are the entry points.
+// roles are the entry points of those that need no more than their configuration.
 var roles = map[config.Role]runFunc{
-	config.RoleMount:   mount.Run,
 	config.RoleReceive: receive.Run,
 }

@@ -50,7 +50,7 @@ func daemonMain(file string) int {
 	defer cancel()
 	defer profile()()
 	reconnectGrace = 10 * time.Millisecond
-	if err := Run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
+	if err := Run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil)), Worker{}); err != nil {
 		fmt.Fprintln(os.Stderr, "daemon:", err)
 		return 1
 	}

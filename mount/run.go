@@ -16,6 +16,9 @@ import (
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/mount/capture"
+	"ftfuse/mount/holder"
+	"ftfuse/mount/kernel"
+	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
 	"ftfuse/transport"
@@ -43,6 +46,15 @@ type role struct {
 	cli   *transport.Client
 	conn  *fuse.Conn
 	srv   *server
+	sess  *session.Session
+	held  []heldFile // open files of a predecessor
+
+	link    *holder.Link // nil: no holder
+	taken   taken
+	dev     *kernel.Device
+	support kernel.Support
+	mounted bool // by this process
+	offer   *holder.Offer
 
 	abandoned bool // the request loop could not be stopped and still uses the parts
 
@@ -55,12 +67,23 @@ type role struct {
 // until shutdown_timeout, unmounts and returns nil. It returns an error where a part
 // failed; the connection to the kernel is dropped then, so that no program waits for
 // a daemon that cannot keep its promises.
-func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
+//
+// With a holder it takes over the connection that the holder has, if it has one, and
+// leaves it, mounted, to a successor when it is told to.
+func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (err error) {
 	debug.SetMemoryLimit(memoryLimit)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	r := &role{cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), fail: make(chan error, 1), served: make(chan struct{})}
+	r := &role{
+		cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), link: w.Link,
+		fail: make(chan error, 1), served: make(chan struct{}),
+	}
+	defer func() { r.link.Failed(err) }()
+	defer func() { r.offer.Close() }() // an adopter waits for it: everything else is closed
+	if err := r.enter(ctx, w); err != nil {
+		return err
+	}
 	if err := r.openParts(); err != nil {
 		return errors.Join(err, r.closeParts())
 	}
@@ -69,7 +92,11 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) 
 	defer r.wg.Wait()
 	defer cancel()
 	r.startForward(pctx) // before the rest: what it sends makes room on a full disk
-	if err := r.cap.Recover(ctx, nil); err != nil {
+	live, err := r.takeSession()
+	if err != nil {
+		return err
+	}
+	if err := r.cap.Recover(ctx, live); err != nil {
 		return fmt.Errorf("recover the spool: %w", err)
 	}
 	r.start(pctx, "capture", r.cap.Run)
@@ -77,14 +104,16 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) 
 	if err := r.mount(); err != nil {
 		return err
 	}
-	r.log.Info("ready", "point", r.m.Point, "pid", os.Getpid(), "attribution", "write", "note", "pid in records is the thread's id, as the kernel gives it")
-	select {
-	case <-ctx.Done():
+	out, err := r.await(ctx)
+	if out == outLeave {
+		r.leave()
+		return nil
+	}
+	if out == outStop {
 		r.drain()
-	case err = <-r.fail:
-		r.log.Error("a part of the mount failed; the mount point is given up, what was accepted stays in the spool", "err", err)
-	case <-r.served:
-		err = fmt.Errorf("%w: %s was unmounted by somebody else; what was accepted stays in the spool and is sent after the next start", ErrMountPoint, r.m.Point)
+	}
+	if out == outFailed {
+		r.link.Failed(err) // first, should the rest hang
 	}
 	r.unmount()
 	return err
@@ -95,8 +124,10 @@ func (r *role) openParts() (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
-	if err := r.checkPoint(); err != nil {
-		return err
+	if r.taken.fd < 0 { // else it is mounted, and a look at it would wait for this worker
+		if err := r.checkPoint(); err != nil {
+			return err
+		}
 	}
 	q := r.cfg.QueueFor(config.RoleMount)
 	r.queue, err = queue.Open(r.cfg.QueueDir(config.RoleMount), queue.Options{
@@ -107,6 +138,9 @@ func (r *role) openParts() (err error) {
 		return fmt.Errorf("open queue: %w", err)
 	}
 	if r.store, err = spool.Open(dir, spool.Options{Readback: int64(r.m.Readback), Logger: r.log}); err != nil {
+		return err
+	}
+	if r.sess, err = openSession(filepath.Join(dir, "session"), r.taken.fd >= 0, r.log); err != nil {
 		return err
 	}
 	r.cap, err = capture.New(capture.Options{
@@ -238,32 +272,33 @@ func (r *role) checkPoint() error {
 	return nil
 }
 
-// mount mounts and starts the request loop.
+// mount mounts, or takes the mount over, and starts the request loop.
 func (r *role) mount() (err error) {
-	if r.m.UID != nil || r.m.GID != nil {
-		uid, gid := ^uint32(0), ^uint32(0)
-		if r.m.UID != nil {
-			uid = *r.m.UID
-		}
-		if r.m.GID != nil {
-			gid = *r.m.GID
-		}
-		if err := r.store.ChownDir("", uid, gid); err != nil {
-			return fmt.Errorf("give the root of the mount to uid %d, gid %d: %w", uid, gid, err)
-		}
-	}
-	before := fuseDescriptors()
-	if r.conn, err = connect(r.m.Point, r.m.AllowOther); err != nil {
+	if err := r.chownRoot(); err != nil {
 		return err
 	}
-	q := r.cfg.QueueFor(config.RoleMount)
-	r.srv = newServer(r.conn, r.store, r.cap, r.free, settings{
-		full: fullPolicies[q.OnFull], sync: q.Durability == config.DurabilitySync,
-		refuse: r.m.Overwrite == config.OverwriteRefuse, umask: r.m.Umask,
-		uid: r.m.UID, gid: r.m.GID, maxBytes: int64(q.MaxBytes),
-	}, r.log)
-	if r.srv.raw, err = newestFUSE(before); err != nil {
-		r.log.Warn("the sticky bit of directories is kept, but programs do not see it", "err", err)
+	if r.taken.fd < 0 {
+		r.taken.id = session.NewID()
+	}
+	if err := r.connect(); err != nil {
+		return errors.Join(err, r.dismount())
+	}
+	if r.mounted {
+		if err := r.sess.Begin(r.taken.id, r.store.Next()); err != nil {
+			return errors.Join(err, r.dismount())
+		}
+	}
+	if err := r.announce(); err != nil {
+		return errors.Join(err, r.dismount())
+	}
+	r.srv = newServer(r.conn, r.dev, r.store, r.cap, r.sess, r.free, serverSettings(r.cfg, r.support.Passthrough), r.log)
+	if !r.mounted {
+		if err := r.srv.resume(r.held); err != nil {
+			return err
+		}
+		if err := r.dev.Resend(); err != nil {
+			return err
+		}
 	}
 	go func() {
 		defer close(r.served)
@@ -271,7 +306,49 @@ func (r *role) mount() (err error) {
 			r.failed(err)
 		}
 	}()
+	r.log.Info("ready", "point", r.m.Point, "pid", os.Getpid(), "attribution", "write", "note", "pid in records is the thread's id, as the kernel gives it")
+	if err := r.link.Ready(); err != nil {
+		r.log.Warn("the holder is not told", "err", err) // it has died: see await
+	}
 	return nil
+}
+
+// dismount undoes a mount of this process that does not come to serve. One that was
+// taken over is the holder's.
+func (r *role) dismount() error {
+	if !r.mounted {
+		return nil
+	}
+	_, err := unmount(r.m.Point)
+	if err == nil {
+		r.link.Unmounted()
+	}
+	return err
+}
+
+// chownRoot gives the root of the mount the owner that is configured.
+func (r *role) chownRoot() error {
+	if r.m.UID == nil && r.m.GID == nil {
+		return nil
+	}
+	uid, gid := ^uint32(0), ^uint32(0)
+	if r.m.UID != nil {
+		uid = *r.m.UID
+	}
+	if r.m.GID != nil {
+		gid = *r.m.GID
+	}
+	if err := r.store.ChownDir("", uid, gid); err != nil {
+		return fmt.Errorf("give the root of the mount to uid %d, gid %d: %w", uid, gid, err)
+	}
+	return nil
+}
+
+// leave ends this worker without touching the mount: a successor goes on.
+func (r *role) leave() {
+	r.srv.leave()
+	r.conn.Close()
+	r.dev.Close()
 }
 
 // free is how many bytes may be accepted until max_bytes. What is on its way from the
@@ -337,14 +414,17 @@ func (r *role) unmount() {
 	case busy:
 		r.log.Warn("programs still use the mount; it is detached and their open files answer ENOTCONN", "point", r.m.Point)
 	}
+	if err == nil {
+		r.link.Unmounted()
+	}
 	if busy && os.Geteuid() != 0 || err != nil {
 		r.abandoned = true // the loop still reads; the end of the process ends it
 		return
 	}
 	<-r.served
 	r.srv.wg.Wait()
-	r.srv.raw.close()
 	r.conn.Close()
+	r.dev.Close()
 }
 
 // closeParts closes what openParts opened, the last one first.
@@ -353,6 +433,9 @@ func (r *role) closeParts() error {
 		return nil
 	}
 	var errs []error
+	if r.sess != nil {
+		errs = append(errs, r.sess.Close())
+	}
 	if r.store != nil {
 		errs = append(errs, r.store.Close())
 	}

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"ftfuse/config"
+	"ftfuse/mount"
+	"ftfuse/mount/holder"
+)
+
+func mountCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "mount",
+		Usage:     "mount, capture what is written and forward it",
+		ArgsUsage: "[MOUNTPOINT]",
+		Flags: []cli.Flag{
+			configFlag(),
+			&cli.StringFlag{Name: "options", Aliases: []string{"o"}, Usage: "mount `OPTIONS`, such as allow_other,uid=1000,gid=1000,umask=022"},
+			&cli.BoolFlag{Name: "handover", Usage: "swap the running mount's worker for the binary that is now installed, and its configuration for FILE as it is now; programs notice nothing"},
+		},
+		Action: mountAction,
+	}
+}
+
+// mountAction is one of four processes: the holder, its worker, a mount without a holder,
+// or who asks the holder for a handover.
+func mountAction(c *cli.Context) error {
+	if c.Args().Len() > 1 {
+		return usagef("ftfuse mount: unexpected argument %q; options stand before MOUNTPOINT", c.Args().Get(1))
+	}
+	options, err := config.MountOptions(c.String("options"))
+	if err != nil {
+		return usagef("ftfuse mount: -o %s: %v", c.String("options"), err)
+	}
+	if holder.Resuming() {
+		return hold(holder.Options{}, c.App.ErrWriter)
+	}
+	m := &mountFile{file: configFile(c), overrides: []config.Override{options, config.MountPoint(c.Args().First())}}
+	if c.Bool("handover") {
+		return m.handover(c.App.Writer)
+	}
+	link, err := holder.FromEnv()
+	if err != nil {
+		return err
+	}
+	if link != nil {
+		err := m.work(link, c.App.ErrWriter)
+		link.Failed(err)
+		return err
+	}
+	return m.start(c.App.ErrWriter)
+}
+
+// mountFile is the configuration that the command line names.
+type mountFile struct {
+	file      string
+	overrides []config.Override
+}
+
+// read reads the file and checks what it says of the mount.
+func (m *mountFile) read() (cfg *config.Config, text []byte, err error) {
+	if text, err = config.Read(m.file); err != nil {
+		return nil, nil, err
+	}
+	if cfg, err = config.Parse(m.file, text, m.overrides...); err != nil {
+		return nil, nil, err
+	}
+	return cfg, text, cfg.CheckRole(config.RoleMount)
+}
+
+// start becomes the holder, which starts the workers, or serves without one.
+func (m *mountFile) start(stderr io.Writer) error {
+	cfg, text, err := m.read()
+	if err != nil {
+		return err
+	}
+	if cfg.Mount.HolderTimeout == 0 {
+		return m.serve(mount.Worker{}, cfg, stderr)
+	}
+	return hold(holder.Options{Settings: mount.HolderSettings(cfg), Config: text}, stderr)
+}
+
+// work is the worker of a holder, which may say what text to use instead of the file.
+func (m *mountFile) work(link *holder.Link, stderr io.Writer) (err error) {
+	var cfg *config.Config
+	text, given := link.Config()
+	if given {
+		cfg, err = config.Parse(m.file, text, m.overrides...)
+	} else {
+		cfg, text, err = m.read()
+	}
+	if err != nil {
+		return err
+	}
+	return m.serve(mount.Worker{Link: link, Version: version, Text: text}, cfg, stderr)
+}
+
+// serve runs the role with cfg; a reload reads the file.
+func (m *mountFile) serve(w mount.Worker, cfg *config.Config, stderr io.Writer) error {
+	run := func(ctx context.Context, cfg *config.Config, log *slog.Logger) error { return mount.Run(ctx, cfg, log, w) }
+	first := true // load is called once before any reload
+	return serve(config.RoleMount, run, func() (*config.Config, error) {
+		if first {
+			first = false
+			return cfg, nil
+		}
+		again, _, err := m.read()
+		return again, err
+	}, stderr)
+}
+
+// hold is the holder. Its exit code is its worker's.
+func hold(o holder.Options, stderr io.Writer) error {
+	o.Args, o.Version = os.Args, version
+	o.Logger = func(level, format string) *slog.Logger {
+		return newLogger(stderr, config.Log{Level: level, Format: format}, new(slog.LevelVar))
+	}
+	code, err := holder.Run(o)
+	if err != nil {
+		return err
+	}
+	if code != exitOK {
+		return &quietError{&codeError{code}}
+	}
+	return nil
+}
+
+// codeError is the exit code of another process that this one passes on.
+type codeError struct{ code int }
+
+func (e *codeError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+// handover asks the running holder for it.
+func (m *mountFile) handover(stdout io.Writer) error {
+	cfg, _, err := m.read()
+	if err != nil {
+		return err
+	}
+	now, err := holder.RequestHandover(cfg.RoleDir(config.RoleMount))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "version %s serves %s\n", now, cfg.Mount.Point)
+	return err
+}
