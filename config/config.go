@@ -161,7 +161,7 @@ type Attribution string
 
 // Values of [Rule].Attribution.
 const (
-	AttributionOpen  Attribution = "open"  // pid of the opener
+	AttributionOpen  Attribution = "open"  // pid of the newest opener, time of capture; where the kernel cannot, as below
 	AttributionWrite Attribution = "write" // thread and time of every write(2)
 )
 

@@ -35,11 +35,9 @@ func DefaultQueue() Queue {
 // by line. A rule begins with it.
 func DefaultRule() Rule {
 	return Rule{
-		Path:     "**",
-		Transfer: true,
-		// The way of this version; "open" becomes the default with the issue that
-		// lets the kernel write to the spool.
-		Attribution: AttributionWrite,
+		Path:        "**",
+		Transfer:    true,
+		Attribution: AttributionOpen,
 		Mode:        ModeLine,
 		MaxLine:     MiB,
 		Default:     VerdictAllow,

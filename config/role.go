@@ -147,9 +147,6 @@ func (c *Config) Notes(r Role) []string {
 		if ru := &c.Mount.Rules[i]; ru.MaxLine > wholeLine {
 			note("%s: max_line = %q: lines longer than %s travel in pieces in this version, and come out whole all the same", ru, ru.MaxLine, wholeLine)
 		}
-		if ru := &c.Mount.Rules[i]; ru.Attribution == AttributionOpen {
-			note("%s: attribution = %q arrives with a later version: records name the thread and time of every write, as with %q", ru, ru.Attribution, AttributionWrite)
-		}
 	}
 	if q := c.Mount.Queue; q.MaxAge > 0 && q.MaxAge < time.Minute {
 		note("max_age = %v: data that cannot be delivered for so short a time is lost (and counted)", q.MaxAge)

@@ -119,9 +119,9 @@ func TestRoleStartsBesideOneThatCannot(t *testing.T) {
 }
 
 func TestNotesSayWhatIsDoneInstead(t *testing.T) {
-	c := parse(t, with(t, `path = "**"`, `attribution = "open"`))
+	c := parse(t, with(t, `path = "**"`, ""))
 	notes := strings.Join(c.Notes(RoleMount), "\n")
-	for _, want := range []string{"no tls", `offline = "take"`, `attribution = "open"`} {
+	for _, want := range []string{"no tls", `offline = "take"`} {
 		if !strings.Contains(notes, want) {
 			t.Errorf("the notes say nothing of %s:\n%s", want, notes)
 		}

@@ -200,3 +200,11 @@ func (r *role) await(ctx context.Context) (outcome, error) {
 		}
 	}
 }
+
+// captured says which capture is in force and why, for the log.
+func captured(s kernel.Support) []any {
+	if s.Passthrough {
+		return []any{"capture", "passthrough"}
+	}
+	return []any{"capture", "daemon", "why", s.Why}
+}

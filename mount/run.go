@@ -306,7 +306,7 @@ func (r *role) mount() (err error) {
 			r.failed(err)
 		}
 	}()
-	r.log.Info("ready", "point", r.m.Point, "pid", os.Getpid(), "attribution", "write", "note", "pid in records is the thread's id, as the kernel gives it")
+	r.log.Info("ready", append([]any{"point", r.m.Point, "pid", os.Getpid()}, captured(r.support)...)...)
 	if err := r.link.Ready(); err != nil {
 		r.log.Warn("the holder is not told", "err", err) // it has died: see await
 	}
@@ -423,6 +423,9 @@ func (r *role) unmount() {
 	}
 	<-r.served
 	r.srv.wg.Wait()
+	if err := r.sess.End(); err != nil {
+		r.log.Warn("the session of the mount that ended is left; the next start clears it", "err", err)
+	}
 	r.conn.Close()
 	r.dev.Close()
 }
