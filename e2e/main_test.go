@@ -34,6 +34,9 @@ var soak = os.Getenv("FTFUSE_SOAK") == "1"
 // machine that may be doing much else.
 const patience = 30 * time.Second
 
+// patienceLook is how often it looks whether it has come.
+const patienceLook = 2 * time.Millisecond
+
 func TestMain(m *testing.M) {
 	code, err := runTests(m)
 	if err != nil {

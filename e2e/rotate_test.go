@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"ftfuse/bench/rig"
+	"ftfuse/bench/tally"
+)
+
+// keepRotated excludes what logrotate leaves, which was sent when it was written.
+const keepRotated = "[[mount.rule]]\npath = \"**/*.[0-9]*\"\ntransfer = false\n"
+
+func rotations() int {
+	if soak {
+		return 60
+	}
+	return 6
+}
+
+// The real logrotate works on a file while programs write to it as fast as they can: with
+// copytruncate they keep their descriptor, with create they open the path again now and
+// then, as after a signal. No program sees an error, and every line arrives once, in order.
+func TestLogrotateUnderFullLoad(t *testing.T) {
+	need(t, "logrotate")
+	for _, way := range []string{"create", "copytruncate"} {
+		t.Run(way, func(t *testing.T) {
+			eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+				p.Rules = keepRotated
+				c.start(t, p)
+				job := fullLoad
+				if way == "create" {
+					job.ReopenEvery = 20_000
+				}
+				l := startLoad(t, p, "app.log", 2, job)
+				config := filepath.Join(p.Dir, "logrotate.conf")
+				text := fmt.Sprintf("su root root\n%q {\n rotate 2\n %s\n}\n", p.In("app.log"), way)
+				must(t, os.WriteFile(config, []byte(text), 0o644))
+				for i := range rotations() {
+					grows(t, p.Out("app.log"), 1<<20)
+					out, err := exec.CommandContext(t.Context(), "logrotate", "-f", "-s", filepath.Join(p.Dir, "state"), config).CombinedOutput()
+					if err != nil {
+						t.Fatalf("rotation %d: %v\n%s", i, err, out)
+					}
+				}
+				plan, results := l.finish(t)
+				for i, r := range results {
+					t.Logf("writer %d: %d lines, write(2) p99 %.1f us, longest %.1f ms", i, r.Lines, r.P99*1e3, r.Longest)
+				}
+				drained(t, l, results)
+				stop(t, p)
+				t.Log(l.count(t, plan, results))
+			})
+		})
+	}
+}
+
+// Truncation by every means, under programs that append as fast as they can.
+func TestTruncationUnderFullLoad(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		c.start(t, p)
+		l := startLoad(t, p, "app.log", 2, fullLoad)
+		for i := range rotations() * 3 {
+			grows(t, p.Out("app.log"), 200_000)
+			sh(t, []string{`: >"$1"`, `truncate -s 0 "$1"`, `dd if=/dev/null of="$1" status=none`}[i%3], p.In("app.log"))
+		}
+		plan, results := l.finish(t)
+		drained(t, l, results)
+		stop(t, p)
+		t.Log(l.count(t, plan, results))
+	})
+}
+
+// Files are removed and replaced under programs that append to them: what those wrote
+// before and after arrives, though the name is gone or another's.
+func TestUnlinkAndReplaceUnderLoad(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		p.Rules = "[[mount.rule]]\npath = \"*.new\"\ntransfer = false\n"
+		c.start(t, p)
+		for _, way := range []string{`rm "$1"`, `: >"$1.new"; mv "$1.new" "$1"`, `mv "$1" "$1.new"; rm "$1.new"`} {
+			job := rig.Job{Size: 64, Lines: tally.MaxLines}
+			l := startLoad(t, p, "app.log", 2, job)
+			grows(t, p.Out("app.log"), 500_000)
+			sh(t, way, p.In("app.log"))
+			grows(t, p.Out("app.log"), 500_000)
+			plan, results := l.finish(t)
+			drained(t, l, results)
+			// The last line of a file that is gone is out once its last descriptor is closed.
+			l.count(t, plan, results)
+			must(t, os.Remove(p.Out("app.log")))
+		}
+		stop(t, p)
+	})
+}
