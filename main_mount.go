@@ -103,7 +103,9 @@ func (m *mountFile) work(link *holder.Link, stderr io.Writer) (err error) {
 
 // serve runs the role with cfg; a reload reads the file.
 func (m *mountFile) serve(w mount.Worker, cfg *config.Config, stderr io.Writer) error {
-	run := func(ctx context.Context, cfg *config.Config, log *slog.Logger) error { return mount.Run(ctx, cfg, log, w) }
+	run := func(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+		return mount.Run(ctx, cfg, log, w)
+	}
 	first := true // load is called once before any reload
 	return serve(config.RoleMount, run, func() (*config.Config, error) {
 		if first {
