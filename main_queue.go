@@ -200,6 +200,10 @@ func queueRepair(c *cli.Context) error {
 	}
 	fmt.Fprintf(w, "%s: %s: repaired, the role can start\n", role, dir)
 	fmt.Fprintf(w, "  goes on from the state in %s as of entry %d; entries were found up to %d\n", r.Repair.StateFrom, r.Repair.StateSeq, r.Repair.NewestSeq)
+	if r.Repair.Whole {
+		fmt.Fprintln(w, "  the newest commit was found whole: nothing is lost, nothing stands twice")
+		return nil
+	}
 	fmt.Fprintf(w, "  %d batches are lost, %d values of the role's state are older ones; what may stand twice is counted by the role\n", r.Repair.LostCount, len(r.Repair.OldValues))
 	for _, id := range r.Repair.Lost {
 		fmt.Fprintf(w, "  lost: batch %s\n", id)
