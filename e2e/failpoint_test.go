@@ -14,8 +14,38 @@ import (
 	"ftfuse/bench/tally"
 )
 
-// roleOf tells where the steps of a package are taken; those of the queue in both roles.
-var roleOf = map[string]string{"receive": "receive", "output": "receive", "spool": "mount", "capture": "mount", "mount": "mount"}
+// rolesOf tells where the steps of a package are taken.
+var rolesOf = map[string][]string{
+	"queue": {"mount", "receive"}, "receive": {"receive"}, "output": {"receive"},
+	"spool": {"mount"}, "capture": {"mount"}, "mount": {"mount"}, "session": {"mount"}, "kernel": {"mount"}, "holder": {"mount"},
+}
+
+// fate is what becomes of the connection when the process that serves dies at a step: the
+// holder keeps it for the next one, or there is no holder and the next start finds a dead
+// mount.
+type fate struct {
+	attribution string
+	holder      bool
+	hits        []int // which passing of a step is the deadly one
+}
+
+func (f fate) String() string {
+	return f.attribution + map[bool]string{true: "-held", false: "-dropped"}[f.holder]
+}
+
+// fates of a role; a receiver has no holder.
+func fates(role string) []fate {
+	all := []int{1, 2, 3, 10, 50}
+	switch {
+	case role == "receive" && soak:
+		return []fate{{"open", true, all}}
+	case role == "receive":
+		return []fate{{"open", true, []int{1, 3}}}
+	case soak:
+		return []fate{{"open", true, all}, {"open", false, all}, {"write", true, all}, {"write", false, all}}
+	}
+	return []fate{{"open", true, []int{1}}, {"open", false, []int{3}}, {"write", false, []int{1}}}
+}
 
 // failpoints are the names that stand in the code, found there so that none is forgotten.
 func failpoints(t *testing.T) []string {
@@ -36,112 +66,131 @@ func failpoints(t *testing.T) []string {
 	return slices.Compact(names)
 }
 
-// hits says which passing of a step is the deadly one.
-func hits() []int {
-	if soak {
-		return []int{1, 2, 3, 10, 50}
-	}
-	return []int{1, 3}
-}
-
 // Each role dies at each named step under load, starts again, and every accepted line
-// arrives once, in order. The load truncates and rotates too, so that every step is hit.
+// arrives once, in order. The load truncates, renames and removes too, so that every step
+// is hit.
 func TestKilledAtEveryFailpoint(t *testing.T) {
 	needRoot(t)
 	names := failpoints(t)
 	if len(names) < 10 {
 		t.Fatalf("only %d failpoints found", len(names))
 	}
-	never := map[string]bool{}
+	var never []string
 	for _, name := range names {
 		pkg, _, _ := strings.Cut(name, "/")
-		for _, role := range []string{"mount", "receive"} {
-			if pkg != "queue" && role != roleOf[pkg] {
-				continue
-			}
-			for _, hit := range hits() {
-				t.Run(fmt.Sprintf("%s-%s-%d", strings.ReplaceAll(name, "/", "-"), role, hit), func(t *testing.T) {
-					if !killedAt(t, name, role, hit) {
-						never[fmt.Sprintf("%s of %s, time %d", name, role, hit)] = true
-					}
-				})
+		if len(rolesOf[pkg]) == 0 {
+			t.Errorf("failpoint %s: no role is known for %s", name, pkg)
+		}
+		for _, role := range rolesOf[pkg] {
+			for _, f := range fates(role) {
+				for _, hit := range f.hits {
+					t.Run(fmt.Sprintf("%s-%s-%v-%d", strings.ReplaceAll(name, "/", "-"), role, f, hit), func(t *testing.T) {
+						if k := killAt(t, name, role, hit, f); !k.died() {
+							never = append(never, fmt.Sprintf("%s of %s, %v, time %d", name, role, f, hit))
+						}
+					})
+				}
 			}
 		}
 	}
-	for n := range never {
+	for _, n := range never {
 		t.Logf("not reached by this load: %s", n)
 	}
 }
 
-// killedAt runs a load with a failpoint armed in one role and reports whether it died.
-func killedAt(t *testing.T, name, role string, hit int) (died bool) {
-	p := newPair(t)
-	env := fmt.Sprintf("FTFUSE_FAILPOINTS=%s=kill@%d", name, hit)
-	if role == "mount" {
-		startReceive(t, p)
-		if err := p.StartMount(t.Context(), env); err != nil {
-			died = p.MountRole.Gone()
-			if !died {
-				t.Fatal(err)
-			}
-			startMount(t, p)
+// killed is a pair of which one role dies at a step.
+type killed struct {
+	p     *rig.Pair
+	role  string
+	first *rig.Role // the process that was armed
+}
+
+// died reports whether the process that was armed, or its worker, has died.
+func (k *killed) died() bool {
+	for _, line := range k.first.Log() {
+		if strings.Contains(line, "worker ended") {
+			return true
 		}
-	} else {
-		if err := p.StartReceive(t.Context(), env); err != nil {
-			died = p.ReceiveRole.Gone()
-			if !died {
-				t.Fatal(err)
-			}
-			startReceive(t, p)
-		}
-		startMount(t, p)
 	}
-	armed := map[string]*rig.Role{"mount": p.MountRole, "receive": p.ReceiveRole}[role]
+	return k.first.Gone() && k.first.ExitCode() == -1
+}
+
+// arm starts both roles, one of them with a failpoint; it may die before it serves.
+func arm(t *testing.T, name, role string, hit int, f fate) *killed {
+	p := newPair(t)
+	p.Attribution = f.attribution
+	if !f.holder {
+		p.Mount = "holder_timeout = \"0s\""
+	}
+	env := fmt.Sprintf("FTFUSE_FAILPOINTS=%s=kill@%d", name, hit)
+	k := &killed{p: p, role: role}
+	if role == "receive" {
+		err := p.StartReceive(t.Context(), env)
+		k.first = p.ReceiveRole
+		k.startAgain(t, err)
+		startMount(t, p)
+		return k
+	}
+	startReceive(t, p)
+	err := p.StartMount(t.Context(), env)
+	k.first = p.MountRole
+	k.startAgain(t, err)
+	return k
+}
+
+// startAgain starts what died at its start.
+func (k *killed) startAgain(t *testing.T, err error) {
+	t.Helper()
+	if err == nil {
+		return
+	}
+	if !k.died() {
+		t.Fatal(err)
+	}
+	restart(t, k.p)
+}
+
+// killAt runs a load with a failpoint armed in one role.
+func killAt(t *testing.T, name, role string, hit int, f fate) *killed {
+	k := arm(t, name, role, hit, f)
+	p := k.p
 	l := startLoad(t, p, "load.log", 2, rig.Job{Size: 64, Lines: tally.MaxLines, Chunk: 4096, Rate: 30_000, Survive: true})
-	for i := range 3 { // steps of truncation and removal; a dead daemon answers with an error
+	for i := range 3 { // steps of truncation, renaming and removal; a dead daemon answers with an error
 		side := p.In(fmt.Sprintf("side%d.log", i))
 		_ = os.WriteFile(side, []byte("side\n"), 0o644)
 		_ = os.Truncate(side, 0)
-		_ = os.Remove(side)
+		_ = os.Rename(side, side+".1")
+		_ = os.Remove(side + ".1")
 	}
-	again := func() {
-		if died = true; role == "mount" {
-			startMount(t, p)
-		} else {
-			startReceive(t, p)
-		}
-	}
-	if diesWhile(t, l, armed) {
-		again()
+	if k.diesWhile(t, l) {
+		restart(t, p)
 		grows(t, p.Out("load.log"), 1)
 	}
 	plan, results := l.finish(t)
-	if err := p.Stop(); err != nil { // a step of stopping
-		if !armed.Gone() || armed.ExitCode() != -1 {
-			t.Fatal(err)
-		}
-		again()
+	if err := p.Stop(); err != nil && !k.died() { // a step of stopping
+		t.Fatal(err)
 	}
 	restart(t, p) // everything drains, whichever role came to its end before the other
 	drained(t, l, results)
 	stop(t, p)
 	l.count(t, plan, results)
-	return died
+	return k
 }
 
-// restart starts what does not run.
+// restart starts what does not run. A worker whose holder has died is ended first.
 func restart(t *testing.T, p *rig.Pair) {
 	t.Helper()
 	if p.ReceiveRole.Gone() {
 		startReceive(t, p)
 	}
 	if p.MountRole.Gone() {
+		must(t, p.MountRole.Kill())
 		startMount(t, p)
 	}
 }
 
 // diesWhile waits until the role has died, or some load has passed without that.
-func diesWhile(t *testing.T, l *load, r *rig.Role) bool {
+func (k *killed) diesWhile(t *testing.T, l *load) bool {
 	t.Helper()
 	size := func() int64 {
 		if st, err := os.Stat(l.p.Out(l.file)); err == nil {
@@ -151,10 +200,10 @@ func diesWhile(t *testing.T, l *load, r *rig.Role) bool {
 	}
 	from := size()
 	eventually(t, patience, func() error {
-		if r.Gone() || size() > from+1<<20 {
+		if k.died() || size() > from+1<<20 {
 			return nil
 		}
-		return fmt.Errorf("%s lives and %d bytes have passed", r.Name, size()-from)
+		return fmt.Errorf("%s lives and %d bytes have passed", k.role, size()-from)
 	})
-	return r.Gone()
+	return k.died()
 }
