@@ -88,10 +88,10 @@ func (s *server) fileAttr(f *file) (fuse.Attr, error) {
 
 // nodeAttr returns the attributes of whatever id is.
 func (s *server) nodeAttr(id fuse.NodeID) (fuse.Attr, error) {
-	if fn := s.nodes.fnode[id]; fn != nil {
+	if fn := s.fileNode(id); fn != nil {
 		return s.fileAttr(fn.file)
 	}
-	if d := s.nodes.dirs[id]; d != nil {
+	if d := s.dirNode(id); d != nil {
 		return s.dirAttr(d)
 	}
 	return fuse.Attr{}, syscall.ESTALE
@@ -103,16 +103,16 @@ func (s *server) getattr(r *fuse.GetattrRequest) {
 		r.RespondError(err)
 		return
 	}
-	if !s.raw.attr(&r.Header, &a) {
-		r.Respond(&fuse.GetattrResponse{Attr: a})
-	}
+	s.dev.RespondAttr(&r.Header, &a)
 }
 
 // setattr changes attributes, the length last, which takes its time.
 func (s *server) setattr(r *fuse.SetattrRequest) {
 	var err error
-	fn, d := s.nodes.fnode[r.Node], s.nodes.dirs[r.Node]
+	fn, d := s.fileNode(r.Node), s.dirNode(r.Node)
 	switch {
+	case fn != nil && s.held(r, fn.file):
+		return
 	case fn != nil:
 		err = s.setFile(fn.file.number, r)
 		if err == nil && r.Valid.Size() {
@@ -124,10 +124,6 @@ func (s *server) setattr(r *fuse.SetattrRequest) {
 	default:
 		err = syscall.ESTALE
 	}
-	s.setattrReply(r, err)
-}
-
-func (s *server) setattrReply(r *fuse.SetattrRequest, err error) {
 	var a fuse.Attr
 	if err == nil {
 		a, err = s.nodeAttr(r.Node)
@@ -136,13 +132,39 @@ func (s *server) setattrReply(r *fuse.SetattrRequest, err error) {
 		r.RespondError(err)
 		return
 	}
-	s.setattrDone(r, a)
+	_ = fpDone.setattr.Inject()
+	s.dev.RespondAttr(&r.Header, &a)
 }
 
-func (s *server) setattrDone(r *fuse.SetattrRequest, a fuse.Attr) {
-	if !s.raw.attr(&r.Header, &a) {
-		r.Respond(&fuse.SetattrResponse{Attr: a})
+// held lets the throttle have a change of a file's times that it asked for itself, and
+// reports whether it did: it is answered when the throttle says so.
+func (s *server) held(r *fuse.SetattrRequest, f *file) bool {
+	if s.throttle == nil || r.Valid.Size() || r.Valid.Mode() || r.Valid.Uid() || r.Valid.Gid() {
+		return false
 	}
+	free := s.throttle.Hold(r.Pid, f.number)
+	if free == nil {
+		return false
+	}
+	s.later(&r.Header, func(ctx context.Context, h *fuse.Header) {
+		select {
+		case <-free:
+		case <-ctx.Done():
+		}
+		s.mu.Lock()
+		a, err := s.fileAttr(f)
+		s.mu.Unlock()
+		s.answer(h.ID, func() { s.replyAttr(h, &a, err) })
+	})
+	return true
+}
+
+func (s *server) replyAttr(h *fuse.Header, a *fuse.Attr, err error) {
+	if err != nil {
+		s.dev.RespondError(h.ID, errno(err))
+		return
+	}
+	s.dev.RespondAttr(h, a)
 }
 
 // owners returns what chown gets: ^0 for an id that stays.
@@ -223,36 +245,66 @@ func (s *server) truncate(r *fuse.SetattrRequest, f *file) {
 		return
 	}
 	sf.Reserve()
-	unlinked := f.unlinked
-	s.later(&r.Header, func(ctx context.Context) {
-		err := s.resize(ctx, f.gate, sf, int64(r.Size))
-		var st unix.Stat_t
-		if err == nil {
-			st, err = sf.Stat()
+	size := int64(r.Size)
+	s.later(&r.Header, func(ctx context.Context, h *fuse.Header) {
+		err := s.alone(ctx, f.gate, func() {
+			err := s.resizeOnce(ctx, h.ID, sf, size)
+			s.truncated(ctx, h, f, sf, err)
+		})
+		if err != nil {
+			s.truncated(ctx, h, f, sf, err)
 		}
 		sf.Unreserve()
 		sf.Release()
-		s.answered(r.ID)
-		if err != nil {
-			r.RespondError(s.errnoOf(ctx, err))
-			return
-		}
-		s.n.truncates.Add(1)
-		nlink := uint32(1)
-		if unlinked {
-			nlink = 0
-		}
-		s.setattrDone(r, attrOf(&st, fileInode(sf.Number()), nlink))
 	})
 }
 
-// resize does what truncate says, with the file reserved. Once the intent is committed
-// it goes through with it: an INTERRUPT does not stop it any more.
-func (s *server) resize(ctx context.Context, g gate, f *spool.File, size int64) error {
+// alone runs work while nothing else has the file for itself. What is answered there is
+// answered before anything else of the file is done: a resent request then is the last
+// that was.
+func (s *server) alone(ctx context.Context, g gate, work func()) error {
 	if err := g.enter(ctx); err != nil {
 		return err
 	}
 	defer g.leave()
+	work()
+	return nil
+}
+
+// truncated answers the truncation h of f, which ended with err.
+func (s *server) truncated(ctx context.Context, h *fuse.Header, f *file, sf *spool.File, err error) {
+	var st unix.Stat_t
+	if err == nil {
+		st, err = sf.Stat()
+	}
+	if err != nil {
+		errno := s.errnoOf(ctx, err)
+		s.answer(h.ID, func() { s.dev.RespondError(h.ID, errno) })
+		return
+	}
+	s.n.truncates.Add(1)
+	nlink := uint32(1)
+	s.mu.Lock()
+	if f.unlinked {
+		nlink = 0
+	}
+	s.mu.Unlock()
+	a := attrOf(&st, fileInode(sf.Number()), nlink)
+	_ = fpDone.truncate.Inject()
+	s.answer(h.ID, func() { s.dev.RespondAttr(h, &a) })
+}
+
+// resizeOnce is resize, unless a predecessor has done it for the same request.
+func (s *server) resizeOnce(ctx context.Context, id fuse.RequestID, f *spool.File, size int64) error {
+	if s.finishedBefore(id, f.Number()) {
+		return nil
+	}
+	return s.resize(ctx, id, f, size)
+}
+
+// resize does what truncate says, with the file reserved and alone. Once the intent is
+// committed it goes through with it: an INTERRUPT does not stop it any more.
+func (s *server) resize(ctx context.Context, id fuse.RequestID, f *spool.File, size int64) error {
 	if f.Size() == size {
 		return nil
 	}
@@ -263,7 +315,7 @@ func (s *server) resize(ctx context.Context, g gate, f *spool.File, size int64) 
 	if err != nil {
 		size = f.Size() // the intent is closed where the file is
 	}
-	if ferr := s.capture.FinishTruncate(s.ctx, f.Number(), size, 0); ferr != nil && err == nil {
+	if ferr := s.capture.FinishTruncate(s.ctx, f.Number(), size, uniqueOf(id)); ferr != nil && err == nil {
 		err = ferr
 	}
 	return err
@@ -272,7 +324,7 @@ func (s *server) resize(ctx context.Context, g gate, f *spool.File, size int64) 
 // allocate is fallocate(2): what makes the file longer is a truncation, the rest is not
 // for an append-only file (and posix_fallocate(3) does without).
 func (s *server) allocate(r *fuse.FAllocateRequest) {
-	h := s.handle(r.Handle)
+	h := s.fileHandle(r.Handle)
 	switch {
 	case h == nil || h.write == nil:
 		r.RespondError(syscall.EBADF)
@@ -288,18 +340,21 @@ func (s *server) allocate(r *fuse.FAllocateRequest) {
 func (s *server) extend(r *fuse.FAllocateRequest, f *file) {
 	sf := f.spool
 	sf.Reserve()
-	s.later(&r.Header, func(ctx context.Context) {
+	end := int64(r.Offset + r.Length)
+	s.later(&r.Header, func(ctx context.Context, h *fuse.Header) {
 		var err error
-		if end := int64(r.Offset + r.Length); end > sf.Size() {
-			err = s.resize(ctx, f.gate, sf, end)
-		}
+		aerr := s.alone(ctx, f.gate, func() {
+			if end > sf.Size() {
+				err = s.resize(ctx, h.ID, sf, end)
+			}
+		})
 		sf.Unreserve()
-		s.answered(r.ID)
-		if err != nil {
-			r.RespondError(s.errnoOf(ctx, err))
-			return
+		if aerr != nil {
+			err = aerr
 		}
-		r.Respond()
+		errno := s.errnoOf(ctx, err)
+		_ = fpDone.allocate.Inject()
+		s.answer(h.ID, func() { s.dev.RespondError(h.ID, errno) })
 	})
 }
 

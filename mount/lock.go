@@ -4,11 +4,14 @@ import (
 	"syscall"
 
 	"bazil.org/fuse"
+
+	"ftfuse/mount/kernel"
+	"ftfuse/mount/session"
 )
 
-// Locks are kept here and not by the kernel, because the kernel keeps them per node
-// and a file can have several. They belong to the request loop and go with it: like
-// those of any program, they do not survive the daemon.
+// Locks are kept here and not by the kernel, because the kernel keeps them per node and a
+// file can have several. They are guarded by server.mu, and stand in the session, so that
+// a successor has them.
 
 // heldLock is a lock, or one that waits.
 type heldLock struct {
@@ -19,7 +22,7 @@ type heldLock struct {
 
 type waitingLock struct {
 	heldLock
-	req *fuse.LockWaitRequest
+	id fuse.RequestID
 }
 
 // lockTable holds the locks of one file.
@@ -65,18 +68,49 @@ func (t *lockTable) set(l heldLock) {
 	t.held = held
 }
 
+// setLock is set, kept in the session. On an error nothing has changed.
+func (s *server) setLock(f *file, l heldLock) error {
+	old := f.locks.held
+	f.locks.set(l)
+	if err := s.session.SetLocks(uint64(f.number), storedLocks(f.locks.held)); err != nil {
+		f.locks.held = old
+		s.log.Error("lock", "path", f.path(), "err", err)
+		return syscall.ENOLCK
+	}
+	return nil
+}
+
+func storedLocks(held []heldLock) []session.Lock {
+	out := make([]session.Lock, len(held))
+	for i, l := range held {
+		out[i] = session.Lock{Owner: uint64(l.owner), Start: l.Start, End: l.End, Type: uint32(l.Type), PID: l.PID, Flock: l.flock}
+	}
+	return out
+}
+
+func restoredLocks(locks []session.Lock) []heldLock {
+	var t lockTable
+	for _, l := range locks {
+		t.set(heldLock{owner: fuse.LockOwner(l.Owner), flock: l.Flock, FileLock: fuse.FileLock{
+			Start: l.Start, End: l.End, Type: fuse.LockType(l.Type), PID: l.PID,
+		}})
+	}
+	return t.held
+}
+
 // grant answers those that wait for what has become free.
-func (t *lockTable) grant(answered func(*fuse.LockWaitRequest)) {
+func (s *server) grant(f *file) {
+	t := &f.locks
 	for i := 0; i < len(t.waiting); {
 		w := t.waiting[i]
 		if t.conflict(w.heldLock) != nil {
 			i++
 			continue
 		}
-		t.set(w.heldLock)
 		t.waiting = append(t.waiting[:i], t.waiting[i+1:]...)
-		answered(w.req)
-		w.req.Respond()
+		err := s.setLock(f, w.heldLock)
+		_ = fpDone.lock.Inject()
+		s.answer(w.id, func() { s.dev.RespondError(w.id, errno(err)) })
 		i = 0
 	}
 }
@@ -89,7 +123,7 @@ func lockOf(r *fuse.LockRequest) heldLock {
 }
 
 func (s *server) lock(r *fuse.LockRequest) {
-	h := s.handle(r.Handle)
+	h := s.fileHandle(r.Handle)
 	if h == nil {
 		r.RespondError(syscall.EBADF)
 		return
@@ -99,50 +133,54 @@ func (s *server) lock(r *fuse.LockRequest) {
 		r.RespondError(syscall.EAGAIN)
 		return
 	}
-	h.file.locks.set(l)
-	h.file.locks.grant(s.lockAnswered) // a write lock that became a read lock
+	if err := s.setLock(h.file, l); err != nil {
+		r.RespondError(err)
+		return
+	}
+	s.grant(h.file) // a write lock that became a read lock
+	_ = fpDone.lock.Inject()
 	r.Respond()
 }
 
 func (s *server) lockWait(r *fuse.LockWaitRequest) {
-	h := s.handle(r.Handle)
+	h := s.fileHandle(r.Handle)
 	if h == nil {
 		r.RespondError(syscall.EBADF)
 		return
 	}
-	t := &h.file.locks
-	w := &waitingLock{heldLock: lockOf((*fuse.LockRequest)(r)), req: r}
-	if t.conflict(w.heldLock) == nil {
-		t.set(w.heldLock)
-		t.grant(s.lockAnswered)
-		r.Respond()
-		return
-	}
-	t.waiting = append(t.waiting, w)
-	s.pending.add(r.ID, func() { // runs in the loop, on INTERRUPT
-		for i := range t.waiting {
-			if t.waiting[i] == w {
-				t.waiting = append(t.waiting[:i], t.waiting[i+1:]...)
-				s.pending.remove(r.ID)
-				r.RespondError(syscall.EINTR)
-				return
-			}
-		}
-	})
+	f, l := h.file, lockOf((*fuse.LockRequest)(r))
+	id := kernel.Forgo(&r.Header).ID
+	f.locks.waiting = append(f.locks.waiting, &waitingLock{heldLock: l, id: id})
+	s.pending.add(id, func() { s.giveUpLock(f, id) })
+	s.grant(f)
 }
 
-func (s *server) lockAnswered(r *fuse.LockWaitRequest) { s.pending.remove(r.ID) }
+// giveUpLock runs in the loop, on INTERRUPT.
+func (s *server) giveUpLock(f *file, id fuse.RequestID) {
+	t := &f.locks
+	for i, w := range t.waiting {
+		if w.id == id {
+			t.waiting = append(t.waiting[:i], t.waiting[i+1:]...)
+			s.answer(id, func() { s.dev.RespondError(id, syscall.EINTR) })
+			return
+		}
+	}
+}
 
 func (s *server) unlock(r *fuse.UnlockRequest) {
-	if h := s.handle(r.Handle); h != nil {
-		h.file.locks.set(lockOf((*fuse.LockRequest)(r)))
-		h.file.locks.grant(s.lockAnswered)
+	if h := s.fileHandle(r.Handle); h != nil {
+		if err := s.setLock(h.file, lockOf((*fuse.LockRequest)(r))); err != nil {
+			r.RespondError(err) // it would have become two
+			return
+		}
+		s.grant(h.file)
 	}
+	_ = fpDone.lock.Inject()
 	r.Respond()
 }
 
 func (s *server) queryLock(r *fuse.QueryLockRequest) {
-	h := s.handle(r.Handle)
+	h := s.fileHandle(r.Handle)
 	if h == nil {
 		r.RespondError(syscall.EBADF)
 		return
@@ -162,6 +200,7 @@ func (s *server) dropLocks(f *file, owner fuse.LockOwner, flock bool) {
 	if len(f.locks.held) == 0 {
 		return
 	}
-	f.locks.set(heldLock{owner: owner, flock: flock, FileLock: fuse.FileLock{End: wholeFile, Type: fuse.LockUnlock}})
-	f.locks.grant(s.lockAnswered)
+	// It only takes away, so there is room for it.
+	_ = s.setLock(f, heldLock{owner: owner, flock: flock, FileLock: fuse.FileLock{End: wholeFile, Type: fuse.LockUnlock}})
+	s.grant(f)
 }

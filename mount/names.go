@@ -1,16 +1,20 @@
 package mount
 
 import (
+	"context"
 	"os"
 	"syscall"
+	"time"
 
 	"bazil.org/fuse"
 
+	"ftfuse/internal/failpoint"
+	"ftfuse/mount/kernel"
 	"ftfuse/mount/spool"
 )
 
 func (s *server) lookup(r *fuse.LookupRequest) {
-	parent := s.nodes.dirs[r.Node]
+	parent := s.dirNode(r.Node)
 	if parent == nil {
 		r.RespondError(syscall.ENOTDIR)
 		return
@@ -20,9 +24,7 @@ func (s *server) lookup(r *fuse.LookupRequest) {
 		r.RespondError(err)
 		return
 	}
-	if !s.raw.entry(&r.Header, resp) {
-		r.Respond(resp)
-	}
+	s.dev.RespondEntry(&r.Header, resp)
 }
 
 // entry finds name in parent and counts a lookup of it.
@@ -32,14 +34,18 @@ func (s *server) entry(parent *dirNode, name string) (*fuse.LookupResponse, erro
 	case err != nil:
 		return nil, err
 	case dir:
-		d := s.nodes.dir(parent, name)
-		a, err := s.dirAttr(d)
+		st, err := s.store.StatDir(parent.child(name))
 		if err != nil {
-			s.nodes.forget(d.id, 1)
 			return nil, err
 		}
-		return &fuse.LookupResponse{Node: d.id, Attr: a}, nil
+		d := s.nodes.dir(parent, name, st.Ino, 1)
+		return &fuse.LookupResponse{Node: d.id, Attr: attrOf(&st, dirInode(st.Ino), uint32(st.Nlink))}, nil
 	}
+	return s.fileEntry(n, parent, name)
+}
+
+// fileEntry counts a lookup of file n, which is name in parent.
+func (s *server) fileEntry(n spool.Number, parent *dirNode, name string) (*fuse.LookupResponse, error) {
 	fn := s.nodes.lookup(n, parent, name)
 	a, err := s.fileAttr(fn.file)
 	if err != nil {
@@ -69,32 +75,46 @@ func (s *server) owner(parent *dirNode, h *fuse.Header) (uid, gid uint32, setgid
 	return uid, gid, setgid, nil
 }
 
-// makeFile makes an empty file and counts a lookup of it. The file is acquired.
-func (s *server) makeFile(h *fuse.Header, name string, mode os.FileMode) (*fuse.LookupResponse, *fileNode, *spool.File, error) {
-	parent := s.nodes.dirs[h.Node]
+// makeFile makes an empty file and counts a lookup of it. One that is there already is
+// the request's own if that is resent: nobody else could make a name in between, since
+// the kernel keeps the directory locked.
+func (s *server) makeFile(h *fuse.Header, name string, mode os.FileMode) (*fuse.LookupResponse, *fileNode, error) {
+	parent := s.dirNode(h.Node)
 	if parent == nil {
-		return nil, nil, nil, syscall.ENOTDIR
+		return nil, nil, syscall.ENOTDIR
 	}
 	uid, gid, _, err := s.owner(parent, h)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
+	var n spool.Number
 	sf, err := s.store.Create(parent.child(name), unixMode(mode)&^s.o.umask, uid, gid)
-	if err != nil {
-		return nil, nil, nil, err
+	switch {
+	case err == nil:
+		defer sf.Release()
+		n = sf.Number()
+	case err == syscall.EEXIST && isResent(h.ID):
+		dir, there, lerr := s.store.Lookup(parent.child(name))
+		if lerr != nil || dir {
+			return nil, nil, err
+		}
+		n = there
+	default:
+		return nil, nil, err
 	}
-	fn := s.nodes.lookup(sf.Number(), parent, name)
-	a, err := s.fileAttr(fn.file)
+	resp, err := s.fileEntry(n, parent, name)
 	if err != nil {
-		s.nodes.forget(fn.id, 1)
-		sf.Release()
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	return &fuse.LookupResponse{Node: fn.id, Attr: a}, fn, sf, nil
+	return resp, s.nodes.fnode[resp.Node], nil
 }
 
 func (s *server) create(r *fuse.CreateRequest) {
-	resp, fn, sf, err := s.makeFile(&r.Header, r.Name, r.Mode)
+	if h := s.restoredHandle(r.ID); h != nil {
+		s.createdBefore(r, h)
+		return
+	}
+	resp, fn, err := s.makeFile(&r.Header, r.Name, r.Mode)
 	if err == syscall.EEXIST && r.Flags&fuse.OpenExclusive == 0 {
 		err = syscall.ESTALE // somebody was faster: the kernel looks it up again and opens it
 	}
@@ -102,17 +122,32 @@ func (s *server) create(r *fuse.CreateRequest) {
 		r.RespondError(err)
 		return
 	}
-	h, err := s.openFile(fn, r.Flags)
-	sf.Release()
+	h, err := s.openFile(&r.Header, fn, r.Flags)
 	if err != nil {
 		s.nodes.forget(fn.id, 1)
 		r.RespondError(err)
 		return
 	}
-	r.Respond(&fuse.CreateResponse{
-		LookupResponse: *resp,
-		OpenResponse:   fuse.OpenResponse{Handle: h.id, Flags: fuse.OpenDirectIO},
-	})
+	s.replyCreate(r, resp, h)
+}
+
+func (s *server) replyCreate(r *fuse.CreateRequest, e *fuse.LookupResponse, h *handle) {
+	_ = fpDone.create.Inject()
+	if s.dev.RespondCreate(&r.Header, e, uint64(h.id), h.reply, h.backing()) != nil {
+		s.closeHandle(h, &spool.Meta{Time: time.Now().UnixNano()}) // its opener is gone, no RELEASE comes
+		s.nodes.forget(e.Node, 1)
+	}
+}
+
+// createdBefore answers a CREATE that a predecessor had done and not answered.
+func (s *server) createdBefore(r *fuse.CreateRequest, h *handle) {
+	a, err := s.fileAttr(h.file)
+	if err != nil {
+		r.RespondError(err)
+		return
+	}
+	h.node.lookups++
+	s.replyCreate(r, &fuse.LookupResponse{Node: h.node.id, Attr: a}, h)
 }
 
 func (s *server) mknod(r *fuse.MknodRequest) {
@@ -120,19 +155,17 @@ func (s *server) mknod(r *fuse.MknodRequest) {
 		r.RespondError(syscall.EPERM)
 		return
 	}
-	resp, _, sf, err := s.makeFile(&r.Header, r.Name, r.Mode)
+	resp, _, err := s.makeFile(&r.Header, r.Name, r.Mode)
 	if err != nil {
 		r.RespondError(err)
 		return
 	}
-	sf.Release()
-	if !s.raw.entry(&r.Header, resp) {
-		r.Respond(resp)
-	}
+	_ = fpDone.mknod.Inject()
+	s.dev.RespondEntry(&r.Header, resp)
 }
 
 func (s *server) mkdir(r *fuse.MkdirRequest) {
-	parent := s.nodes.dirs[r.Node]
+	parent := s.dirNode(r.Node)
 	if parent == nil {
 		r.RespondError(syscall.ENOTDIR)
 		return
@@ -145,6 +178,9 @@ func (s *server) mkdir(r *fuse.MkdirRequest) {
 		}
 		err = s.store.Mkdir(parent.child(r.Name), mode, uid, gid)
 	}
+	if err == syscall.EEXIST && isResent(r.ID) {
+		err = nil // as with makeFile
+	}
 	var resp *fuse.LookupResponse
 	if err == nil {
 		resp, err = s.entry(parent, r.Name)
@@ -153,67 +189,131 @@ func (s *server) mkdir(r *fuse.MkdirRequest) {
 		r.RespondError(err)
 		return
 	}
-	if !s.raw.entry(&r.Header, resp) {
-		r.Respond(&fuse.MkdirResponse{LookupResponse: *resp})
+	_ = fpDone.mkdir.Inject()
+	s.dev.RespondEntry(&r.Header, resp)
+}
+
+// drainPatience bounds how long a change of names waits for the capture: the kernel keeps
+// the directory locked meanwhile. What is not captured then is captured later; only that
+// it comes before what is written under the new name is not certain any more.
+const drainPatience = time.Second
+
+// changeNames does change, which takes the name of file n away, and answers. What the
+// kernel has written to it so far is in the queue before.
+func (s *server) changeNames(h *fuse.Header, n []spool.Number, done *failpoint.Point, change func() error) {
+	var drain []spool.Number
+	for _, one := range n {
+		if f := s.nodes.files[one]; f != nil && len(f.kernel) > 0 {
+			drain = append(drain, one)
+		}
 	}
+	if len(drain) == 0 {
+		err := change()
+		_ = done.Inject()
+		s.dev.RespondError(kernel.Forgo(h).ID, errno(err))
+		return
+	}
+	s.later(h, func(ctx context.Context, h *fuse.Header) {
+		for _, one := range drain {
+			wait, cancel := context.WithTimeout(ctx, drainPatience)
+			if err := s.capture.DrainNow(wait, one); err != nil && ctx.Err() == nil {
+				s.log.Warn("a file loses its name before all of it is captured; the rest follows", "file", one.String(), "err", err)
+			}
+			cancel()
+		}
+		if err := ctx.Err(); err != nil {
+			s.answer(h.ID, func() { s.dev.RespondError(h.ID, s.errnoOf(ctx, err)) })
+			return
+		}
+		s.mu.Lock()
+		err := change()
+		s.mu.Unlock()
+		_ = done.Inject()
+		s.answer(h.ID, func() { s.dev.RespondError(h.ID, errno(err)) })
+	})
+}
+
+// errno is what a program gets for an error of the store's calls on names, which are bare.
+func errno(err error) syscall.Errno {
+	if err == nil {
+		return 0
+	}
+	if e, ok := err.(syscall.Errno); ok {
+		return e
+	}
+	return syscall.EIO
 }
 
 func (s *server) remove(r *fuse.RemoveRequest) {
-	parent := s.nodes.dirs[r.Node]
+	parent := s.dirNode(r.Node)
 	if parent == nil {
 		r.RespondError(syscall.ENOTDIR)
 		return
 	}
-	path := parent.child(r.Name)
-	dir, n, err := s.store.Lookup(path)
-	switch {
-	case err != nil:
-	case r.Dir && !dir:
+	dir, n, err := s.store.Lookup(parent.child(r.Name))
+	if err == syscall.ENOENT && isResent(r.ID) {
+		r.Respond() // done before
+		return
+	}
+	if err == nil && r.Dir && !dir {
 		err = syscall.ENOTDIR
-	case r.Dir:
-		if err = s.store.Rmdir(path); err == nil {
-			s.nodes.removed(parent, r.Name)
-		}
-	default:
-		if err = s.store.Unlink(path); err == nil {
-			s.nodes.unlinked(n)
-		}
 	}
 	if err != nil {
 		r.RespondError(err)
 		return
 	}
-	r.Respond()
+	if r.Dir {
+		s.changeNames(&r.Header, nil, fpDone.rmdir, func() error {
+			err := s.store.Rmdir(parent.child(r.Name))
+			if err == nil {
+				s.nodes.removed(parent, r.Name)
+			}
+			return err
+		})
+		return
+	}
+	s.changeNames(&r.Header, []spool.Number{n}, fpDone.unlink, func() error {
+		err := s.store.Unlink(parent.child(r.Name))
+		if err == nil {
+			s.nodes.unlinked(n)
+		}
+		return err
+	})
 }
 
 func (s *server) rename(r *fuse.RenameRequest) {
-	if err := s.renameNames(r); err != nil {
+	from, to := s.dirNode(r.Node), s.dirNode(r.NewDir)
+	if from == nil || to == nil {
+		r.RespondError(syscall.ENOTDIR)
+		return
+	}
+	oldPath, newPath := from.child(r.OldName), to.child(r.NewName)
+	dir, n, err := s.store.Lookup(oldPath)
+	_, over, overErr := s.store.Lookup(newPath)
+	if oldPath == newPath || err == syscall.ENOENT && overErr == nil && isResent(r.ID) {
+		r.Respond() // nothing to do, or done before
+		return
+	}
+	if err != nil {
 		r.RespondError(err)
 		return
 	}
-	r.Respond()
-}
-
-func (s *server) renameNames(r *fuse.RenameRequest) error {
-	from, to := s.nodes.dirs[r.Node], s.nodes.dirs[r.NewDir]
-	if from == nil || to == nil {
-		return syscall.ENOTDIR
+	var files []spool.Number
+	if !dir {
+		files = append(files, n)
 	}
-	oldPath, newPath := from.child(r.OldName), to.child(r.NewName)
-	if oldPath == newPath {
+	if overErr == nil && over != 0 {
+		files = append(files, over)
+	}
+	s.changeNames(&r.Header, files, fpDone.rename, func() error {
+		err := s.store.Rename(from.child(r.OldName), to.child(r.NewName))
+		if err != nil {
+			return err
+		}
+		if overErr == nil && over != 0 {
+			s.nodes.unlinked(over)
+		}
+		s.nodes.renamed(n, dir, from, r.OldName, to, r.NewName)
 		return nil
-	}
-	dir, n, err := s.store.Lookup(oldPath)
-	if err != nil {
-		return err
-	}
-	overDir, over, overErr := s.store.Lookup(newPath)
-	if err := s.store.Rename(oldPath, newPath); err != nil {
-		return err
-	}
-	if overErr == nil && !overDir {
-		s.nodes.unlinked(over)
-	}
-	s.nodes.renamed(n, dir, from, r.OldName, to, r.NewName)
-	return nil
+	})
 }

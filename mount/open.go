@@ -2,132 +2,146 @@ package mount
 
 import (
 	"context"
-	"io"
+	"errors"
 	"syscall"
 	"time"
 
 	"bazil.org/fuse"
 
+	"ftfuse/mount/kernel"
+	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
 )
 
+func metaOf(h *fuse.Header) spool.Meta {
+	return spool.Meta{Unique: uniqueOf(h.ID), PID: h.Pid, UID: h.Uid, GID: h.Gid, Time: time.Now().UnixNano()}
+}
+
 func (s *server) open(r *fuse.OpenRequest) {
-	if r.Dir {
-		d := s.nodes.dirs[r.Node]
-		if d == nil {
-			r.RespondError(syscall.ENOTDIR)
-			return
-		}
-		r.Respond(&fuse.OpenResponse{Handle: s.addHandle(&handle{dir: d}).id})
-		return
+	h, err := s.restoredHandle(r.ID), error(nil)
+	switch fn := s.fileNode(r.Node); {
+	case h != nil: // a predecessor has done it
+	case r.Dir:
+		h, err = s.openDir(r)
+	case fn == nil:
+		err = syscall.ESTALE
+	default:
+		h, err = s.openFile(&r.Header, fn, r.Flags)
 	}
-	fn := s.nodes.fnode[r.Node]
-	if fn == nil {
-		r.RespondError(syscall.ESTALE)
-		return
-	}
-	h, err := s.openFile(fn, r.Flags)
 	if err != nil {
 		r.RespondError(err)
 		return
 	}
-	r.Respond(&fuse.OpenResponse{Handle: h.id, Flags: fuse.OpenDirectIO})
+	_ = fpDone.open.Inject()
+	m := metaOf(&r.Header)
+	if s.dev.RespondOpen(&r.Header, uint64(h.id), h.reply, h.backing()) != nil {
+		s.closeHandle(h, &m) // its opener is gone, no RELEASE comes
+	}
 }
 
-func (s *server) addHandle(h *handle) *handle {
-	s.lastID++
-	h.id = s.lastID
-	s.handles[h.id] = h
-	return h
+func (s *server) openDir(r *fuse.OpenRequest) (*handle, error) {
+	d := s.dirNode(r.Node)
+	if d == nil {
+		return nil, syscall.ENOTDIR
+	}
+	h := &handle{dir: d, flags: r.Flags, pid: r.Pid, path: d.path()}
+	m := metaOf(&r.Header)
+	if err := s.keep(h, &m); err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
-// openFile makes a handle of a file. Every one is direct I/O: one write(2) is one
-// request, and nothing is cached.
-func (s *server) openFile(fn *fileNode, flags fuse.OpenFlags) (*handle, error) {
+// backing is the backing id that the kernel is answered for h.
+func (h *handle) backing() int32 {
+	if h.reply&kernel.OpenPassthrough == 0 {
+		return 0
+	}
+	return h.file.backing
+}
+
+// openFile makes a handle of a file. Nothing is ever cached: either the kernel writes to
+// the spool file for it, or one write(2) is one request (direct I/O).
+func (s *server) openFile(r *fuse.Header, fn *fileNode, flags fuse.OpenFlags) (*handle, error) {
 	f := fn.file
 	sf, err := s.store.Acquire(f.number)
 	if err != nil {
 		s.log.Error("open", "path", f.path(), "err", err)
 		return nil, syscall.EIO
 	}
-	h := &handle{file: f, node: fn}
+	mode, reply := s.how(f, sf, flags)
+	h := &handle{file: f, node: fn, reply: reply, flags: flags, pid: r.Pid, path: f.path()}
+	m := metaOf(r)
 	if !flags.IsReadOnly() {
-		if h.write, err = s.store.OpenWriter(sf, f.path()); err != nil {
-			sf.Release()
-			s.log.Error("open for writing", "path", f.path(), "err", err)
-			return nil, syscall.EIO
+		if h.write, err = s.store.OpenHandle(sf, h.path, mode, &m); err != nil {
+			s.log.Error("open for writing", "path", h.path, "err", err)
+			err = syscall.EIO
 		}
-		fn.writers++
+	}
+	if err == nil {
+		err = s.keep(h, &m)
+	}
+	if err != nil {
+		if h.write != nil {
+			h.write.End(&m)
+		}
+		s.closeBacking(f, func() {})
+		sf.Release()
+		return nil, err
 	}
 	f.spool = sf
-	f.opens++
-	return s.addHandle(h), nil
+	s.count(h)
+	return h, nil
 }
 
-// read answers on another goroutine: what is not in the page cache takes its time.
-func (s *server) read(r *fuse.ReadRequest) {
-	h := s.handles[r.Handle]
-	switch {
-	case h == nil:
-		r.RespondError(syscall.EBADF)
-	case r.Dir:
-		path := h.dir.path()
-		s.wg.Go(func() { s.readDir(r, h, path) })
-	default:
-		sf := h.file.spool
-		s.wg.Go(func() {
-			buf := make([]byte, r.Size)
-			n, err := readFull(sf, buf, r.Offset)
-			if err != nil {
-				s.log.Error("read", "file", sf.Number(), "err", err)
-				r.RespondError(syscall.EIO)
-				return
-			}
-			r.Respond(&fuse.ReadResponse{Data: buf[:n]})
-		})
+// keep stores h in the session and gives it its id: the kernel may hear of it.
+func (s *server) keep(h *handle, m *spool.Meta) error {
+	id, err := s.session.Reserve()
+	if err == nil {
+		h.id = fuse.HandleID(id)
+		if err = s.session.Store(storedHandle(h, m)); err != nil {
+			s.session.Unreserve(id)
+		}
 	}
+	if err != nil {
+		s.log.Error("open", "path", h.path, "err", err)
+		if errors.Is(err, session.ErrHandles) {
+			return syscall.ENFILE
+		}
+		return syscall.EIO
+	}
+	s.handles.put(h)
+	return nil
 }
 
-// readFull reads until buf is full or the file ends.
-func readFull(f *spool.File, buf []byte, off int64) (n int, err error) {
-	for n < len(buf) {
-		k, err := f.ReadAt(buf[n:], off+int64(n))
-		n += k
-		if err == io.EOF {
-			return n, nil
-		}
-		if err != nil {
-			return n, err
-		}
+func storedHandle(h *handle, m *spool.Meta) *session.Handle {
+	k := &session.Handle{
+		ID: uint64(h.id), Kind: session.Dir, Reply: uint8(h.reply), Unique: m.Unique, Flags: uint32(h.flags),
+		PID: m.PID, UID: m.UID, GID: m.GID, Time: m.Time, Path: h.path,
 	}
-	return n, nil
+	if h.dir != nil {
+		k.Node = uint64(h.dir.id)
+		return k
+	}
+	k.Kind, k.File, k.Node, k.Backing = session.Read, uint64(h.file.number), uint64(h.node.id), h.backing()
+	if h.write != nil {
+		k.Kind, k.Mode, k.Writer = session.Write, uint8(h.write.Mode()), h.write.Writer
+	}
+	return k
 }
 
-// readDir gives a piece of the listing that was taken when the directory was read at
-// offset 0, so that changes meanwhile neither repeat nor hide another name. Offsets are
-// bytes of the listing.
-func (s *server) readDir(r *fuse.ReadRequest, h *handle, path string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if r.Offset == 0 {
-		list, err := s.store.ReadDir(path)
-		if err != nil {
-			r.RespondError(err)
-			return
-		}
-		h.listing = fuse.AppendDirent(nil, fuse.Dirent{Name: ".", Type: fuse.DT_Dir, Inode: ^uint64(0)})
-		h.listing = fuse.AppendDirent(h.listing, fuse.Dirent{Name: "..", Type: fuse.DT_Dir, Inode: ^uint64(0)})
-		for _, e := range list {
-			d := fuse.Dirent{Name: e.Name, Type: fuse.DT_File, Inode: fileInode(e.Number)}
-			if e.Dir {
-				d.Type, d.Inode = fuse.DT_Dir, dirInode(e.Inode)
-			}
-			h.listing = fuse.AppendDirent(h.listing, d)
-		}
+// count adds an open handle to its file and node.
+func (s *server) count(h *handle) {
+	h.file.handles++
+	h.node.handles++
+	if h.write == nil {
+		return
 	}
-	from := min(max(r.Offset, 0), int64(len(h.listing)))
-	end := min(from+int64(r.Size), int64(len(h.listing)))
-	r.Respond(&fuse.ReadResponse{Data: h.listing[from:end]})
+	h.file.writers++
+	if h.write.Mode() == spool.Kernel {
+		h.file.kernel = append(h.file.kernel, h)
+		s.written[h.file] = true
+	}
 }
 
 // flushPatience bounds how long a close(2) waits for the journal: a process that is being
@@ -137,25 +151,25 @@ const flushPatience = 500 * time.Millisecond
 // flush comes at every close(2) of a descriptor, of a forked child's too. It ends no
 // line; binary mode ends a record there.
 func (s *server) flush(r *fuse.FlushRequest) {
-	h := s.handle(r.Handle)
+	h := s.fileHandle(r.Handle)
 	if h == nil {
 		r.RespondError(syscall.EBADF)
 		return
 	}
 	s.dropLocks(h.file, r.LockOwner, false)
 	if h.write != nil {
-		m := spool.Meta{Unique: uint64(r.ID), PID: r.Pid, UID: r.Uid, GID: r.Gid, Time: time.Now().UnixNano()}
+		m := metaOf(&r.Header)
 		if h.write.Flush(&m) == spool.ErrJournalFull {
-			s.later(&r.Header, func(ctx context.Context) {
+			s.later(&r.Header, func(ctx context.Context, r *fuse.Header) {
 				ctx, cancel := context.WithTimeout(ctx, flushPatience)
 				defer cancel()
 				s.noteLater(ctx, func() error { return h.write.Flush(&m) })
-				s.answered(r.ID)
-				r.Respond()
+				s.answer(r.ID, func() { s.dev.RespondError(r.ID, 0) })
 			})
 			return
 		}
 	}
+	_ = fpDone.flush.Inject()
 	r.Respond()
 }
 
@@ -176,51 +190,87 @@ func (s *server) noteLater(ctx context.Context, note func() error) {
 
 // release is the last close of a handle. Nobody waits for its reply, but the kernel sends
 // it before close(2) returns: a later open finds it noted, or owed before its own notes.
+// A handle that is not there was released before a takeover.
 func (s *server) release(r *fuse.ReleaseRequest) {
-	h := s.handles[r.Handle]
-	delete(s.handles, r.Handle)
-	s.pollers.forget(r.Handle)
-	if h == nil || h.dir != nil {
-		r.Respond()
-		return
+	if h := s.handles.get(r.Handle); h != nil {
+		if h.file != nil && r.ReleaseFlags&fuse.ReleaseFlockUnlock != 0 {
+			s.dropLocks(h.file, r.LockOwner, true)
+		}
+		m := metaOf(&r.Header)
+		s.closeHandle(h, &m)
 	}
-	f, sf := h.file, h.file.spool
-	if r.ReleaseFlags&fuse.ReleaseFlockUnlock != 0 {
-		s.dropLocks(f, r.LockOwner, true)
-	}
-	f.opens--
-	if f.opens == 0 {
-		f.spool = nil
-	}
-	if h.write != nil {
-		h.node.writers--
-		h.write.End(&spool.Meta{Unique: uint64(r.ID), PID: r.Pid, UID: r.Uid, GID: r.Gid, Time: time.Now().UnixNano()})
-	}
-	sf.Release()
-	s.nodes.drop(h.node)
+	_ = fpDone.release.Inject()
 	r.Respond()
 }
 
-// fsync returns when what was accepted of the file is in the queue, on disk. For a
-// directory its names are.
+// closeHandle ends a handle: its note first, then its place in the session.
+func (s *server) closeHandle(h *handle, m *spool.Meta) {
+	s.handles.remove(h)
+	s.pollers.forget(h.id)
+	if h.dir != nil {
+		s.session.Free(uint64(h.id), h.path)
+		return
+	}
+	f, sf := h.file, h.file.spool
+	f.handles--
+	h.node.handles--
+	if h.write != nil {
+		f.writers--
+		if h.write.Mode() == spool.Kernel {
+			f.kernel.remove(h)
+			if len(f.kernel) == 0 {
+				delete(s.written, f)
+			}
+		}
+		h.write.End(m)
+	}
+	_ = fpReleased.Inject()
+	s.closeBacking(f, func() { s.session.Free(uint64(h.id), h.path) })
+	if f.handles == 0 {
+		f.spool = nil
+	}
+	sf.Release()
+	s.nodes.drop(h.node)
+}
+
+// fsyncPatience is how long fsync(2) of a file with one node waits for the queue: the
+// kernel keeps all its writers waiting for that long. What is not in the queue then is
+// made durable in the spool, where the next start finds it.
+const fsyncPatience = 500 * time.Millisecond
+
+// fsync returns when what was accepted of the file is on disk. For a directory its names
+// are.
 func (s *server) fsync(r *fuse.FsyncRequest) {
-	h := s.handles[r.Handle]
+	h := s.handles.get(r.Handle)
 	if h == nil {
 		r.RespondError(syscall.EBADF)
 		return
 	}
-	work := func(ctx context.Context) error { return s.capture.Drain(ctx, h.file.number) }
+	var work func(ctx context.Context) error
 	if h.dir != nil {
 		path := h.dir.path()
 		work = func(context.Context) error { return s.store.SyncDir(path) }
+	} else {
+		f, sf := h.file, h.file.spool
+		work = func(ctx context.Context) error { return s.syncFile(ctx, f, sf) }
 	}
-	s.later(&r.Header, func(ctx context.Context) {
+	s.later(&r.Header, func(ctx context.Context, r *fuse.Header) {
 		err := work(ctx)
-		s.answered(r.ID)
-		if err != nil {
-			r.RespondError(s.errnoOf(ctx, err))
-			return
-		}
-		r.Respond()
+		errno := s.errnoOf(ctx, err)
+		_ = fpDone.fsync.Inject()
+		s.answer(r.ID, func() { s.dev.RespondError(r.ID, errno) })
 	})
+}
+
+func (s *server) syncFile(ctx context.Context, f *file, sf *spool.File) error {
+	if !f.one {
+		return s.capture.Drain(ctx, f.number)
+	}
+	wait, cancel := context.WithTimeout(ctx, fsyncPatience)
+	defer cancel()
+	err := s.capture.Drain(wait, f.number)
+	if err != nil && ctx.Err() == nil {
+		err = sf.Sync()
+	}
+	return err
 }

@@ -3,6 +3,7 @@ package mount
 import (
 	"sync"
 	"time"
+	"unsafe"
 
 	"bazil.org/fuse"
 )
@@ -67,13 +68,22 @@ func (p *pollers) take(room bool) (tell []fuse.PollWakeup, more bool) {
 	return tell, p.looking
 }
 
+// wakeupKey is what the kernel calls a poller (kh), which the library does not show, and
+// wakeup the reverse of it.
+func wakeupKey(w fuse.PollWakeup) uint64    { return *(*uint64)(unsafe.Pointer(&w)) }
+func wakeup(key uint64) (w fuse.PollWakeup) { *(*uint64)(unsafe.Pointer(&w)) = key; return w }
+
+// This does not compile if a PollWakeup is more than its key.
+var _ = [1]struct{}{}[unsafe.Sizeof(fuse.PollWakeup{})-unsafe.Sizeof(uint64(0))]
+
 // poll says what can be done with an open file at once: reading always, as with any file
 // on a disk, writing while there is room for it.
 func (s *server) poll(r *fuse.PollRequest) {
 	events := fuse.DefaultPollMask
-	if h := s.handles[r.Handle]; h != nil && h.write != nil {
+	if h := s.handles.get(r.Handle); h != nil && h.write != nil {
 		if w, ok := r.Wakeup(); ok {
 			s.pollers.add(h.id, w)
+			s.session.SetPoll(uint64(h.id), wakeupKey(w))
 		}
 		if !s.writable() {
 			events &^= fuse.PollOut | fuse.PollWriteNormal

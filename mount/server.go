@@ -12,6 +12,8 @@ import (
 
 	"bazil.org/fuse"
 
+	"ftfuse/mount/kernel"
+	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
 )
 
@@ -20,13 +22,26 @@ import (
 type capturer interface {
 	// Drain returns when everything accepted so far of file n is in the queue, on disk.
 	Drain(ctx context.Context, n spool.Number) error
+	// DrainNow does not wait for room in the queue.
+	DrainNow(ctx context.Context, n spool.Number) error
 	// BeginTruncate drains file n and commits that it is about to be cut to size.
 	BeginTruncate(ctx context.Context, n spool.Number, size int64) error
-	// FinishTruncate commits that it was.
+	// FinishTruncate commits that it was, by the request unique.
 	FinishTruncate(ctx context.Context, n spool.Number, size int64, unique uint64) error
 	// Overwrite commits data, which is about to be written over bytes of file n that were
 	// captured, as a record; the file then is captured up to end at least.
 	Overwrite(ctx context.Context, n spool.Number, e spool.Entry, data []byte, end int64) error
+	// Finished returns the request whose truncation or overwrite of file n was committed
+	// last on this connection.
+	Finished(n spool.Number) (unique uint64, ok bool)
+}
+
+// throttler slows down the programs for which the kernel writes.
+type throttler interface {
+	// Hold is asked with each change of a file's times by thread tid, in the request loop. nil:
+	// it takes place. Else it does not, and is answered when the channel is closed: meanwhile
+	// the kernel keeps everybody from writing to the file.
+	Hold(tid uint32, n spool.Number) <-chan struct{}
 }
 
 // settings of a server.
@@ -37,6 +52,7 @@ type settings struct {
 	umask    uint32
 	uid, gid *uint32 // owner of new files; nil: who makes them
 	maxBytes int64
+	one      func(path string) bool // whether the kernel may write to a file of this path by itself
 }
 
 type fullPolicy int
@@ -48,27 +64,37 @@ const (
 )
 
 // server answers the kernel's requests: one loop reads them and answers what cannot
-// block; everything else runs on goroutines of its own, which Serve waits for. The
-// node table and the handles belong to the loop.
+// block; everything else runs on goroutines of its own, which stop and leave wait for.
+//
+// mu guards names, nodes, handles and locks. The loop holds it over each request but
+// WRITE, which needs none of it; a goroutine takes it for what it changes at its end.
 type server struct {
-	o       settings
-	conn    *fuse.Conn
-	raw     rawConn
-	store   *spool.Store
-	capture capturer
-	log     *slog.Logger
-	room    room
+	o        settings
+	conn     *fuse.Conn
+	dev      *kernel.Device
+	store    *spool.Store
+	capture  capturer
+	session  *session.Session
+	throttle throttler // nil for none
+	log      *slog.Logger
+	room     room
 
 	ctx     context.Context // ends when the server stops waiting for anything
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 	pending pending
 	pollers pollers
-	closing atomic.Bool // no write is accepted any more
+	closing atomic.Bool   // no write is accepted any more
+	leaving atomic.Bool   // a successor takes over: nothing is answered any more
+	served  chan struct{} // closed when the loop has ended
 
-	nodes   *nodeTable
-	handles map[fuse.HandleID]*handle
-	lastID  fuse.HandleID
+	handles handleTable
+
+	mu            sync.Mutex
+	nodes         *nodeTable
+	written       map[*file]bool     // those with handles through which the kernel writes
+	restored      map[uint64]*handle // handles of a predecessor, by the request that opened them
+	backingFailed sync.Once
 
 	n counters
 }
@@ -78,33 +104,27 @@ type counters struct {
 	writes, bytes, parked, refusedFull, overwrites, refusedOver, interrupted, truncates atomic.Int64
 }
 
-// handle is an open file or directory.
-type handle struct {
-	id    fuse.HandleID
-	file  *file         // nil for a directory
-	node  *fileNode     //
-	write *spool.Handle // nil if it is not open for writing
-
-	dir     *dirNode // nil for a file
-	mu      sync.Mutex
-	listing []byte // what READDIR gives, from the newest read at offset 0
-}
-
-func newServer(conn *fuse.Conn, store *spool.Store, c capturer, free func() int64, o settings, log *slog.Logger) *server {
+// newServer makes the server of a connection. sess is that connection's; free says how many
+// bytes may be accepted.
+func newServer(conn *fuse.Conn, dev *kernel.Device, store *spool.Store, c capturer, sess *session.Session, free func() int64, o settings, log *slog.Logger) *server {
 	s := &server{
-		o: o, conn: conn, store: store, capture: c, log: log,
-		raw: rawConn{-1}, nodes: newNodeTable(), handles: map[fuse.HandleID]*handle{},
+		o: o, conn: conn, dev: dev, store: store, capture: c, session: sess, log: log,
+		nodes: newNodeTable(o.one), written: map[*file]bool{}, served: make(chan struct{}),
 	}
 	s.room.free = free
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
 
-// serve answers requests until the file system is unmounted or the connection closed.
+// serve answers requests until the file system is unmounted, the connection closed or
+// leave called. It may be called once.
 func (s *server) serve() error {
+	defer close(s.served)
 	for {
 		req, err := s.conn.ReadRequest()
 		switch {
+		case s.leaving.Load(): // a request that was read is the successor's: the kernel gives it again
+			return nil
 		case err == nil:
 			if w, ok := req.(*fuse.WriteRequest); ok {
 				s.writeRequest(w)
@@ -129,6 +149,8 @@ func (s *server) stop() {
 }
 
 func (s *server) request(req fuse.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch r := req.(type) {
 	case *fuse.LookupRequest:
 		s.lookup(r)
@@ -193,15 +215,16 @@ func (s *server) rareRequest(req fuse.Request) {
 		req.RespondError(syscall.EPERM) // what file systems without links say (symlink(2), link(2))
 	case *fuse.DestroyRequest:
 		r.Respond()
+	case *fuse.NotifyReply: // leave asked for it
 	default: // xattrs, RENAME2, LSEEK, IOCTL and the like: the kernel does without
 		req.RespondError(syscall.ENOSYS)
 	}
 }
 
-func (s *server) handle(id fuse.HandleID) *handle {
-	h := s.handles[id]
-	if h == nil || h.file == nil {
-		return nil
+// fileHandle returns an open file, nil if id is none.
+func (s *server) fileHandle(id fuse.HandleID) *handle {
+	if h := s.handles.get(id); h != nil && h.file != nil {
+		return h
 	}
-	return h
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"bazil.org/fuse"
 
+	"ftfuse/mount/kernel"
 	"ftfuse/queue"
 )
 
@@ -72,16 +73,17 @@ const signalGrace = 500 * time.Millisecond
 // INTERRUPT only, and a second signal may be the one that kills.
 const killPoll = 50 * time.Millisecond
 
-// later runs work on a goroutine of its own. Its context ends at the end of the server
-// and after an INTERRUPT of the request: at once if its thread is being killed, after
-// signalGrace otherwise.
-func (s *server) later(h *fuse.Header, work func(ctx context.Context)) {
+// later runs work on a goroutine of its own, with a copy of the request's header: the
+// request itself must not be used any more, since its buffer, of a megabyte, is given
+// back. The context ends at the end of the server and after an INTERRUPT of the request:
+// at once if its thread is being killed, after signalGrace otherwise.
+func (s *server) later(r *fuse.Header, work func(ctx context.Context, h *fuse.Header)) {
+	h := kernel.Forgo(r)
 	ctx, cancel := context.WithCancel(s.ctx)
-	tid := h.Pid
-	s.pending.add(h.ID, func() { s.wg.Go(func() { giveWay(ctx, cancel, tid) }) })
+	s.pending.add(h.ID, func() { s.wg.Go(func() { giveWay(ctx, cancel, h.Pid) }) })
 	s.wg.Go(func() {
 		defer cancel()
-		work(ctx)
+		work(ctx, &h)
 	})
 }
 
@@ -103,13 +105,22 @@ func giveWay(ctx context.Context, cancel func(), tid uint32) {
 	cancel()
 }
 
-// answered removes the request from the pending ones; it is called right before a reply.
-func (s *server) answered(id fuse.RequestID) { s.pending.remove(id) }
+// answer gives the reply of a request that later began, unless a successor will: it gets
+// the request again and finds what was done.
+func (s *server) answer(id fuse.RequestID, reply func()) {
+	s.pending.remove(id)
+	if !s.leaving.Load() {
+		reply()
+	}
+}
 
-// errnoOf is what a program gets for an error of a slow operation: EINTR if ctx ended
-// by an INTERRUPT, ESHUTDOWN if the server stops, a bare errno as it is, EIO else.
+// errnoOf is what a program gets for an error of a slow operation: 0 for none, EINTR if
+// ctx ended by an INTERRUPT, ESHUTDOWN if the server stops, a bare errno as it is, EIO
+// else.
 func (s *server) errnoOf(ctx context.Context, err error) syscall.Errno {
 	switch {
+	case err == nil:
+		return 0
 	case s.ctx.Err() != nil:
 		return syscall.ESHUTDOWN
 	case ctx.Err() != nil:

@@ -1,0 +1,143 @@
+package mount
+
+import (
+	"path/filepath"
+	"syscall"
+
+	"bazil.org/fuse"
+	"golang.org/x/sys/unix"
+
+	"ftfuse/config"
+	"ftfuse/mount/capture"
+	"ftfuse/mount/kernel"
+	"ftfuse/mount/spool"
+)
+
+// way is how a file with one node is open. It is decided with the first handle and stays
+// until the last one is closed: for the kernel all handles of an inode are of one kind
+// (fs/fuse/iomode.c), and replies reach the openers in no certain order.
+type way uint8
+
+const (
+	// wayKernel: every handle has the file's backing id. The kernel writes for those that
+	// only append; the others come to the daemon.
+	wayKernel way = iota
+	// wayDaemon: every handle is plain direct I/O, so that none can be mapped shared.
+	wayDaemon
+)
+
+// serverSettings makes the settings of a server from a configuration. pass: the kernel
+// may write by itself, as far as the connection and the file system of the spool go.
+func serverSettings(cfg *config.Config, pass bool) settings {
+	m, q := cfg.Mount, cfg.QueueFor(config.RoleMount)
+	o := settings{
+		full: fullPolicies[q.OnFull], sync: q.Durability == config.DurabilitySync,
+		refuse: m.Overwrite == config.OverwriteRefuse, umask: m.Umask,
+		uid: m.UID, gid: m.GID, maxBytes: int64(q.MaxBytes), one: func(string) bool { return false },
+	}
+	if !pass || o.sync || o.full == fullError && !ownFileSystem(cfg.RoleDir(config.RoleMount)) {
+		return o
+	}
+	rules := captureRules(m.Rules)
+	o.one = func(path string) bool {
+		i := capture.Match(rules, path)
+		return i < 0 || m.Rules[i].Attribution == config.AttributionOpen
+	}
+	return o
+}
+
+// ownFileSystem reports whether the spool files have a file system of their own: then its
+// size is their limit, which the kernel keeps by itself.
+func ownFileSystem(dir string) bool {
+	var here, above unix.Stat_t
+	return unix.Stat(filepath.Join(dir, "spool"), &here) == nil && unix.Stat(dir, &above) == nil && here.Dev != above.Dev
+}
+
+// byKernel reports whether the kernel may write for an open with these flags: what only
+// appends, and whose writes need not be on the disk when they return.
+func byKernel(flags fuse.OpenFlags) bool {
+	const never = syscall.O_DIRECT | syscall.O_SYNC | syscall.O_DSYNC
+	return flags.IsWriteOnly() && flags&fuse.OpenAppend != 0 && flags&never == 0
+}
+
+// how says who writes for a handle of f that is about to be opened, and what the kernel is
+// to be answered. With the first handle it decides the file's way: one that could be
+// mapped shared keeps the kernel out of it, as long as there is a choice.
+func (s *server) how(f *file, sf *spool.File, flags fuse.OpenFlags) (spool.OpenMode, uint32) {
+	if !f.one {
+		return spool.PerWrite, kernel.OpenDirectIO
+	}
+	if f.handles == 0 {
+		f.way = wayKernel
+		if flags.IsReadWrite() || flags&syscall.O_DIRECT != 0 || !s.openBacking(f, sf) {
+			f.way = wayDaemon
+		}
+	}
+	switch {
+	case f.way == wayDaemon:
+		return spool.Shared, kernel.OpenDirectIO
+	case byKernel(flags):
+		return spool.Kernel, kernel.OpenPassthrough
+	}
+	return spool.Shared, kernel.OpenPassthrough | kernel.OpenDirectIO
+}
+
+// openBacking gives f's spool file to the kernel. Where that fails, the daemon serves it.
+func (s *server) openBacking(f *file, sf *spool.File) bool {
+	fd, err := sf.OpenBacking()
+	if err == nil {
+		f.backing, err = s.dev.OpenBacking(int(fd.Fd()))
+		fd.Close()
+	}
+	if err != nil {
+		f.backing = 0
+		s.backingFailed.Do(func() {
+			s.log.Warn("the kernel does not take a spool file: the daemon writes to it; said once", "file", f.number.String(), "err", err)
+		})
+		return false
+	}
+	s.session.Opened(f.backing)
+	return true
+}
+
+// closeBacking gives the backing id of a file without handles up, after free has
+// forgotten the last of them: a kill in between leaves a note that the id may be open.
+func (s *server) closeBacking(f *file, free func()) {
+	if f.backing == 0 || f.handles > 0 {
+		free()
+		return
+	}
+	s.session.Closing(f.backing)
+	free()
+	if err := s.dev.CloseBacking(f.backing); err != nil {
+		s.log.Warn("a spool file stays with the kernel until the mount ends", "file", f.number.String(), "err", err)
+	}
+	s.session.Closing(0)
+	f.backing = 0
+}
+
+// kernelFile is a file that the kernel writes to.
+type kernelFile struct {
+	Number spool.Number
+	Path   string   // below the mount; "" for one that has no name any more
+	PIDs   []uint32 // threads that opened it, the newest last
+}
+
+// kernelWritten returns the files that the kernel may be writing to. It may be called from
+// any goroutine.
+func (s *server) kernelWritten() []kernelFile {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]kernelFile, 0, len(s.written))
+	for f := range s.written {
+		k := kernelFile{Number: f.number, PIDs: make([]uint32, len(f.kernel))}
+		if !f.unlinked {
+			k.Path = f.path()
+		}
+		for i, h := range f.kernel {
+			k.PIDs[i] = h.pid
+		}
+		all = append(all, k)
+	}
+	return all
+}
