@@ -29,7 +29,8 @@ const linkFD = "_FTFUSE_LINK_FD" // the helper finds the socket for the library 
 var connecting sync.Mutex
 
 // Connect returns the library's side of the device. The first time, it negotiates with
-// the kernel: passthrough if want (and the kernel can), writes of MaxWrite. On a device
+// the kernel: passthrough if want (and the kernel can, and this process may register
+// backing files), writes of MaxWrite. On a device
 // from Attach it replays the saved INIT and the kernel hears nothing. The Conn has a
 // descriptor of its own.
 //
@@ -81,7 +82,7 @@ func (d *Device) negotiate(sock int, want bool) error {
 	if d.reply != nil {
 		return nil
 	}
-	out := rewrite(d.request, b[:n], want && fpNoPass.Inject() == nil)
+	out := rewrite(d.request, b[:n], want && capable(unix.CAP_SYS_ADMIN) && fpNoPass.Inject() == nil)
 	if _, err := unix.Write(d.fd, out); err != nil {
 		return fmt.Errorf("answer INIT: %w; was it unmounted meanwhile?", err)
 	}

@@ -29,10 +29,8 @@ func Probe(spoolDir string) Support {
 	if os.Geteuid() != 0 || !capable(unix.CAP_SYS_ADMIN) {
 		return noSupport("FUSE passthrough needs root (CAP_SYS_ADMIN)")
 	}
-	for _, name := range []string{"max_request_timeout"} {
-		if n := sysctl(name); n != 0 {
-			return noSupport("the sysctl fs.fuse.%s is %d: the kernel would drop the connection when a request waits for longer; set it to 0", name, n)
-		}
+	if n := sysctl("max_request_timeout"); n != 0 {
+		return noSupport("the sysctl fs.fuse.max_request_timeout is %d: the kernel would drop the connection when a request waits for so many seconds; set it to 0", n)
 	}
 	dir := existing(spoolDir)
 	if s := probeFS(dir); s.Why != "" {
@@ -163,9 +161,12 @@ func existing(dir string) string {
 	}
 }
 
+// sysctls is where fs.fuse is. Tests put a directory of their own in its place.
+var sysctls = "/proc/sys/fs/fuse"
+
 // sysctl returns fs.fuse.NAME; 0 where the kernel has none.
 func sysctl(name string) int {
-	text, err := os.ReadFile("/proc/sys/fs/fuse/" + name)
+	text, err := os.ReadFile(filepath.Join(sysctls, name))
 	if err != nil {
 		return 0
 	}
