@@ -71,7 +71,7 @@ func (s *lineStore) Poll(dst []spool.Growth) []spool.Growth      { return dst }
 func (s *lineStore) NextPoll() (time.Duration, bool)             { return 0, false }
 func (s *lineStore) Growing() <-chan struct{}                    { return nil }
 func (s *lineStore) OpenMode(spool.Number) bool                  { return false }
-func (s *lineStore) DetachOrphans() (int, error)                 { return 0, nil }
+func (s *lineStore) DetachOrphans(bool) (int, error)             { return 0, nil }
 func (s *lineStore) Unpunch(spool.Number)                        {}
 
 func (s *lineStore) Lowest(_ spool.Number, _ uint64, none int64) (int64, bool) { return none, true }

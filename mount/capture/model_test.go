@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,13 +21,15 @@ import (
 // bytes in order. Every handle has a pid of its own, so a record tells whose it is.
 type model struct {
 	*rig
-	rnd     *rand.Rand
-	paths   []string
-	writers []*modelWriter // open ones
-	all     []*modelWriter
-	era     int // starts so far
-	ticks   int
-	broken  error // what stopped Run
+	rnd            *rand.Rand
+	paths          []string
+	writers        []*modelWriter // open ones
+	all            []*modelWriter
+	open, orphaned []*modelFile // of open mode
+	truncating     *modelFile   // at the kill
+	era            int          // starts so far
+	ticks          int
+	broken         error // what stopped Run
 }
 
 type modelWriter struct {
@@ -38,6 +41,8 @@ type modelWriter struct {
 	opened int    // in ticks
 	closed int    // 0: not by itself
 	era    int
+	segs   []segment // of a file of open mode; want is not used then
+	opens  int       // of that
 }
 
 func TestModel(t *testing.T) {
@@ -72,6 +77,7 @@ func modelRun(t *testing.T, seed uint64, ops int) {
 		},
 	}
 	m := &model{rig: newRig(t, o), rnd: rnd, paths: []string{"a", "b", "d/c", "bin/x", "no/y", "short/s"}}
+	m.so = modelOptions(rnd)
 	m.start()
 	for _, d := range []string{"d", "bin", "no", "short"} {
 		m.must(m.s.Mkdir(d, 0o755, 0, 0))
@@ -81,15 +87,22 @@ func modelRun(t *testing.T, seed uint64, ops int) {
 	}
 	m.disarm()
 	m.finish()
-	m.checkAll()
+	m.checkAll(true)
 }
 
 var capturePoints = []string{
 	"capture/seal", "capture/committed", "capture/freed", "capture/overwrite", "capture/intent",
-	"spool/truncated",
+	"spool/truncated", "capture/punched",
 }
 
 func (m *model) step() {
+	if m.rnd.IntN(2) == 0 {
+		m.kernelStep()
+		if m.broken != nil {
+			m.crashed()
+		}
+		return
+	}
 	switch n := m.rnd.IntN(100); {
 	case n < 12 || len(m.writers) == 0:
 		m.open1()
@@ -278,39 +291,46 @@ func (m *model) overwrite1() {
 	}
 }
 
-// crashed is a kill -9 and a start; all handles are gone then. It may be killed again
-// while it starts.
+// crashed is a kill -9 and a start, which may be killed again: by a worker that takes the
+// connection over, or without it, when all handles are gone and programs may go on writing
+// to spool files that the kernel let them have.
 func (m *model) crashed() {
 	m.disarm()
 	err := m.crash()
-	m.Logf("crash %d: run %v, model %v", m.era, err, m.broken)
+	takeover, orphans := m.rnd.IntN(3) == 0, m.rnd.IntN(2) == 0
+	m.Logf("crash %d: run %v, model %v; takeover %v, orphans %v", m.era, err, m.broken, takeover, orphans)
 	m.broken = nil
-	if m.rnd.IntN(3) == 0 {
-		point := []string{"capture/epoch", "capture/replayed", "capture/seal", "capture/committed"}[m.rnd.IntN(4)]
-		m.must(failpoint.Set(point, fmt.Sprintf("error@%d", 1+m.rnd.IntN(3))))
-		m.q.reopen()
-		m.rig.open()
-		err := m.c.Recover(m.ctx(), nil)
-		failpoint.Clear(point)
-		if err != nil && !errors.Is(err, failpoint.ErrInjected) {
-			m.Fatal(err)
-		}
-		m.cancel = nil
-		m.crash()
+	if takeover {
+		m.death(true)
+		m.again(m.taken)
+		m.resolve()
+		m.checkAll(false)
+		return
 	}
-	m.q.reopen()
-	m.start()
-	m.era++
+	if orphans {
+		m.orphans()
+		m.death(false)
+	} else {
+		m.closeAll()
+		m.truncating = nil
+	}
+	m.ticks++
+	for _, w := range m.all {
+		if w.closed == 0 && !m.isOrphan(w) {
+			w.closed = m.ticks
+		}
+	}
 	m.writers = nil
+	m.again(func() error { m.rig.open(); return m.c.Recover(m.ctx(), nil) })
+	m.era++
 	m.resolve()
-	m.checkAll()
+	m.checkAll(false)
 }
 
 // resolve finds out what became of overwrites that failed.
 func (m *model) resolve() {
 	got := m.byPID()
 	for _, w := range m.all {
-		w.h = nil
 		if w.maybe != "" && got[w.pid] == w.want.String()+w.maybe {
 			w.want.WriteString(w.maybe)
 		}
@@ -321,10 +341,10 @@ func (m *model) resolve() {
 func (m *model) byPID() map[uint32]string {
 	got := map[uint32]*strings.Builder{}
 	for _, x := range m.records() {
-		b := got[x.pid]
+		b := got[x.pid&pidMask]
 		if b == nil {
 			b = &strings.Builder{}
-			got[x.pid] = b
+			got[x.pid&pidMask] = b
 		}
 		b.WriteString(x.data)
 	}
@@ -338,27 +358,43 @@ func (m *model) byPID() map[uint32]string {
 // finish drains everything, with all writers closed.
 func (m *model) finish() {
 	m.unhold()
-	for len(m.writers) > 0 {
-		m.close1()
+	m.endOrphans()
+	for {
+		for len(m.writers) > 0 {
+			m.close1()
+		}
+		for len(m.open) > 0 {
+			m.kernelClose(m.open[0])
+		}
+		err := m.c.DrainAll(m.ctx())
+		if err == nil && len(m.orphaned) == 0 {
+			return
+		}
+		if err != nil && !errors.Is(err, ErrStopped) && !errors.Is(err, failpoint.ErrInjected) {
+			m.Fatal(err)
+		}
+		if err != nil {
+			m.crashed()
+		}
+		m.endOrphans()
 	}
-	err := m.c.DrainAll(m.ctx())
-	if errors.Is(err, ErrStopped) || errors.Is(err, failpoint.ErrInjected) {
-		m.crashed()
-		return
-	}
-	m.must(err)
 }
 
-// checkAll is called when everything is drained and all handles are closed.
-func (m *model) checkAll() {
+// checkAll is called when everything is drained. At the end all handles are closed.
+func (m *model) checkAll(end bool) {
 	m.Helper()
 	got := m.byPID()
 	for _, w := range m.all {
+		if w.opens > 0 {
+			m.checkKernel(got, w, end)
+			continue
+		}
 		want := w.want.String()
 		if strings.HasPrefix(w.path, "no/") {
 			want = ""
 		}
-		if g := got[w.pid]; g != want {
+		open := slices.Contains(m.writers, w)
+		if g := got[w.pid]; g != want && (!open || !strings.HasPrefix(want, g)) {
 			i := 0
 			for i < len(g) && i < len(want) && g[i] == want[i] {
 				i++
@@ -367,6 +403,9 @@ func (m *model) checkAll() {
 		}
 	}
 	m.checkLines()
+	if !end {
+		return
+	}
 	if n := m.c.Stats(); n.Pending != 0 || n.PendingBytes != 0 {
 		m.Errorf("%d unfinished lines of %d bytes are left", n.Pending, n.PendingBytes)
 	}
@@ -384,6 +423,9 @@ func (m *model) checkLines() {
 	inside := map[string]rec{} // path: the last record, if it did not end its line
 	piece := map[uint32]bool{}
 	for i, x := range m.records() {
+		if x.pid &= pidMask; x.pid == 0 {
+			m.Fatalf("record %d is nobody's: %v", i, x)
+		}
 		ended := strings.HasSuffix(x.data, "\n") || x.flags&record.PieceLast != 0 && x.flags&record.Binary != 0
 		p := inside[x.path]
 		switch {
@@ -413,5 +455,5 @@ func (m *model) checkLines() {
 // together reports whether x's writer was open when p's ended its line.
 func (m *model) together(p, x rec) bool {
 	a, b := m.all[p.pid-1], m.all[x.pid-1]
-	return a.era == b.era && (a.closed == 0 || b.opened < a.closed)
+	return a.closed == 0 || b.opened < a.closed
 }

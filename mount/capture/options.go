@@ -42,7 +42,7 @@ type Store interface {
 	Growing() <-chan struct{}
 	Lowest(n spool.Number, from uint64, none int64) (int64, bool)
 	OpenMode(n spool.Number) bool
-	DetachOrphans() (int, error)
+	DetachOrphans(taken bool) (int, error)
 	PunchAll(n spool.Number, size int64) (spool.Cut, error)
 	Unpunch(n spool.Number)
 }

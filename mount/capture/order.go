@@ -17,7 +17,8 @@ func (c *Capture) cutTurn(f *file, budget int64, until uint64) error {
 	}
 	for budget > 0 && !f.frozen && !f.empty() && f.next() <= until {
 		g, limit := p.oldest()
-		n, err := c.cutFile(g, budget, min(until, limit-1))
+		// What the kernel wrote to two of them, found at once, has one number.
+		n, err := c.cutFile(g, budget, min(until, max(limit-1, g.next())))
 		if err != nil {
 			return err
 		}

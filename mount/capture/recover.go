@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 
 	"ftfuse/internal/failpoint"
@@ -30,15 +29,13 @@ const recoverChunk = 512 << 10
 // everything is in the queue, on disk. It must be called once, before Run and before
 // anything is written to the spool.
 //
-// With live nil the connection to the kernel is a new one: all lines end, but those of
-// orphans, which are looked for (spool.DetachOrphans). Else a connection is taken over,
-// whose handles were restored in the spool; live tells of which writers, and their lines
-// go on.
+// With live nil the connection to the kernel is a new one: all lines end. Else a connection
+// is taken over, whose handles were restored in the spool; live tells of which writers, and
+// their lines go on. Orphans are looked for in either case (spool.DetachOrphans), and their
+// lines go on, too.
 func (c *Capture) Recover(ctx context.Context, live func(writer uint64) bool) error {
-	if live == nil {
-		if _, err := c.o.Store.DetachOrphans(); err != nil {
-			return fmt.Errorf("look for programs of an earlier mount that still write: %w", err)
-		}
+	if _, err := c.o.Store.DetachOrphans(live != nil); err != nil {
+		return fmt.Errorf("look for programs of an earlier mount that still write: %w", err)
 	}
 	c.live = live
 	run, cancel := context.WithCancel(ctx)
@@ -366,14 +363,11 @@ func (c *Capture) recoveredItem(f *file, n int64) item {
 // later may.
 func (c *Capture) endAll(st *stored) error {
 	var open []*writer
-	alive := false
 	for _, f := range c.files {
+		c.newest = max(c.newest, f.by.writer)
 		for _, w := range f.writers {
-			switch {
-			case c.alive(w):
-				alive = true
-				c.newest = max(c.newest, w.id)
-			case w.open():
+			c.newest = max(c.newest, w.id)
+			if w.open() && !c.alive(w) {
 				open = append(open, w)
 			}
 		}
@@ -381,12 +375,8 @@ func (c *Capture) endAll(st *stored) error {
 	slices.SortFunc(open, func(a, b *writer) int {
 		return cmp.Or(cmp.Compare(a.attr.Time, b.attr.Time), cmp.Compare(a.id, b.id))
 	})
-	mark := uint64(math.MaxUint64)
-	if c.live != nil { // those that open later are told from those that go on
-		mark = max(c.newest, 1)
-	}
 	for _, w := range open {
-		if err := c.end(w, mark); err != nil {
+		if err := c.end(w, max(c.newest, 1)); err != nil {
 			return err
 		}
 	}
@@ -394,15 +384,6 @@ func (c *Capture) endAll(st *stored) error {
 		c.endFile(f)
 		if st.orphans[f.number] {
 			delete(c.files, f.number)
-		}
-	}
-	if c.live != nil || alive {
-		return nil
-	}
-	for _, p := range c.paths {
-		if p.tail.mark != 0 || p.dirty {
-			p.tail = tail{}
-			c.dirtyPath(p)
 		}
 	}
 	return nil

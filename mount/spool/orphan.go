@@ -25,26 +25,26 @@ var (
 	fpOrphanMoved = failpoint.New("spool/orphan-moved") // the name is moved
 )
 
-const (
-	// orphanPatience is how long a writer may take to go: processes that were killed just
-	// now still close their files.
-	orphanPatience = 200 * time.Millisecond
-	orphanRetry    = 5 * time.Millisecond
-	// orphanPoll is how often a file is asked whether its orphans have closed it.
-	orphanPoll = 200 * time.Millisecond
-)
+// orphanRetry is how often a writer is asked whether it has gone, within OrphanPatience.
+const orphanRetry = 5 * time.Millisecond
 
 // DetachOrphans finds the spool files that somebody still writes to and takes their names
-// away; Files tells of them. It has to be called before any file is acquired and before
-// Begin, and not when a connection is taken over: then those are its writers.
-func (s *Store) DetachOrphans() (int, error) {
+// away; Files tells of them. It has to be called before Begin, and before any file is
+// acquired, but for those of a connection that is taken over, whose writers they have. All
+// others of that connection have closed their files, so that only files that lost their
+// names to an orphan before can have one then.
+func (s *Store) DetachOrphans(taken bool) (int, error) {
 	var left []int
 	for i := range s.found {
-		if s.writtenTo(s.found[i].Number) {
+		n := s.found[i].Number
+		if taken && (s.files[n] != nil || !s.orphans[n]) {
+			continue
+		}
+		if s.writtenTo(n) {
 			left = append(left, i)
 		}
 	}
-	for until := time.Now().Add(orphanPatience); len(left) > 0 && time.Now().Before(until); {
+	for until := time.Now().Add(s.o.OrphanPatience); len(left) > 0 && time.Now().Before(until); {
 		time.Sleep(orphanRetry)
 		kept := left[:0]
 		for _, i := range left {
@@ -160,7 +160,7 @@ func (s *Store) moveName(old FileInfo) (FileInfo, error) {
 
 // follow looks after the orphans until they are gone or ctx ends.
 func (s *Store) follow(ctx context.Context) {
-	tick := time.NewTicker(orphanPoll)
+	tick := time.NewTicker(s.o.OrphanPoll)
 	defer tick.Stop()
 	for {
 		s.mu.Lock()

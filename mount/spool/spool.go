@@ -30,6 +30,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -122,6 +123,10 @@ type Options struct {
 	Readback      int64  // bytes before the committed position that Punch leaves to be read; 0 means none
 	PunchEvery    int64  // granularity of punching under load; 4 MiB
 	Logger        *slog.Logger
+
+	// How long DetachOrphans waits for a writer to go, since processes that were killed just
+	// now still close their files, and how often an orphan is looked after; 200 ms.
+	OrphanPatience, OrphanPoll time.Duration
 }
 
 // Store is an open spool. Its methods are safe for concurrent use, but Entries, Wait,
@@ -166,6 +171,12 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	if o.PunchEvery == 0 {
 		o.PunchEvery = 4 << 20
+	}
+	if o.OrphanPatience == 0 {
+		o.OrphanPatience = 200 * time.Millisecond
+	}
+	if o.OrphanPoll == 0 {
+		o.OrphanPoll = 200 * time.Millisecond
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
