@@ -157,7 +157,7 @@ func inWrite(t testing.TB, tid int) {
 	t.Fatalf("thread %d does not wait in the file system", tid)
 }
 
-const tinyQueue = "[mount.queue]\nmax_bytes = \"1MiB\"\n"
+const tinyQueue = perWrite + "[mount.queue]\nmax_bytes = \"1MiB\"\n"
 
 // fillUp writes until the queue is full, and returns how many bytes were taken.
 func fillUp(t testing.TB, r *rig, name string) int {

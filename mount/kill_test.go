@@ -83,7 +83,7 @@ func (o *output) accepted() int {
 }
 
 func TestKilledDaemonLosesAndDoublesNothing(t *testing.T) {
-	r := newRig(t, "")
+	r := newRig(t, perWrite)
 	shared := map[string]int{}
 	own := map[string]int{}
 	rounds := 8
@@ -130,7 +130,7 @@ func TestKillAtEachStepOfAWrite(t *testing.T) {
 			if os.Geteuid() != 0 {
 				t.Skip("needs root")
 			}
-			r := newRigStopped(t, "")
+			r := newRigStopped(t, perWrite)
 			r.env = []string{"FTFUSE_FAILPOINTS=" + fp}
 			r.start()
 			w := startActor(t, "numbered", r.path("a.log"), "w")
@@ -152,7 +152,7 @@ func TestAWriteThatFailsIsNeverDelivered(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	r := newRigStopped(t, "")
+	r := newRigStopped(t, perWrite)
 	r.env = []string{"FTFUSE_FAILPOINTS=spool/noted=error@3"}
 	r.start()
 	f := appender(t, r.path("a"))
@@ -199,7 +199,7 @@ func TestKillInATruncation(t *testing.T) {
 }
 
 func TestStaleMountOfAKilledPredecessorIsCleared(t *testing.T) {
-	r := newRig(t, "")
+	r := newRig(t, perWrite)
 	f := appender(t, r.path("a"))
 	put(t, f, "one\n")
 	r.kill()
@@ -246,7 +246,7 @@ func TestAMountOfSomebodyElseIsLeftAlone(t *testing.T) {
 }
 
 func TestBusyMountIsDetachedAtStop(t *testing.T) {
-	r := newRig(t, "")
+	r := newRig(t, perWrite)
 	f := appender(t, r.path("a"))
 	put(t, f, "one\n")
 	r.stop()

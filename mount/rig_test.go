@@ -17,7 +17,9 @@ import (
 	"time"
 
 	"ftfuse/config"
+	"ftfuse/internal/failpoint"
 	"ftfuse/internal/record"
+	"ftfuse/mount/holder"
 	"ftfuse/queue"
 )
 
@@ -27,7 +29,22 @@ import (
 const (
 	envDaemon = "FTFUSE_TEST_DAEMON"
 	envActor  = "FTFUSE_TEST_ACTOR"
+	envHeld   = "FTFUSE_TEST_HELD"
+	// envCapture is "daemon" where all tests run on a kernel that cannot write by itself
+	// (TestAllOfItOnAnOldKernel).
+	envCapture = "FTFUSE_TEST_CAPTURE"
 )
+
+// perWrite is a configuration with which the daemon sees every write(2).
+const perWrite = "[[mount.rule]]\npath = \"**\"\nattribution = \"write\"\n"
+
+// needPassthrough skips a test of what the kernel writes by itself.
+func needPassthrough(t testing.TB) {
+	t.Helper()
+	if os.Getenv(envCapture) == "daemon" {
+		t.Skip("an old kernel")
+	}
+}
 
 func TestMain(m *testing.M) {
 	MaybeHelper()
@@ -50,7 +67,22 @@ func daemonMain(file string) int {
 	defer cancel()
 	defer profile()()
 	reconnectGrace = 10 * time.Millisecond
-	if err := Run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil)), Worker{}); err != nil {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	link, err := holder.FromEnv()
+	if err == nil && link == nil && os.Getenv(envHeld) != "" {
+		code, err := holder.Run(holder.Options{
+			Settings: HolderSettings(cfg), Args: os.Args, Logger: func(string, string) *slog.Logger { return log },
+		})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "holder:", err)
+			return 1
+		}
+		return code
+	}
+	if err == nil {
+		err = Run(ctx, cfg, log, Worker{Link: link})
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "daemon:", err)
 		return 1
 	}
@@ -66,6 +98,7 @@ type rig struct {
 	extra string // TOML of [mount], and [mount.queue] after it
 	env   []string
 	cred  *syscall.Credential // nil: as the test
+	held  bool                // by a holder, which starts a worker again that was killed
 	cmd   *exec.Cmd
 	log   *logBuffer
 	exit  chan error
@@ -129,7 +162,11 @@ func (r *rig) launch() {
 		r.t.Fatal(err)
 	}
 	r.cmd = exec.Command(os.Args[0])
-	r.cmd.Env = append(append(os.Environ(), envDaemon+"="+file), r.env...)
+	r.cmd.Env = append(os.Environ(), envDaemon+"="+file)
+	if r.held {
+		r.cmd.Env = append(r.cmd.Env, envHeld+"=1")
+	}
+	r.cmd.Env = append(r.cmd.Env, r.environment()...)
 	if r.cred != nil {
 		r.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.cred}
 		r.cmd.Dir = "/"
@@ -160,6 +197,57 @@ func (r *rig) collect(cmd *exec.Cmd, stderr io.Reader, log *logBuffer, exit chan
 	exit <- cmd.Wait()
 	close(exit)
 	close(log.more)
+}
+
+// environment is r.env, with what makes the kernel an old one if that is asked for.
+func (r *rig) environment() []string {
+	if os.Getenv(envCapture) != "daemon" {
+		return r.env
+	}
+	points := failpoint.Env + "=kernel/no-passthrough=error"
+	var env []string
+	for _, v := range r.env {
+		if more, ok := strings.CutPrefix(v, failpoint.Env+"="); ok {
+			points += ";" + more
+		} else {
+			env = append(env, v)
+		}
+	}
+	return append(env, points)
+}
+
+// readies are the pids of the workers that have served since the newest start.
+func (r *rig) readies() (pids []int) {
+	r.log.mu.Lock()
+	defer r.log.mu.Unlock()
+	for _, line := range r.log.lines {
+		if _, rest, ok := strings.Cut(line, "msg=ready"); ok {
+			var pid int
+			_, rest, _ = strings.Cut(rest, " pid=")
+			fmt.Sscanf(rest, "%d", &pid)
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// awaitReadies waits until n workers have said that they serve, and returns the newest.
+func (r *rig) awaitReadies(n int) (pid int) {
+	r.t.Helper()
+	limit := time.After(30 * time.Second)
+	for {
+		if pids := r.readies(); len(pids) >= n {
+			return pids[len(pids)-1]
+		}
+		select {
+		case _, ok := <-r.log.more:
+			if !ok && len(r.readies()) < n {
+				r.t.Fatalf("the daemon ended before worker %d", n)
+			}
+		case <-limit:
+			r.t.Fatalf("worker %d does not come", n)
+		}
+	}
 }
 
 func (r *rig) start() {
@@ -207,11 +295,17 @@ func (r *rig) stop() {
 	}
 }
 
+// kill kills the daemon: its holder first, so that no worker follows.
 func (r *rig) kill() {
 	if r.cmd == nil {
 		return
 	}
 	_ = r.cmd.Process.Kill()
+	if r.held {
+		for _, pid := range r.readies() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
 	_ = r.wait()
 }
 

@@ -15,7 +15,7 @@ func TestAFailedCommitStopsTheRoleAndDropsTheConnection(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	r := newRigStopped(t, "")
+	r := newRigStopped(t, perWrite)
 	r.env = []string{"FTFUSE_FAILPOINTS=queue/commit-before=error@20"}
 	r.start()
 	w := startActor(t, "numbered", r.path("a.log"), "w")
@@ -35,7 +35,7 @@ func TestAFailedCommitStopsTheRoleAndDropsTheConnection(t *testing.T) {
 }
 
 func TestUnlinkedFileOfAKilledDaemonIsCapturedAndRemoved(t *testing.T) {
-	r := newRig(t, "")
+	r := newRig(t, perWrite)
 	for i := range 10 {
 		f := appender(t, r.path("a"))
 		put(t, f, fmt.Sprintf("line %d\n", i))
