@@ -154,7 +154,19 @@ func (k *killed) startAgain(t *testing.T, err error) {
 func killAt(t *testing.T, name, role string, hit int, f fate) *killed {
 	k := arm(t, name, role, hit, f)
 	p := k.p
-	l := startLoad(t, p, "load.log", 2, rig.Job{Size: 64, Lines: tally.MaxLines, Chunk: 4096, Rate: 30_000, Survive: true})
+	job := rig.Job{Size: 64, Lines: tally.MaxLines, Chunk: 16 << 10, Rate: 400_000, Survive: true}
+	l, err := tryLoad(t, p, "load.log", 2, job)
+	if err != nil { // it lived just long enough to say that it serves
+		eventually(t, patience, func() error {
+			if !k.died() {
+				return err
+			}
+			return nil
+		})
+		restart(t, p)
+		l, err = tryLoad(t, p, "load.log", 2, job)
+	}
+	must(t, err)
 	for i := range 3 { // steps of truncation, renaming and removal; a dead daemon answers with an error
 		side := p.In(fmt.Sprintf("side%d.log", i))
 		_ = os.WriteFile(side, []byte("side\n"), 0o644)
@@ -177,13 +189,51 @@ func killAt(t *testing.T, name, role string, hit int, f fate) *killed {
 	return k
 }
 
+// The start after a kill of holder and worker dies in turn, at each step of finding and
+// moving the files that somebody still writes to, and what those programs write arrives.
+func TestKilledWhileOrphansAreFound(t *testing.T) {
+	for _, name := range failpoints(t) {
+		if !strings.HasPrefix(name, "spool/orphan") && name != "capture/replayed" {
+			continue
+		}
+		for _, hit := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s-%d", strings.ReplaceAll(name, "/", "-"), hit), func(t *testing.T) {
+				eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+					p.Mount = "holder_timeout = \"0s\""
+					c.start(t, p)
+					job := rig.Job{Size: 64, Lines: tally.MaxLines, Rate: 20_000, IgnoreClose: true}
+					var loads []*load
+					for i := range 3 {
+						loads = append(loads, startLoad(t, p, fmt.Sprintf("load-%d.log", i), 1, job))
+						grows(t, p.Out(loads[i].file), 1000)
+					}
+					must(t, p.MountRole.Kill())
+					err := p.StartMount(t.Context(), fmt.Sprintf("FTFUSE_FAILPOINTS=%s=kill@%d", name, hit))
+					k := &killed{p: p, role: "mount", first: p.MountRole}
+					k.startAgain(t, err)
+					t.Logf("died: %v", k.died())
+					for _, l := range loads {
+						grows(t, p.Out(l.file), 1000)
+					}
+					for _, l := range loads {
+						plan, results := l.finish(t)
+						drained(t, l, results)
+						t.Log(l.count(t, plan, results))
+					}
+					stop(t, p)
+				}, "open")
+			})
+		}
+	}
+}
+
 // restart starts what does not run. A worker whose holder has died is ended first.
 func restart(t *testing.T, p *rig.Pair) {
 	t.Helper()
-	if p.ReceiveRole.Gone() {
+	if p.ReceiveRole != nil && p.ReceiveRole.Gone() {
 		startReceive(t, p)
 	}
-	if p.MountRole.Gone() {
+	if p.MountRole != nil && p.MountRole.Gone() {
 		must(t, p.MountRole.Kill())
 		startMount(t, p)
 	}
@@ -200,7 +250,7 @@ func (k *killed) diesWhile(t *testing.T, l *load) bool {
 	}
 	from := size()
 	eventually(t, patience, func() error {
-		if k.died() || size() > from+1<<20 {
+		if k.died() || size() > from+6<<20 {
 			return nil
 		}
 		return fmt.Errorf("%s lives and %d bytes have passed", k.role, size()-from)

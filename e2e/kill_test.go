@@ -22,22 +22,30 @@ type load struct {
 // startLoad starts count writers; lines is the most each may write.
 func startLoad(t *testing.T, p *rig.Pair, file string, count int, job rig.Job) *load {
 	t.Helper()
+	l, err := tryLoad(t, p, file, count, job)
+	must(t, err)
+	return l
+}
+
+// tryLoad is startLoad for a mount that may die meanwhile.
+func tryLoad(t *testing.T, p *rig.Pair, file string, count int, job rig.Job) (*load, error) {
+	t.Helper()
 	l := &load{p: p, file: file, size: job.Size}
 	for i := range count {
 		job.Path, job.Writer = p.In(file), i
 		w, err := rig.StartWriter(bin, job)
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		t.Cleanup(w.Kill)
 		l.writers = append(l.writers, w)
 	}
 	for _, w := range l.writers {
 		if err := w.Go(); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 	}
-	return l
+	return l, nil
 }
 
 // finish stops the writers and returns what must come out.
