@@ -8,8 +8,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,7 +40,6 @@ const exitFailed = 1
 
 // Times that the operator has no say in.
 const (
-	stopGrace  = 10 * time.Second       // beyond shutdown_timeout, until a worker is killed
 	failGrace  = 5 * time.Second        // for a failed worker to unmount by itself
 	leaveGrace = 10 * time.Second       // for a worker to leave at a handover
 	firstPause = 100 * time.Millisecond // between attempts, doubled up to longPause
@@ -50,6 +47,10 @@ const (
 	steadyTick = time.Second
 	busyTick   = 20 * time.Millisecond
 )
+
+// stopGrace is how long beyond shutdown_timeout a worker may take before it is killed;
+// tests shorten it.
+var stopGrace = 10 * time.Second
 
 // holder is Run's state. One goroutine, the loop, owns it.
 type holder struct {
@@ -72,6 +73,7 @@ type holder struct {
 	back    *back       // nil, or a handover that failed and is not answered yet
 	bin     *os.File    // what workers are started from; nil: this program
 	held    os.Signal   // nil, or a stop that waits until a worker serves
+	again   bool        // a worker died while it was stopping
 	backlog []event     // to be heard before what comes next
 	spawned int
 	ready   bool // READY=1 was sent
@@ -92,19 +94,12 @@ type holder struct {
 // owns the process's signals, and its garbage collector.
 func Run(o Options) (int, error) {
 	setName()
-	tune()
 	h, err := newHolder(o)
 	if err != nil {
 		return exitFailed, err
 	}
+	tune()
 	return h.run(), nil
-}
-
-// tune makes the process small: it does next to nothing.
-func tune() {
-	runtime.GOMAXPROCS(1)
-	debug.SetGCPercent(10)
-	debug.FreeOSMemory()
 }
 
 func newHolder(o Options) (*holder, error) {
@@ -365,6 +360,9 @@ func (h *holder) keep(w *worker, m message) {
 		h.log.Warn("the mount cannot be found; it is not detached should its worker fail for good", "point", h.s.Point, "err", err)
 	}
 	h.conn = &connection{fd: m.fd, saved: m.State, dev: dev}
+	if !w.ready && h.unserved.IsZero() {
+		h.unserved = time.Now()
+	}
 	if err := fpKept.Inject(); err != nil {
 		w.kill(err.Error())
 	}
@@ -383,7 +381,7 @@ func (h *holder) serves(w *worker) {
 	if w != h.cur || w.leaving {
 		return
 	}
-	if !h.unserved.IsZero() {
+	if h.ready && !h.unserved.IsZero() {
 		h.log.Info("a worker serves again", "pid", w.pid, "version", w.version, "after", time.Since(h.unserved).Round(time.Millisecond))
 	}
 	h.unserved, h.retry, h.pause, h.sent = time.Time{}, time.Time{}, 0, time.Now()
@@ -427,6 +425,9 @@ func (h *holder) ended(w *worker, e ended) {
 	}
 	crashed := w.said != nil && (e.code < 0 || e.code == 0 || e.code == 2) // 2: the Go runtime's, of a panic
 	switch {
+	case h.stopping && h.conn != nil && crashed && w.failed == "" && w.killed == "" && !h.again:
+		h.log.Error("worker ended while it was stopping, starting another to drain", "pid", w.pid, "why", why, "code", e.code, "signal", e.signal)
+		h.again, h.stopping, h.held = true, false, unix.SIGTERM
 	case h.stopping && h.conn != nil:
 		h.giveUp("the worker did not stop in order: " + why)
 	case h.stopping, w.unmount:

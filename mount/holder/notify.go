@@ -3,11 +3,9 @@ package holder
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,18 +35,21 @@ func (s *systemd) notify(state string, fds ...int) error {
 	if name[0] != '/' && name[0] != '@' {
 		return fmt.Errorf("notify systemd: %s = %q is not a socket of this kind", notifyEnv, name)
 	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	sock, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("notify systemd: %w", err)
+		return fmt.Errorf("make a socket to notify systemd: %w", err)
 	}
-	defer c.Close()
+	defer unix.Close(sock)
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	_ = c.SetWriteDeadline(time.Now().Add(sendLimit))
-	if _, _, err := c.WriteMsgUnix([]byte(state), rights, nil); err != nil {
+	limit := unix.NsecToTimeval(int64(sendLimit))
+	if err := unix.SetsockoptTimeval(sock, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
 		return fmt.Errorf("notify systemd: %w", err)
+	}
+	if err := unix.Sendmsg(sock, []byte(state), rights, &unix.SockaddrUnix{Name: name}, unix.MSG_NOSIGNAL); err != nil {
+		return fmt.Errorf("notify systemd at %s: %w", name, err)
 	}
 	return nil
 }
