@@ -304,7 +304,7 @@ func (r *rig) file(path string) *spool.File {
 
 func (r *rig) writer(path string) *spool.Handle {
 	r.Helper()
-	h, err := r.s.OpenWriter(r.file(path), path)
+	h, err := r.s.OpenHandle(r.file(path), path, spool.PerWrite, &spool.Meta{})
 	r.must(err)
 	return h
 }

@@ -137,7 +137,7 @@ func (f *file) lastItem() *item {
 func (c *Capture) noteKernel(f *file, e *spool.Entry) {
 	switch e.Kind {
 	case spool.Write:
-		if f.kernel && e.Flags&spool.FlagJoined != 0 {
+		if f.kernel && e.Off > f.known && (e.Flags&spool.FlagJoined != 0 || e.Flags&spool.FlagUnsure != 0 && c.written(f, e.Off)) {
 			c.kernelBytes(f, e.Off, e.Seq-1, kindKernel)
 		}
 		f.known = max(f.known, e.Off+int64(e.Len))
@@ -157,6 +157,17 @@ func (c *Capture) noteKernel(f *file, e *spool.Entry) {
 			f.kernel = false
 		}
 	}
+}
+
+// written reports whether there is anything between what is known of f and to, which a
+// write would have left as a hole that was in progress when everything was killed: then it
+// was not done, and an orphan has written there.
+func (c *Capture) written(f *file, to int64) bool {
+	zero, err := c.zeros(f, f.known, to)
+	if err != nil {
+		c.fail(err)
+	}
+	return !zero
 }
 
 // growAgain has f looked at in the next round: what it grew by may have been found before

@@ -141,7 +141,7 @@ func childWriter(s *spool.Store, c *Capture, acked *os.File, life string, w int,
 	if err != nil {
 		return err
 	}
-	h, err := s.OpenWriter(f, path)
+	h, err := s.OpenHandle(f, path, spool.PerWrite, &spool.Meta{})
 	if err != nil {
 		return err
 	}

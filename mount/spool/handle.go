@@ -84,11 +84,6 @@ func (s *Store) OpenHandle(f *File, path string, mode OpenMode, m *Meta) (*Handl
 	return h, nil
 }
 
-// OpenWriter is OpenHandle for PerWrite.
-func (s *Store) OpenWriter(f *File, path string) (*Handle, error) {
-	return s.OpenHandle(f, path, PerWrite, &Meta{})
-}
-
 // RestoreHandle makes a handle again that an earlier process had made, with its writer id,
 // for a worker that takes a connection over. It notes nothing, and has to be called before
 // Begin.

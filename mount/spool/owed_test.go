@@ -23,7 +23,7 @@ func TestAReleaseThatFoundTheRingFullIsNotedBeforeWhatCameLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	later, err := s.OpenWriter(f, "a.log")
+	later, err := s.OpenHandle(f, "a.log", PerWrite, &Meta{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestAWriteNotesWhatItsFileOwesFirst(t *testing.T) {
 	defer s.Close()
 	s.Begin(0)
 	first := create(t, s, "a.log")
-	later, err := s.OpenWriter(first.File, "a.log")
+	later, err := s.OpenHandle(first.File, "a.log", PerWrite, &Meta{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,6 +48,10 @@ func (j *journal) begin(committed uint64, size func(Number) int64) Recovery {
 			n = 0
 		}
 		inProgress := atomic.LoadUint32(j.result(seq)) == 0
+		if inProgress && e.Kind == Write && e.Flags&FlagUnsure == 0 {
+			e.Flags |= FlagUnsure
+			j.store(seq, &e)
+		}
 		if inProgress || n != int64(e.Len) {
 			if e.Kind == Write {
 				r.Clipped++

@@ -92,6 +92,7 @@ const (
 	FlagSeveral                    // of Opened: several processes have it open for writing
 	FlagJoined                     // of Write: what lies between the note before and Off was written by the kernel, it is no hole
 	FlagEnd                        // of Grown: no kernel writer is left
+	FlagUnsure                     // of Write: it was in progress at a kill, and an orphan may have written what is in its place and before it
 	FlagOrphan                     // of Grown: it was one of a connection that is gone; with it all unfinished lines of the file end
 )
 
@@ -424,3 +425,4 @@ func syncDirOf(path string) error {
 }
 
 func leUint64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
+func le32(b []byte) uint32     { return binary.LittleEndian.Uint32(b) }

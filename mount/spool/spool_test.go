@@ -36,7 +36,7 @@ func create(t *testing.T, s *Store, path string) *Handle {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := s.OpenWriter(f, path)
+	h, err := s.OpenHandle(f, path, PerWrite, &Meta{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -481,7 +481,7 @@ func TestPathTableForgetsWhatNobodyUses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h, err := s.OpenWriter(f, fmt.Sprintf("%s/%d", long, i))
+		h, err := s.OpenHandle(f, fmt.Sprintf("%s/%d", long, i), PerWrite, &Meta{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -580,7 +580,7 @@ func TestWritersOfOneFileAtOnce(t *testing.T) {
 	const writers, lines = 4, 500
 	var wg sync.WaitGroup
 	for w := range writers {
-		h, err := s.OpenWriter(f, "a")
+		h, err := s.OpenHandle(f, "a", PerWrite, &Meta{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -635,7 +635,7 @@ func BenchmarkWrite(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	h, err := s.OpenWriter(f, "a")
+	h, err := s.OpenHandle(f, "a", PerWrite, &Meta{})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -26,9 +26,10 @@ func (s *Store) FindUnique(unique, since uint64) (Entry, bool) {
 	return Entry{}, false
 }
 
-// Lowest returns the smallest offset that a note of file n names which has a sequence
-// number of from or more, or none: what the kernel wrote behind it cannot be told from
-// what the note is about before it is read. False: there are too many of them to look.
+// Lowest returns up to where, none at most, what no note with a smaller sequence number
+// than from covers is known to be the kernel's: what it wrote behind a note cannot be told
+// from what the note is about before that is read, nor what lies before a write that may
+// leave a hole. False: there are too many notes to look at.
 func (s *Store) Lowest(n Number, from uint64, none int64) (int64, bool) {
 	const most = 1024
 	j := s.journal
@@ -41,8 +42,13 @@ func (s *Store) Lowest(n Number, from uint64, none int64) (int64, bool) {
 		if leUint64(b[entFile:]) != uint64(n) {
 			continue
 		}
-		switch Kind(b[entKind]) {
-		case Write, Opened, Grown:
+		switch kind := le32(b[entKind:]); Kind(kind) {
+		case Write:
+			if kind>>8&FlagJoined == 0 {
+				return 0, true
+			}
+			fallthrough
+		case Opened, Grown:
 			none = min(none, int64(leUint64(b[entOff:])))
 		}
 	}
