@@ -74,6 +74,26 @@ func TestTruncationUnderFullLoad(t *testing.T) {
 	})
 }
 
+// A file is renamed and then truncated by its new name, under a program that goes on
+// appending to it: lines were lost in between (issue 3).
+func TestRenamedThenTruncatedUnderFullLoad(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		c.start(t, p)
+		for i := range rotations() {
+			file := fmt.Sprintf("app-%d.log", i)
+			l := startLoad(t, p, file, 1, fullLoad)
+			grows(t, p.Out(file), 200_000)
+			sh(t, `mv "$1" "$1.1"; : >"$1.1"`, p.In(file))
+			plan, results := l.finish(t)
+			if _, err := rig.WaitSize(t.Context(), p.Out(file), accepted(results)*64, patienceLook, patience/6); err != nil {
+				t.Error(err) // what is missing is said below
+			}
+			l.count(t, plan, results)
+		}
+		stop(t, p)
+	})
+}
+
 // Files are removed and replaced under programs that append to them: what those wrote
 // before and after arrives, though the name is gone or another's.
 func TestUnlinkAndReplaceUnderLoad(t *testing.T) {
