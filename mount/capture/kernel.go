@@ -81,7 +81,11 @@ func (c *Capture) takeKernel() bool {
 func (c *Capture) takeGrown(f *file) bool {
 	all := c.taken+1 >= c.o.Store.Next()
 	switch {
-	case f.frozen, f.size <= f.known:
+	case f.frozen:
+		return true
+	case f.size < 0:
+		return false // growAgain: not looked at yet
+	case f.size <= f.known:
 		return true
 	case !f.kernel:
 		return all // else its note may be among the rest
@@ -173,7 +177,7 @@ func (c *Capture) written(f *file, to int64) bool {
 // growAgain has f looked at in the next round: what it grew by may have been found before
 // it was known that the kernel writes to it.
 func (c *Capture) growAgain(f *file) {
-	f.size = 0
+	f.size = -1
 	c.grow(f)
 	c.again = true
 }
