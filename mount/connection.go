@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/config"
+	"ftfuse/internal/failpoint"
 	"ftfuse/mount/holder"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/session"
@@ -63,6 +64,9 @@ func decodeSaved(b []byte) (id session.ID, device []byte, err error) {
 	return id, b[savedHead:], nil
 }
 
+// fpTakeover: a worker has a connection and has opened nothing yet.
+var fpTakeover = failpoint.New("mount/takeover")
+
 // taken is a connection that this process takes over; fd is -1 where it mounts.
 type taken struct {
 	fd     int
@@ -89,6 +93,10 @@ func (r *role) enter(ctx context.Context, w Worker) error {
 	}
 	id, device, err := decodeSaved(saved)
 	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	if err := fpTakeover.Inject(); err != nil {
 		unix.Close(fd)
 		return err
 	}

@@ -42,7 +42,13 @@ type Role struct {
 // also written to log, which may be nil. The role has a process group of its own, so a ^C
 // at the terminal reaches only the caller.
 func Start(bin, role, config string, log io.Writer, env ...string) (*Role, error) {
+	return StartWith(nil, bin, role, config, log, env...)
+}
+
+// StartWith is Start with files as descriptors 3 and on, as a service manager passes them.
+func StartWith(files []*os.File, bin, role, config string, log io.Writer, env ...string) (*Role, error) {
 	cmd := exec.Command(bin, role, "-c", config)
+	cmd.ExtraFiles = files
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, in, err := os.Pipe()
