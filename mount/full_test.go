@@ -75,7 +75,12 @@ type output struct {
 
 func startActor(t testing.TB, name string, args ...string) *output {
 	t.Helper()
-	o := &output{t: t, cmd: actor(name, args...), line: make(chan string, 1<<16)}
+	return startCmd(t, actor(name, args...))
+}
+
+func startCmd(t testing.TB, cmd *exec.Cmd) *output {
+	t.Helper()
+	o := &output{t: t, cmd: cmd, line: make(chan string, 1<<16)}
 	pipe, err := o.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
