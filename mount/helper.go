@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
-	"bazil.org/fuse"
 	"golang.org/x/sys/unix"
 
 	"ftfuse/mount/kernel"
@@ -15,21 +15,16 @@ import (
 
 // MaybeHelper turns this process into a helper of a mount, and does not return, if it
 // was started as one. main calls it before anything else.
-func MaybeHelper() { kernel.MaybeHelper() }
-
-// connect mounts on dir and returns the connection.
-func connect(dir string, allowOther bool) (*fuse.Conn, error) {
-	d, err := kernel.Mount(dir, kernel.Options{AllowOther: allowOther})
-	if err != nil {
-		return nil, err
+func MaybeHelper() {
+	kernel.MaybeHelper()
+	if len(os.Args) != 2 || filepath.Base(os.Args[0]) != throttleName {
+		return
 	}
-	defer d.Close()
-	c, err := d.Connect(false)
-	if err != nil {
-		_ = kernel.Detach(dir)
-		return nil, err
+	if err := throttleMain(os.Args[1]); err != nil {
+		fmt.Fprintln(os.Stderr, throttleName+":", err)
+		os.Exit(1)
 	}
-	return c, nil
+	os.Exit(0)
 }
 
 // mounted is one line of /proc/self/mountinfo.

@@ -55,6 +55,7 @@ type role struct {
 	support kernel.Support
 	mounted bool // by this process
 	offer   *holder.Offer
+	slow    *throttle // nil: nobody is slowed down near max_bytes
 
 	abandoned bool // the request loop could not be stopped and still uses the parts
 
@@ -300,6 +301,10 @@ func (r *role) mount() (err error) {
 			return err
 		}
 	}
+	if q := r.cfg.QueueFor(config.RoleMount); r.support.Passthrough && q.OnFull == config.FullBlock {
+		r.slow = newThrottle(int64(q.MaxBytes), r.m.Point, r.free, r.store, r.srv.kernelWritten, r.log)
+		r.srv.throttle = r.slow
+	}
 	go func() {
 		defer close(r.served)
 		if err := r.srv.serve(); err != nil {
@@ -346,6 +351,7 @@ func (r *role) chownRoot() error {
 
 // leave ends this worker without touching the mount: a successor goes on.
 func (r *role) leave() {
+	r.slow.close() // while its requests are answered
 	r.srv.leave()
 	r.conn.Close()
 	r.dev.Close()
@@ -405,6 +411,7 @@ func (r *role) drain() {
 // unmount takes the mount away. Where programs still hold files open it is detached
 // and their connection dropped: they get ENOTCONN from then on.
 func (r *role) unmount() {
+	r.slow.close() // while its requests are answered
 	r.srv.closing.Store(true)
 	r.srv.stop()
 	busy, err := unmount(r.m.Point)

@@ -1,0 +1,274 @@
+package mount
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftfuse/mount/kernel"
+	"ftfuse/mount/spool"
+)
+
+// throttleName is the name under which this binary is the throttle's helper. It is a
+// process of its own, since it waits in the kernel for answers of the daemon.
+const throttleName = "ftfuse-throttle"
+
+// touch is a command to the helper, a line of JSON: change the times of a file.
+type touch struct {
+	Number spool.Number `json:"number"`
+	Inode  uint64       `json:"inode"` // as programs see it
+	Path   string       `json:"path"`  // below the mount point; "" if it has no name
+	PIDs   []uint32     `json:"pids"`  // threads that may have it open
+	Err    string       `json:"err,omitempty"`
+}
+
+// throttleHelper is the daemon's side of the helper.
+type throttleHelper struct {
+	pid  int
+	in   io.WriteCloser
+	mu   sync.Mutex
+	done chan struct{} // closed when it has ended
+	kill func()
+}
+
+// startThrottleHelper starts a helper for the mount on point. failed is told of the files
+// that it could not get at. The helper dies with this process.
+func startThrottleHelper(point string, failed func(spool.Number, string)) (*throttleHelper, error) {
+	cmd := exec.Command("/proc/self/exe", point)
+	cmd.Args[0] = throttleName
+	cmd.Dir = "/"
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("make a pipe to the throttle's helper: %w", err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("make a pipe from the throttle's helper: %w", err)
+	}
+	h := &throttleHelper{in: in, done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// The signal comes when the thread ends that started it (prctl(2), PR_SET_PDEATHSIG).
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		_ = h.listen(out, failed)
+		_ = cmd.Wait()
+		close(h.done)
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start the throttle's helper: %w", err)
+	}
+	h.pid, h.kill = cmd.Process.Pid, func() { _ = cmd.Process.Kill() }
+	return h, nil
+}
+
+func (h *throttleHelper) listen(out io.Reader, failed func(spool.Number, string)) error {
+	sc := bufio.NewScanner(out)
+	for sc.Scan() {
+		var c touch
+		if err := json.Unmarshal(sc.Bytes(), &c); err != nil {
+			return fmt.Errorf("read what the throttle's helper says: %w", err)
+		}
+		if c.Err != "" {
+			failed(c.Number, c.Err)
+		}
+	}
+	return sc.Err()
+}
+
+func (h *throttleHelper) touch(c touch) error {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, err = h.in.Write(append(b, '\n'))
+	return err
+}
+
+func (h *throttleHelper) ended() bool {
+	select {
+	case <-h.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// end ends the helper. Its threads that wait for an answer of the daemon must have got it,
+// or get it: else it is left behind, killed, until somebody answers.
+func (h *throttleHelper) end() {
+	if h == nil {
+		return
+	}
+	h.in.Close()
+	h.kill()
+	select {
+	case <-h.done:
+	case <-time.After(throttlePatience):
+	}
+}
+
+// throttleMain is the helper: it reads commands until the daemon has gone.
+func throttleMain(point string) error {
+	dev, err := deviceOf(point)
+	if err != nil {
+		return err
+	}
+	in := bufio.NewReader(os.Stdin)
+	var mu sync.Mutex
+	for {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			return nil
+		}
+		var c touch
+		if err := json.Unmarshal(line, &c); err != nil {
+			return fmt.Errorf("read a command: %w", err)
+		}
+		go func() { // it waits for the lock of the file, then for the daemon
+			urgent()
+			c.Err = ""
+			if err := c.do(point, dev); err != nil {
+				c.Err = err.Error()
+			}
+			b, _ := json.Marshal(touch{Number: c.Number, Err: c.Err})
+			mu.Lock()
+			defer mu.Unlock()
+			_, _ = os.Stdout.Write(append(b, '\n'))
+		}()
+	}
+}
+
+// urgent makes the calling goroutine's thread, which it keeps, run as soon as it is woken:
+// until it gets the lock of a file, a program that is running takes it again and again,
+// write by write. Where that is not allowed (CAP_SYS_NICE), more is written meanwhile.
+func urgent() {
+	runtime.LockOSThread()
+	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
+}
+
+var errNotFound = errors.New("neither its name nor a process leads to the file")
+
+// do changes the times of the file. It opens nothing: a descriptor with O_PATH is no
+// handle of the file system.
+func (c *touch) do(point string, dev uint64) error {
+	fd, err := c.byName(point, dev)
+	for i := len(c.PIDs) - 1; i >= 0 && fd < 0; i-- {
+		fd = c.byProcess(strconv.FormatUint(uint64(c.PIDs[i]), 10), dev)
+	}
+	if fd < 0 { // a child of the opener, or whom it was passed on to
+		all, _ := os.ReadDir("/proc")
+		for i := 0; i < len(all) && fd < 0; i++ {
+			if name := all[i].Name(); name[0] >= '1' && name[0] <= '9' {
+				fd = c.byProcess(name, dev)
+			}
+		}
+	}
+	if fd < 0 {
+		return errors.Join(errNotFound, err)
+	}
+	defer unix.Close(fd)
+	now := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
+	if err := unix.UtimesNanoAt(fd, "", now, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("change the times of %q: %w", c.Path, err)
+	}
+	return nil
+}
+
+// byName looks the path up below the mount point; -1 if that is not the file.
+func (c *touch) byName(point string, dev uint64) (int, error) {
+	if c.Path == "" {
+		return -1, nil
+	}
+	root, err := unix.Open(point, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open %s: %w", point, err)
+	}
+	defer unix.Close(root)
+	if !is(root, dev, 0) {
+		return -1, fmt.Errorf("something else is mounted on %s", point)
+	}
+	fd, err := unix.Openat2(root, c.Path, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		return -1, fmt.Errorf("look up %q: %w", c.Path, err)
+	}
+	if !is(fd, dev, c.Inode) {
+		unix.Close(fd)
+		return -1, nil
+	}
+	return fd, nil
+}
+
+// byProcess looks through what a process has open.
+func (c *touch) byProcess(pid string, dev uint64) int {
+	dir := "/proc/" + pid + "/fd/"
+	list, _ := os.ReadDir(dir)
+	for _, e := range list {
+		fd, err := unix.Open(dir+e.Name(), unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue
+		}
+		if is(fd, dev, c.Inode) {
+			return fd
+		}
+		unix.Close(fd)
+	}
+	return -1
+}
+
+// is reports whether fd is the file system dev's inode, or anything of it with inode 0. It
+// asks nobody (AT_STATX_DONT_SYNC).
+func is(fd int, dev, inode uint64) bool {
+	var st unix.Statx_t
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_INO, &st)
+	return err == nil && unix.Mkdev(st.Dev_major, st.Dev_minor) == dev && (inode == 0 || st.Ino == inode)
+}
+
+// deviceOf returns the device number of the FUSE file system mounted on point, without
+// asking it.
+func deviceOf(point string) (uint64, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return 0, fmt.Errorf("read mounts: %w", err)
+	}
+	var dev uint64
+	for line := range strings.Lines(string(text)) {
+		before, after, _ := strings.Cut(line, " - ")
+		f := strings.Fields(before)
+		if len(f) < 5 || unescapeMount(f[4]) != point || !strings.HasPrefix(after, kernel.FSType+" ") {
+			continue
+		}
+		var major, minor uint32
+		if _, err := fmt.Sscanf(f[2], "%d:%d", &major, &minor); err == nil {
+			dev = unix.Mkdev(major, minor)
+		}
+	}
+	if dev == 0 {
+		return 0, fmt.Errorf("no %s is mounted on %s", kernel.FSType, point)
+	}
+	return dev, nil
+}

@@ -1,0 +1,223 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func init() { actors["pour"] = actPour }
+
+// actPour appends lines of SIZE bytes to PATH, for ever. With "unlinked" it removes the
+// file first.
+func actPour(args []string) error {
+	f, err := syscall.Open(args[0], syscall.O_WRONLY|syscall.O_APPEND|syscall.O_CREAT, 0o644)
+	if err != nil {
+		return err
+	}
+	if len(args) > 2 {
+		if err := syscall.Unlink(args[0]); err != nil {
+			return err
+		}
+	}
+	size, _ := strconv.Atoi(args[1])
+	line := []byte(strings.Repeat("p", size-1) + "\n")
+	fmt.Println("open")
+	for {
+		if _, err := syscall.Write(f, line); err != nil {
+			return err
+		}
+	}
+}
+
+const pourLimit = 32 << 20
+
+func newPourRig(t *testing.T, queue string) *rig {
+	t.Helper()
+	r := newRig(t, fmt.Sprintf("[mount.queue]\nmax_bytes = %d\n%s", pourLimit, queue))
+	if !r.logged("capture=passthrough") {
+		t.Skip("the kernel does not write by itself here")
+	}
+	return r
+}
+
+// accepted returns how many bytes the spool files ever got.
+func (r *rig) accepted() (sum int64) {
+	r.t.Helper()
+	list, err := os.ReadDir(filepath.Join(r.dir, "state", "mount", "spool"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, e := range list {
+		if st, err := e.Info(); err == nil {
+			sum += st.Size()
+		}
+	}
+	return sum
+}
+
+// killed kills an actor and returns how long that took.
+func killed(o *output) time.Duration {
+	o.t.Helper()
+	start := time.Now()
+	if err := o.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		o.t.Fatal(err)
+	}
+	_ = o.cmd.Wait()
+	return time.Since(start)
+}
+
+// TestAFullQueueSlowsKernelWritersDown: nothing is sent. Appending programs are slowed
+// down, then nearly stopped; what comes over max_bytes is little and hardly grows; each
+// of them can be killed within about a second.
+func TestAFullQueueSlowsKernelWritersDown(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		writers, size int
+		one           bool // all on one file
+		unlinked      bool
+	}{
+		{name: "one", writers: 1, size: 128},
+		{name: "four", writers: 4, size: 128},
+		{name: "four on one file", writers: 4, size: 128, one: true},
+		{name: "unlinked", writers: 1, size: 4096, unlinked: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newPourRig(t, "")
+			var all []*output
+			for i := range c.writers {
+				name := fmt.Sprintf("f%d", i)
+				if c.one {
+					name = "f"
+				}
+				args := []string{r.path(name), strconv.Itoa(c.size)}
+				if c.unlinked {
+					args = append(args, "unlinked")
+				}
+				all = append(all, startActor(t, "pour", args...))
+			}
+			r.awaitLog("programs that append are slowed down")
+			// Near the limit the speed falls to a write or a few for each program and hold.
+			var grown int64
+			eventually(t, "the programs are nearly stopped", func() bool {
+				before, at := r.accepted(), time.Now()
+				eventually(t, "a second", func() bool { return time.Since(at) > time.Second })
+				grown = r.accepted() - before
+				return grown < 2<<20 && before > pourLimit*9/10
+			})
+			over := r.accepted() - pourLimit
+			t.Logf("%d writers of %d bytes: %d bytes beyond max_bytes of %d, %d bytes in the last second", c.writers, c.size, over, pourLimit, grown)
+			if over > pourLimit {
+				t.Errorf("%d bytes beyond max_bytes", over)
+			}
+			var longest time.Duration
+			for _, o := range all {
+				longest = max(longest, killed(o))
+			}
+			t.Logf("longest kill: %v", longest)
+			if longest > 2*time.Second {
+				t.Errorf("a program could not be killed for %v", longest)
+			}
+			r.stop()
+		})
+	}
+}
+
+// TestNobodyIsSlowedDownWhereTheQueueDrops: the policy makes room.
+func TestNobodyIsSlowedDownWhereTheQueueDrops(t *testing.T) {
+	r := newPourRig(t, "on_full = \"drop_newest\"\n")
+	if helpers(t, r.point) != 0 {
+		t.Error("there is a helper")
+	}
+	o := startActor(t, "pour", r.path("f"), "4096")
+	eventually(t, "three times max_bytes", func() bool { return r.accepted() > 3*pourLimit })
+	if r.logged("slowed down") {
+		t.Error("programs are slowed down")
+	}
+	killed(o)
+	r.stop()
+}
+
+// TestTheThrottleHelperDiesWithItsDaemon, whatever ends that; and another comes where it
+// is killed itself.
+func TestTheThrottleHelperDiesWithItsDaemon(t *testing.T) {
+	r := newPourRig(t, "")
+	eventually(t, "a helper", func() bool { return helpers(t, r.point) == 1 })
+	for _, pid := range helperPIDs(t, r.point) {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "another helper", func() bool {
+			now := helperPIDs(t, r.point)
+			return len(now) == 1 && now[0] != pid
+		})
+	}
+	r.kill()
+	eventually(t, "no helper", func() bool { return helpers(t, r.point) == 0 })
+	r.start()
+	eventually(t, "a helper", func() bool { return helpers(t, r.point) == 1 })
+	r.stop()
+	if n := helpers(t, r.point); n != 0 {
+		t.Errorf("%d helpers after a stop", n)
+	}
+}
+
+func helpers(t *testing.T, point string) int { return len(helperPIDs(t, point)) }
+
+// helperPIDs returns the throttle's helpers of the mount on point.
+func helperPIDs(t *testing.T, point string) (pids []int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range all {
+		if text, err := os.ReadFile(name); err == nil && string(text) == throttleName+"\x00"+point+"\x00" {
+			pid, _ := strconv.Atoi(strings.Split(name, "/")[2])
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// TestSlice: never longer than a second with what comes on top, and the closer to the
+// limit, the less is written.
+func TestSlice(t *testing.T) {
+	last := 1.0
+	for p := 0.01; p < 3; p += 0.01 {
+		hold, gap := slice(p)
+		if hold+askAhead > time.Second || hold <= 0 || gap < 0 {
+			t.Fatalf("pressure %.2f: %v, %v", p, hold, gap)
+		}
+		share := float64(gap) / float64(hold+gap)
+		if share > last+0.001 {
+			t.Fatalf("pressure %.2f: programs write for %.3f of the time, %.3f before", p, share, last)
+		}
+		last = share
+	}
+	if last != 0 {
+		t.Errorf("at the limit programs write for %.3f of the time", last)
+	}
+}
+
+// eventually waits until cond holds.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	limit := time.After(30 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatal("waited in vain: ", what)
+		}
+	}
+}
