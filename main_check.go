@@ -6,6 +6,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"ftfuse/config"
+	"ftfuse/mount"
 )
 
 func configFlag() cli.Flag {
@@ -53,6 +54,9 @@ func check(c *cli.Context) error {
 			continue
 		}
 		fmt.Fprintf(c.App.Writer, "%s: %s: good\n", cfg.File, role)
+		if role == config.RoleMount {
+			fmt.Fprintf(c.App.Writer, "%s: %s: capture: %s\n", cfg.File, role, mount.Capture(cfg))
+		}
 		for _, note := range cfg.Notes(role) {
 			fmt.Fprintf(c.App.Writer, "%s: %s: note: %s\n", cfg.File, role, note)
 		}

@@ -117,6 +117,7 @@ func TestExitCodes(t *testing.T) {
 		{"demo --help", 0, "folder"},
 
 		{"check -c " + good, 0, "mount: good"},
+		{"check -c " + good, 0, "mount: capture: "},
 		{"check -c " + bad, 78, bad + ":2: unknown key hots; did you mean host?"},
 		{"check --config " + bad, 78, bad + ":2: "},
 		{"check -c " + later, 78, later + ":6: TLS"},

@@ -35,7 +35,7 @@ func serverSettings(cfg *config.Config, pass bool) settings {
 		refuse: m.Overwrite == config.OverwriteRefuse, umask: m.Umask,
 		uid: m.UID, gid: m.GID, maxBytes: int64(q.MaxBytes), one: func(string) bool { return false },
 	}
-	if !pass || o.sync || o.full == fullError && !ownFileSystem(cfg.RoleDir(config.RoleMount)) {
+	if !pass || daemonOnly(cfg) != "" {
 		return o
 	}
 	rules := captureRules(m.Rules)

@@ -292,6 +292,7 @@ func (r *role) mount() (err error) {
 	if err := r.announce(); err != nil {
 		return errors.Join(err, r.dismount())
 	}
+	r.support = inForce(r.cfg, r.support)
 	r.srv = newServer(r.conn, r.dev, r.store, r.cap, r.sess, r.free, serverSettings(r.cfg, r.support.Passthrough), r.log)
 	if !r.mounted {
 		if err := r.srv.resume(r.held); err != nil {
