@@ -64,6 +64,7 @@ var badConfigs = map[string]struct {
 	"size too small":         {"[queue]\nmax_bytes = \"1KiB\"\n", []want{{2, ErrValue, "queue.max_bytes", "out of range", "from 1MiB"}}},
 	"duration too long":      {"[queue]\ncommit_every = \"1h\"\n", []want{{2, ErrValue, "queue.commit_every", "out of range", `to "10s"`}}},
 	"duration negative":      {"[queue]\nmax_age = \"-1s\"\n", []want{{2, ErrValue, "queue.max_age", "not a duration", `"30s"`}}},
+	"held for no time":       {"[mount]\nholder_timeout = \"10ms\"\n", []want{{2, ErrValue, "mount.holder_timeout", "shorter than", `"1s"`}}},
 	"held for too long":      {"[mount]\nholder_timeout = \"2h\"\n", []want{{2, ErrValue, "mount.holder_timeout", "out of range", "1h"}}},
 	"duration garbled":       {"shutdown_timeout = \"soon\"\n", []want{{1, ErrValue, "shutdown_timeout", "not a duration", ""}}},
 	"commit above limit":     {"[queue]\nmax_bytes = \"1MiB\"\ncommit_bytes = \"2MiB\"\n", []want{{2, ErrConflict, "queue.max_bytes", "more than max_bytes", `"2MiB"`}}},

@@ -23,6 +23,7 @@ const (
 	maxMaxLine     = 64 * MiB
 	maxReadback    = TiB
 	maxShutdown    = time.Hour
+	minHolder      = time.Second // but for 0, no holder
 	maxHolder      = time.Hour
 )
 

@@ -117,6 +117,9 @@ func (m *Mount) validate(ps *problems) {
 	if m.Point == "/" {
 		ps.add(ErrValue, "mount.point", `write a directory of its own, such as "/mnt/ftfuse"`, "mount.point is the root directory")
 	}
+	if m.HolderTimeout != 0 && m.HolderTimeout < minHolder {
+		ps.add(ErrValue, "mount.holder_timeout", fmt.Sprintf("write %q or more, or \"0s\" for no holder", minHolder), "mount.holder_timeout = %v is shorter than a worker needs to start", m.HolderTimeout)
+	}
 	ps.queue("mount.queue", &m.Queue)
 	ps.listenAddress("mount.http.listen", m.HTTP.Listen, true)
 	validateForwards(ps, "mount", m.Forwards)

@@ -31,15 +31,19 @@ type Offer struct {
 }
 
 // NewOffer listens in dir, <state_dir>/mount, and gives fd and saved, the connection of
-// the mount on point, to who asks once link's holder has died. fd stays the caller's, and
-// open until Close. With a nil link it does nothing.
+// the mount on point, to who asks once link's holder has died. fd stays the caller's. With
+// a nil link it does nothing.
 func NewOffer(dir string, link *Link, point string, fd int, saved []byte) (*Offer, error) {
 	o := &Offer{link: link, point: point, fd: fd, saved: saved, leave: make(chan struct{}), open: map[*channel]bool{}}
 	if link == nil {
 		return o, nil
 	}
 	var err error
+	if o.fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+		return nil, fmt.Errorf("duplicate the connection's descriptor: %w", err)
+	}
 	if o.l, err = listen(dir, workerSocket); err != nil {
+		unix.Close(o.fd)
 		return nil, err
 	}
 	o.path = filepath.Join(dir, workerSocket)
@@ -65,6 +69,7 @@ func (o *Offer) Close() {
 	}
 	o.mu.Unlock()
 	o.wg.Wait()
+	_ = unix.Close(o.fd)
 }
 
 func (o *Offer) accept() {
@@ -133,7 +138,8 @@ type Adoption struct {
 	Point string
 	PID   int
 
-	ch *channel
+	ch   *channel
+	proc int // a pidfd: the number may be another process's once it has ended
 }
 
 // Adopt finds the worker of a dead holder in dir and takes a copy of its connection. It
@@ -147,23 +153,30 @@ func Adopt(dir string) (*Adoption, error) {
 		return nil, fmt.Errorf("look for a worker without a holder: %w", err)
 	}
 	a := &Adoption{FD: -1, PID: ch.peer(), ch: ch}
+	if a.proc, err = unix.PidfdOpen(a.PID, 0); err != nil {
+		ch.close()
+		if err == unix.ESRCH {
+			return nil, nil // it died meanwhile
+		}
+		return nil, fmt.Errorf("watch worker %d, whose holder died: %w", a.PID, err)
+	}
 	_ = ch.c.SetReadDeadline(time.Now().Add(adoptLimit))
 	var m message
 	if err = ch.send(message{Type: typeAdopt}, -1); err == nil {
 		m, err = ch.recv()
 	}
 	switch {
-	case err != nil && exited(a.PID, 0):
-		ch.close()
-		return nil, nil // it died meanwhile
+	case err != nil && exited(a.proc, 0):
+		a.Decline()
+		return nil, nil
 	case err != nil:
-		ch.close()
+		a.Decline()
 		return nil, fmt.Errorf("adopt the connection of worker %d, whose holder died: %w; kill that process, then start again", a.PID, err)
 	case m.Type == typeRefuse:
-		ch.close()
+		a.Decline()
 		return nil, fmt.Errorf("adopt the connection of worker %d: %w: %s", a.PID, ErrRunning, m.Error)
 	case m.Type != typeOffer || m.fd < 0:
-		ch.close()
+		a.Decline()
 		return nil, fmt.Errorf("adopt the connection of worker %d: %w (%q)", a.PID, errMessage, m.Type)
 	}
 	a.FD, a.Saved, a.Point = m.fd, m.State, m.Point
@@ -171,42 +184,39 @@ func Adopt(dir string) (*Adoption, error) {
 }
 
 // Take makes the old worker leave and returns when its process has ended. One that does
-// not is killed.
+// not is killed. FD stays the caller's.
 func (a *Adoption) Take() error {
-	defer a.ch.close()
+	defer a.close()
 	err := a.ch.send(message{Type: typeLeave}, -1)
-	if err == nil && exited(a.PID, adoptLimit) {
+	if err == nil && exited(a.proc, adoptLimit) || exited(a.proc, 0) {
 		return nil
 	}
-	if exited(a.PID, 0) {
-		return nil
-	}
-	_ = unix.Kill(a.PID, unix.SIGKILL)
-	if !exited(a.PID, adoptLimit) {
+	_ = unix.PidfdSendSignal(a.proc, unix.SIGKILL, nil, 0) // what has ended already is as good
+	if !exited(a.proc, adoptLimit) {
 		return fmt.Errorf("make worker %d leave: it can be neither asked (%v) nor killed", a.PID, err)
 	}
 	return nil
 }
 
-// Decline leaves the old worker as it is.
+// Decline leaves the old worker as it is, and closes FD.
 func (a *Adoption) Decline() {
-	a.ch.close()
+	a.close()
 	if a.FD >= 0 {
 		_ = unix.Close(a.FD)
 		a.FD = -1
 	}
 }
 
+func (a *Adoption) close() {
+	a.ch.close()
+	_ = unix.Close(a.proc)
+}
+
 // exited waits until the process has ended, a zombie or not, for at most limit.
-func exited(pid int, limit time.Duration) bool {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return err == unix.ESRCH
-	}
-	defer unix.Close(fd)
+func exited(pidfd int, limit time.Duration) bool {
 	until := time.Now().Add(limit)
 	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(0, time.Until(until).Milliseconds())))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(max(0, time.Until(until).Milliseconds())))
 		if n > 0 {
 			return true
 		}

@@ -381,3 +381,17 @@ func kill(t *testing.T, pid int) {
 		t.Fatal(err)
 	}
 }
+
+// runs reports whether a process has not ended.
+func runs(t *testing.T, pid int) bool {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.ESRCH {
+		return false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	return !exited(fd, 0)
+}

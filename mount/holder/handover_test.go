@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,7 +38,7 @@ func TestAHandoverSwapsWorkerAndHolder(t *testing.T) {
 		}
 		b.says("left")
 		pid := b.served(version, "taken")
-		if !exited(old, 0) {
+		if runs(t, old) {
 			t.Error("the old worker still runs")
 		}
 		old = pid
@@ -49,40 +50,10 @@ func TestAHandoverSwapsWorkerAndHolder(t *testing.T) {
 	old = b.served("3", "taken")
 	b.signal(unix.SIGHUP)
 	b.says("hangup")
-	if mask := blocked(t, old); mask != 0 {
-		t.Errorf("a worker of it has the signals %x blocked", mask)
-	}
 	b.signal(unix.SIGTERM)
 	b.says("drained")
 	b.exits(0)
 	b.dropped()
-}
-
-// blocked are the signals that every thread of a process has blocked. (Go's runtime
-// blocks most of them in one.)
-func blocked(t *testing.T, pid int) uint64 {
-	t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
-	if err != nil || len(tasks) == 0 {
-		t.Fatal(tasks, err)
-	}
-	all := ^uint64(0)
-	for _, task := range tasks {
-		text, err := os.ReadFile(task)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(text)) {
-			if rest, ok := strings.CutPrefix(line, "SigBlk:"); ok {
-				var mask uint64
-				if _, err := fmt.Sscanf(rest, "%x", &mask); err != nil {
-					t.Fatal(err)
-				}
-				all &= mask
-			}
-		}
-	}
-	return all
 }
 
 func TestAHandoverThatCannotBeginLeavesTheOldWorkerAlone(t *testing.T) {
@@ -203,4 +174,52 @@ func TestAWorkerThatIsKilledWhileItsSuccessorStartsIsFollowedByIt(t *testing.T) 
 	if l := b.next(); !strings.Contains(l, "taken") {
 		t.Fatal(l)
 	}
+}
+
+// A hangup that comes while the holder replaces itself does not kill it.
+func TestSignalsDuringAHandover(t *testing.T) {
+	b := newBench(t)
+	b.start(nil)
+	b.served("1", "mounted")
+	stop := make(chan struct{})
+	sent := make(chan int)
+	go func() {
+		tick := time.NewTicker(200 * time.Microsecond)
+		defer tick.Stop()
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				sent <- n
+				return
+			case <-tick.C:
+				_ = b.cmd.Signal(unix.SIGHUP)
+			}
+		}
+	}()
+	versions := 0
+	for i := range 10 {
+		version := fmt.Sprint(2 + i)
+		b.install("@version=" + version)
+		b.write("config", strings.Repeat("x", 1000))
+		now, err := b.handover()
+		if err != nil || now != version {
+			st, _ := b.cmd.Wait()
+			t.Fatalf("version %q, %v, %v", now, err, st)
+		}
+		if b.inode(fmt.Sprintf("/proc/%d/exe", b.cmd.Pid)) == b.inode(b.bin) {
+			versions++
+		}
+	}
+	if versions == 0 {
+		t.Errorf("it replaced itself %d times of 10", versions) // not where one was waiting to be passed on
+	}
+	close(stop)
+	t.Logf("%d signals; replaced itself %d times of 10", <-sent, versions)
+	b.signal(unix.SIGTERM)
+	for l := b.next(); l != "drained"; l = b.next() {
+		if l == "" {
+			t.Fatal("it ended without draining")
+		}
+	}
+	b.exits(0)
 }

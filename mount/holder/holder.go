@@ -112,7 +112,7 @@ func newHolder(o Options) (*holder, error) {
 	if h.path, err = installed(o.Args[0]); err != nil {
 		return nil, err
 	}
-	signal.Notify(h.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	h.listen()
 	if os.Getenv(reexecEnv) != "" {
 		if err := h.resume(); err != nil {
 			return nil, fmt.Errorf("take over from the holder's old binary: %w", err)
@@ -122,6 +122,10 @@ func newHolder(o Options) (*holder, error) {
 	}
 	go h.accept()
 	return h, nil
+}
+
+func (h *holder) listen() {
+	signal.Notify(h.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 }
 
 // begin takes the lock and looks for what systemd kept.
@@ -393,6 +397,7 @@ func (h *holder) serves(w *worker) {
 		}
 	}
 	w.killAt = time.Time{}
+	tune() // what the change of workers has left behind
 	h.answerBack()
 	if s := h.held; s != nil {
 		h.held = nil

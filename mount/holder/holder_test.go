@@ -174,7 +174,7 @@ func TestTheWorkerOfAKilledHolderIsAdopted(t *testing.T) {
 	b.start(nil)
 	b.says("left")
 	now := b.served("1", "adopted")
-	if !exited(old, 0) {
+	if runs(t, old) {
 		t.Error("the old worker still runs")
 	}
 	kill(t, now) // the new holder has the connection

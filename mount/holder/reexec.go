@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
+	"os/signal"
 	"strconv"
 	"syscall"
 	"time"
@@ -44,9 +44,7 @@ type holderState struct {
 // its descriptors, its pid and its child. Where that cannot be, it stays what it is and
 // starts later workers from the new binary all the same.
 //
-// A signal that comes meanwhile waits: all are blocked in the thread that calls execve(2),
-// and the new image takes them once it asks for them (os/signal). It was shown before that
-// the binary starts: its worker did.
+// That the binary starts was shown before: its worker did.
 func (h *holder) replace(w *worker) {
 	s := h.swap
 	h.swap = nil
@@ -160,18 +158,13 @@ func dupConn(c syscall.Conn) (dup int, err error) {
 	return dup, err
 }
 
-// execve replaces this process. A signal that was taken by now is answered first.
+// execve replaces this process. SIGHUP and SIGINT are ignored until the new image asks for
+// them: a signal that comes before is lost, where it would kill. Of SIGTERM the Go runtime
+// lets nobody say so: within the millisecond or two it ends the process, and the worker
+// goes on as that of a holder that was killed.
 func (h *holder) execve(path string, args, env []string) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var all, old unix.Sigset_t
-	for i := range all.Val {
-		all.Val[i] = ^all.Val[i]
-	}
-	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old); err != nil {
-		return fmt.Errorf("block signals: %w", err)
-	}
-	defer func() { _ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil) }()
+	signal.Ignore(unix.SIGHUP, unix.SIGINT)
+	defer h.listen()
 	if len(h.signals) > 0 {
 		return errors.New("a signal came meanwhile")
 	}

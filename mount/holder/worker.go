@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -99,25 +98,13 @@ func (h *holder) spawn(bin string, text []byte) (*worker, error) {
 		cmd.Env = append(cmd.Env, ConfigEnv+"=4")
 	}
 	h.spawned++
-	if err := startUnblocked(cmd); err != nil {
+	if err := cmd.Start(); err != nil {
 		ch.close()
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
 	w := &worker{pid: cmd.Process.Pid, proc: cmd.Process, ch: ch, heard: time.Now()}
 	h.follow(w)
 	return w, nil
-}
-
-// startUnblocked starts cmd with no signal blocked: a holder that replaced itself has
-// some blocked from before (see reexec), and a child inherits its parent thread's mask.
-func startUnblocked(cmd *exec.Cmd) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var none, old unix.Sigset_t
-	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &none, &old); err == nil {
-		defer func() { _ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil) }()
-	}
-	return cmd.Start()
 }
 
 // workerEnv is env without what is meant for the holder alone. A worker that is not the
