@@ -386,12 +386,17 @@ func (j *journal) committed(seq uint64) {
 	}
 	j.done.Store(last)
 	j.uncaptured.Add(-bytes)
+	j.wakeRoom()
+}
+
+// wakeRoom wakes those who wait for room.
+func (j *journal) wakeRoom() {
 	j.roomMu.Lock()
+	defer j.roomMu.Unlock()
 	if j.room != nil {
 		close(j.room)
 		j.room = nil
 	}
-	j.roomMu.Unlock()
 }
 
 // changed returns a channel that is closed at the next committed.

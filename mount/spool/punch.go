@@ -63,7 +63,9 @@ func (s *Store) Punch(n Number, upto int64) {
 		}
 		defer s.retire(f)
 	}
-	s.watch.captured(f, upto)
+	if s.watch.captured(f, upto) {
+		s.journal.wakeRoom()
+	}
 	s.tidy.add(f, upto)
 }
 

@@ -373,7 +373,7 @@ func (s *Store) compactPaths() {
 // CommittedSeq is what Committed last said.
 func (s *Store) CommittedSeq() uint64 { return s.journal.done.Load() }
 
-// Changed returns a channel that is closed at the next Committed.
+// Changed returns a channel that is closed when the next bytes or notes were committed.
 func (s *Store) Changed() <-chan struct{} { return s.journal.changed() }
 
 // HasRoom reports whether the ring has a place and a write of n bytes would fit.

@@ -3,7 +3,7 @@ package spool
 // FindUnique returns the note of the write request with the kernel's id unique, if it is
 // among those with a sequence number of since or more and its place in the ring was not
 // given to another since. Len is what was written, 0 where nothing was: such a request is
-// to be done again. It is for requests that a connection sends again to a worker that took
+// to be done again. Path may be lost. It is for requests that a connection sends again to a worker that took
 // it over, after Begin; since is what Next said when the connection began, because another
 // connection uses the same ids.
 func (s *Store) FindUnique(unique, since uint64) (Entry, bool) {

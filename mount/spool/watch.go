@@ -162,13 +162,15 @@ func (w *watcher) opened(f *File, path string, pid uint32) {
 	f.watch.by.path, f.watch.by.pid = path, pid
 }
 
-// captured tells that everything below pos is committed.
-func (w *watcher) captured(f *File, pos int64) {
+// captured tells that everything below pos is committed, and reports whether that was news.
+func (w *watcher) captured(f *File, pos int64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if f.watch.on {
+	news := f.watch.on && f.watch.captured != pos
+	if news {
 		f.watch.captured = pos
 	}
+	return news
 }
 
 func (w *watcher) poke() {
