@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"slices"
-	"time"
 
 	"bazil.org/fuse"
 
@@ -162,22 +161,4 @@ func (s *server) leave() {
 	s.cancel()
 	s.wake()
 	s.wg.Wait()
-}
-
-// wake makes the loop look up from its read(2): the kernel answers a question for what
-// the page cache has of the root, which is nothing, with a request (fs/fuse/dev.c,
-// fuse_notify_retrieve).
-func (s *server) wake() {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if _, err := s.conn.NotifyRetrieve(0, fuse.RootID, 0, 0); err != nil {
-			s.log.Warn("the request loop could not be woken", "err", err)
-		}
-		select {
-		case <-s.served:
-			return
-		case <-tick.C:
-		}
-	}
 }

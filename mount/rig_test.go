@@ -133,7 +133,7 @@ func newRigStopped(t testing.TB, extra string) *rig {
 			r.kill()
 		}
 		_ = syscall.Unmount(r.point, syscall.MNT_DETACH)
-		if t.Failed() && r.log != nil {
+		if (t.Failed() || os.Getenv("FTFUSE_TEST_LOG") != "") && r.log != nil {
 			r.log.mu.Lock()
 			t.Log("daemon's log:\n" + strings.Join(r.log.lines, "\n"))
 			r.log.mu.Unlock()

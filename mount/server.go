@@ -215,7 +215,6 @@ func (s *server) rareRequest(req fuse.Request) {
 		req.RespondError(syscall.EPERM) // what file systems without links say (symlink(2), link(2))
 	case *fuse.DestroyRequest:
 		r.Respond()
-	case *fuse.NotifyReply: // leave asked for it
 	default: // xattrs, RENAME2, LSEEK, IOCTL and the like: the kernel does without
 		req.RespondError(syscall.ENOSYS)
 	}
