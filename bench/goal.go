@@ -84,8 +84,8 @@ func (c Case) goals(attr string) []goal {
 		}
 		add(goal{what: "arrived", got: f.LineS, want: map[int]float64{10: 700_000, 128: 650_000, 1024: 220_000, 4096: 60_000}[c.Size], unit: "lines/s"})
 	}
-	if attr == AttrOpen && f.Latency != nil {
-		add(goal{what: "p99 of a line of another file", got: f.Latency.P99, want: fairP99, unit: "ms"})
+	if attr == AttrOpen && f.Fair != nil {
+		add(goal{what: "p99 until a line of another file is durable", got: f.Fair.P99, want: fairP99, unit: "ms"})
 	}
 	return goals
 }

@@ -95,9 +95,15 @@ func (b *bench) ftfuse(p tally.Plan, mode, attr string) (_ *Rate, err error) {
 	if err != nil {
 		return nil, err
 	}
+	other, err := rig.StartWriter(b.bin, rig.Job{Path: pair.In("other.log"), Size: 64, Lines: tally.MaxLines, Rate: 100, SyncEvery: 1, Clock: true})
+	if err != nil {
+		return nil, err
+	}
+	defer other.Kill()
 	began := time.Now()
-	writing, err := b.write(p, mode, pair.In("bench.log"), func() { began = time.Now() })
-	if err == nil {
+	writing, err := b.write(p, mode, pair.In("bench.log"), func() { began = time.Now(); _ = other.Go() }) // Wait tells
+	fair, fairErr := finish(other)
+	if err = errors.Join(err, fairErr); err == nil {
 		_, err = rig.WaitSize(b.ctx, pair.Out("bench.log"), p.Bytes(), time.Millisecond, 30*time.Second)
 	}
 	all := time.Since(began)
@@ -113,8 +119,18 @@ func (b *bench) ftfuse(p tally.Plan, mode, attr string) (_ *Rate, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Count, r.Latency = &count, lat
+	r.Count, r.Latency, r.Fair = &count, lat, fair
 	return r, nil
+}
+
+// finish ends a writer that measured each line, and returns what it saw.
+func finish(w *rig.Writer) (*Latency, error) {
+	w.Finish()
+	res, err := w.Wait()
+	if err != nil {
+		return nil, err
+	}
+	return &Latency{Lines: int(res.Clocked), P50: res.P50, P99: res.P99, Max: res.Longest}, nil
 }
 
 // wait lets time pass, as a measurement of a rate needs it to, unless ctx ends.

@@ -101,10 +101,12 @@ func TestFullQueueWithErrorGivesENOSPC(t *testing.T) {
 	blockLines(t, p.Out("app.log"), n+64)
 }
 
-// At max_bytes with on_full = "block" a program waits, and gives way to a signal within a
-// second; once the receiver takes data the others go on.
+// At max_bytes with on_full = "block" a program that the daemon serves waits, and gives way
+// to a signal within a second; once the receiver takes data the others go on. Those that
+// the kernel serves are slowed down: TestFullQueueWithBlockLeavesProgramsKillable.
 func TestFullQueueWithBlockWaitsAndObeysSignals(t *testing.T) {
 	p := newPair(t)
+	p.Attribution = "write"
 	p.Queue = "max_bytes = \"32MiB\"\non_full = \"block\""
 	startMount(t, p)
 	a := startAppender(t, p.In("app.log"), 96<<20)
@@ -159,6 +161,7 @@ func allArrive(t *testing.T, p *rig.Pair, n int64) {
 // there is room. It must be told.
 func TestGoProgramOutlivesAFullQueue(t *testing.T) {
 	p := newPair(t)
+	p.Attribution = "write"
 	p.Queue = "max_bytes = \"32MiB\"\non_full = \"block\""
 	startMount(t, p)
 	f, err := os.OpenFile(p.In("app.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)

@@ -79,7 +79,7 @@ func TestBenchRunsAndCounts(t *testing.T) {
 	}
 	for _, c := range r.Cases {
 		for _, f := range []*bench.Rate{c.Open, c.Write} {
-			if f.LineS <= 0 || f.Accepted <= 0 || c.Ext4.LineS <= 0 || c.Null.LineS <= 0 || f.Count.Lines != f.Lines || f.Latency.P50 <= 0 || f.Mount.Anon <= 0 {
+			if f.LineS <= 0 || f.Accepted <= 0 || c.Ext4.LineS <= 0 || c.Null.LineS <= 0 || f.Count.Lines != f.Lines || f.Latency.P50 <= 0 || f.Fair.Lines <= 0 || f.Mount.Anon <= 0 {
 				t.Errorf("a figure is missing: %+v of %+v", f, c)
 			}
 		}

@@ -45,7 +45,7 @@ type Job struct {
 	IgnoreClose bool
 	ReopenEvery int  // close the file and open it again after so many lines; 0: never
 	Flags       int  // further flags of open(2)
-	Clock       bool // measure each write(2): Longest, P50, P99
+	Clock       bool // measure each write(2), with the fsync that follows it: Longest, P50, P99
 	Stamp       bool // lines begin with the time they were written (rig.Stamp), not a number
 	Files       int  // open so many files below Path, a line to each, and then hold them; 0: one file
 }
@@ -56,8 +56,9 @@ type Result struct {
 	Synced  int     // lines that the last fsync which returned 0 came after
 	Bytes   int64   // bytes that write(2) accepted
 	Seconds float64 // from the first write to the last
-	Longest float64 // ms, of a write(2) (Clock), the median and the 99th percentile
-	P50     float64
+	Clocked int64   // how many times Clock measured; and in ms the longest, …
+	Longest float64
+	P50     float64 // … the median, and the 99th percentile
 	P99     float64
 	CPU     float64      // CPU seconds of the process
 	Maybe   []tally.Name // lines of writes that failed
@@ -173,7 +174,7 @@ func writerMain() error {
 		return err
 	}
 	ms := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
-	w.res.Longest, w.res.P50, w.res.P99 = ms(w.took.Max()), ms(w.took.Quantile(0.5)), ms(w.took.Quantile(0.99))
+	w.res.Clocked, w.res.Longest, w.res.P50, w.res.P99 = w.took.N(), ms(w.took.Max()), ms(w.took.Quantile(0.5)), ms(w.took.Quantile(0.99))
 	cpu, err := CPU(os.Getpid())
 	if err != nil {
 		return err
@@ -256,6 +257,10 @@ func (w *writer) run() error {
 	for n := 0; n < w.job.Lines && !w.finish.Load(); {
 		count := min(per, w.job.Lines-n)
 		buf = w.fill(buf[:0], n, count)
+		var lineBegan time.Time
+		if w.job.SyncEvery > 0 {
+			lineBegan = time.Now()
+		}
 		if err := w.write(buf, w.job.First+n); err != nil {
 			return err
 		}
@@ -263,6 +268,9 @@ func (w *writer) run() error {
 		w.res.Lines = n
 		if err := w.sync(); err != nil {
 			return err
+		}
+		if w.job.Clock && w.job.SyncEvery > 0 {
+			w.took.Add(time.Since(lineBegan))
 		}
 		if w.stopped {
 			return nil
@@ -295,7 +303,7 @@ func (w *writer) fill(b []byte, n, count int) []byte {
 
 // once is one write(2), measured if the job asks for that.
 func (w *writer) once(b []byte) (int, error) {
-	if !w.job.Clock {
+	if !w.job.Clock || w.job.SyncEvery > 0 {
 		return syscall.Write(w.fd, b)
 	}
 	began := time.Now()
