@@ -110,7 +110,7 @@ func TestKernelAndDaemonWriteOneFile(t *testing.T) {
 				d.End(r.meta())
 				r.drain()
 			}
-			s := record.Opener | record.Several
+			s := record.Opener
 			r.wantRecords("a", flag("k1\n", s), flag("k2d2\n", s), "d3\n|0", flag("k4\n", s), "hole\n|0", flag("k5\n", s))
 			if n := r.c.Stats(); n.Holes != 1 || n.HoleBytes != 5000 {
 				t.Errorf("%d holes of %d bytes, want 1 of 5000", n.Holes, n.HoleBytes)

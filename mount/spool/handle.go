@@ -113,9 +113,8 @@ func (s *Store) RestoreHandle(f *File, path string, mode OpenMode, writer uint64
 		f.addKernel()
 	}
 	f.told = 0 // nobody knows what the last note said
-	f.noted = f.opener()
-	newest := f.openers[len(f.openers)-1]
-	s.watch.opened(f, newest.Path, newest.by.PID)
+	f.noted, _ = f.opener()
+	s.watch.opened(f, s.paths.name(f.noted.path), f.noted.pid)
 	return h, nil
 }
 
@@ -167,34 +166,40 @@ func (f *File) addKernel() {
 	}
 }
 
-// opener is who is noted for what the kernel writes: the newest that has the file open.
-// It needs f.mu.
-func (f *File) opener() opener {
-	if f.kernel.Load() == 0 || len(f.openers) == 0 {
-		return opener{}
+// opener is who is noted for what the kernel writes, and the handle of that: the newest
+// that the kernel serves. (What the daemon writes for others has notes of its own.) The path
+// is that of the oldest such handle: a program goes on under the path that it opened, though
+// somebody else opens the file by the name that it was given since. It needs f.mu.
+func (f *File) opener() (o opener, by *Handle) {
+	if f.kernel.Load() == 0 {
+		return o, nil
 	}
-	h := f.openers[len(f.openers)-1]
-	o := opener{path: h.PathID, pid: h.by.PID, uid: h.by.UID, gid: h.by.GID, flags: FlagKernel}
-	for _, other := range f.openers {
-		if other.by.PID != o.pid {
+	for _, h := range f.openers {
+		if h.mode != Kernel {
+			continue
+		}
+		if by == nil {
+			o.flags, o.path = FlagKernel, h.PathID
+		} else if h.by.PID != by.by.PID {
 			o.flags |= FlagSeveral
 		}
+		by = h
+		o.pid, o.uid, o.gid = h.by.PID, h.by.UID, h.by.GID
 	}
-	return o
+	return o, by
 }
 
 // openNote is the note of who writes from now on, nothing if that is known. It needs f.mu.
 func (f *File) openNote() []Entry {
-	o := f.opener()
-	if o == f.noted || o.flags == 0 {
+	o, by := f.opener()
+	if o == f.noted || by == nil {
 		return nil
 	}
-	h := f.openers[len(f.openers)-1]
 	f.noted, f.told = o, f.end()
-	f.s.watch.opened(f, h.Path, h.by.PID)
+	f.s.watch.opened(f, f.s.paths.name(o.path), o.pid)
 	return []Entry{{
-		File: f.number, Writer: f.shared, Off: f.told, PathID: h.PathID, Kind: Opened, Flags: o.flags,
-		PID: h.by.PID, UID: h.by.UID, GID: h.by.GID, Time: h.by.Time, Unique: h.by.Unique,
+		File: f.number, Writer: f.shared, Off: f.told, PathID: o.path, Kind: Opened, Flags: o.flags,
+		PID: o.pid, UID: o.uid, GID: o.gid, Time: by.by.Time, Unique: by.by.Unique,
 	}}
 }
 

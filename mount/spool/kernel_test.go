@@ -344,3 +344,28 @@ func TestRestoredHandlesNoteNothing(t *testing.T) {
 	k.End(&Meta{PID: 1})
 	wantNotes(t, s, "4 off 0 pid 1 flags 1", "5 off 6 pid 0 flags 8", fmt.Sprintf("2 off %d pid 1 flags 0", k.Writer))
 }
+
+// A program appended to app.log, which was renamed; then somebody else opened the file by its
+// new name, and what the program wrote went on under that, which a rule kept from being
+// transferred.
+func TestWhoOpensARenamedFileDoesNotTakeItsBytes(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	defer s.Close()
+	s.Begin(0)
+	f := makeFile(t, s, "app.log")
+	kernelOpen(t, s, f, "app.log", 1)
+	if d, err := s.OpenHandle(f, "app.log.1", Shared, &Meta{PID: 2}); err != nil { // : >app.log.1
+		t.Fatal(err)
+	} else {
+		d.End(&Meta{PID: 2})
+	}
+	k, _ := kernelOpen(t, s, f, "app.log.1", 3) // echo >>app.log.1
+	k.End(&Meta{PID: 3})
+	var got []string
+	for _, e := range all(s, 1) {
+		got = append(got, fmt.Sprintf("%s pid %d flags %x", e.Path, e.PID, e.Flags))
+	}
+	if want := "[app.log pid 1 flags 1 app.log pid 3 flags 3 app.log pid 1 flags 1]"; fmt.Sprint(got) != want {
+		t.Errorf("%v, want %s", got, want)
+	}
+}

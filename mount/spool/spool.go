@@ -78,7 +78,8 @@ const (
 	// since the last one. It matters in binary mode only. Len is 0.
 	Flush
 	// Opened says whose the bytes are from here on that the kernel writes to File without a
-	// note: PID, UID, GID and Path are those of the newest handle, Off is the size then.
+	// note: PID, UID and GID are those of the newest handle that the kernel serves, Path is
+	// that of the oldest, Off is the size then.
 	// What is below Off, and no note covers, is as the note before said. Len is 0.
 	Opened
 	// Grown says that everything below Off that no other note covers was written by the

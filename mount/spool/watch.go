@@ -79,7 +79,8 @@ func (w *watcher) start() {
 		return
 	}
 	w.fd, w.in = fd, os.NewFile(uintptr(fd), "inotify")
-	w.wg.Go(w.read)
+	in := w.in
+	w.wg.Go(func() { w.read(in) })
 }
 
 func (w *watcher) stop() {
@@ -180,11 +181,11 @@ func (w *watcher) poke() {
 	}
 }
 
-// read takes events until the watcher is stopped.
-func (w *watcher) read() {
+// read takes events until in is closed.
+func (w *watcher) read(in *os.File) {
 	buf := make([]byte, 64<<10)
 	for {
-		n, err := w.in.Read(buf)
+		n, err := in.Read(buf)
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				w.s.o.Logger.Error("read inotify events", "err", err)
@@ -362,8 +363,8 @@ func (w *watcher) pending() int64 {
 // BusyFile is a file that the kernel writes to and that grew.
 type BusyFile struct {
 	Number Number
-	Path   string // as its newest handle was opened
-	PID    uint32 // of that
+	Path   string // as the oldest handle that the kernel serves was opened
+	PID    uint32 // who opened the newest
 	Size   int64
 	Grown  int64 // bytes since the last call of Busy
 }
