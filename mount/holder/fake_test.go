@@ -210,6 +210,8 @@ type bench struct {
 	line chan string
 	cmd  *os.Process
 	log  string
+
+	config string // of the newest worker
 }
 
 func newBench(t *testing.T) *bench {
@@ -318,7 +320,7 @@ func (b *bench) served(version, way string) int {
 		}
 		var pid int
 		var v, w string
-		if _, err := fmt.Sscanf(l, "serve %d %s %s", &pid, &v, &w); err != nil || v != version || w != way {
+		if _, err := fmt.Sscanf(l, "serve %d %s %s %s", &pid, &v, &w, &b.config); err != nil || v != version || w != way {
 			b.t.Fatalf("the connection says %q, want a worker of version %s that has it %s", l, version, way)
 		}
 		b.t.Cleanup(func() { _ = unix.Kill(pid, unix.SIGKILL) })

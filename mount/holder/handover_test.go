@@ -223,3 +223,39 @@ func TestSignalsDuringAHandover(t *testing.T) {
 	}
 	b.exits(0)
 }
+
+// A worker that follows a dead one has the configuration that was in force; a handover
+// reads the file.
+func TestTheConfigurationChangesWithAHandoverOnly(t *testing.T) {
+	b := newBench(t)
+	b.start(nil)
+	pid := b.served("1", "mounted")
+	has := func(want string) {
+		t.Helper()
+		if b.config != want {
+			t.Fatalf("the worker has the configuration %q, want %q", b.config, want)
+		}
+	}
+	has("first")
+	b.write("config", "second")
+	kill(t, pid)
+	b.served("1", "taken")
+	has("first")
+	if _, err := b.handover(); err != nil {
+		t.Fatal(err)
+	}
+	b.says("left")
+	b.served("1", "taken")
+	has("second")
+	b.write("config", "third")
+	b.install("@version=2", "@fault=exit1")
+	if _, err := b.handover(); err == nil {
+		t.Fatal("a worker that fails was taken")
+	}
+	b.says("left")
+	pid = b.served("1", "taken")
+	has("second")
+	kill(t, pid)
+	b.served("1", "taken")
+	has("second")
+}
