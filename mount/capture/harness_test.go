@@ -113,7 +113,7 @@ func (q *memQueue) Submit(ctx context.Context, t *queue.Txn) (queue.Status, erro
 	if q.refuse != nil && len(t.Entries) > 0 {
 		return 0, q.refuse
 	}
-	for q.full && !q.dead && len(t.Entries) > 0 {
+	for q.full && !t.Beyond && !q.dead && len(t.Entries) > 0 {
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
 		}

@@ -46,7 +46,7 @@ type modelWriter struct {
 }
 
 func TestModel(t *testing.T) {
-	runs, ops := 12, 250
+	runs, ops := 8, 250
 	if os.Getenv("FTFUSE_SOAK") != "" {
 		runs, ops = 400, 600
 	}
