@@ -8,6 +8,11 @@
 //	%U uid             %L the line (format only)   %N sequence of the line
 //	%G gid             %% a percent sign
 //
+// Whose pid and which time these are depends on the attribution of the file at the source.
+// With "write" they are the thread's that wrote and the time of its write(2). With "open"
+// %P, %U and %G are those of who opened the file, the newest where several have it open
+// (record.Several), and %T is when the bytes were captured (record.Opener).
+//
 // What a template renders depends on nothing but the template, the Values and the
 // zone it is bound to: a receiver that redoes a write after a crash gets the same bytes.
 //
