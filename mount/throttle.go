@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ftfuse/mount/spool"
 )
 
@@ -22,14 +24,17 @@ import (
 // limit is soft, by that and by what is written until it is noticed.
 
 const (
-	throttleFrom = 0.9                    // of max_bytes: from here programs are slowed down
-	longestHold  = 800 * time.Millisecond // "within a second", with something to spare
+	throttleFrom = 0.9 // of max_bytes: from here programs are slowed down
+	// With askAhead and askLate on top, a program waits for less than a second.
+	longestHold  = 550 * time.Millisecond
+	slowHold     = 100 * time.Millisecond // before the limit is reached
 	shortestHold = 4 * time.Millisecond
 	// askAhead is how long before the end of a hold the next one is asked for: the helper
 	// then sleeps in the lock's queue, behind the programs that wait, when it is released.
 	// One that came at that moment could take the lock before any of them woke up
 	// (rwsem_optimistic_spin), and they would wait for twice as long, or more.
-	askAhead   = 100 * time.Millisecond
+	askAhead   = 300 * time.Millisecond
+	askLate    = 100 * time.Millisecond // the hold is longer by this if the helper is not there yet
 	longestGap = 4 * time.Millisecond
 	// throttleSpeed is how fast programs are taken to write together, in bytes a second,
 	// when the next look at the room is planned.
@@ -74,6 +79,7 @@ type slowed struct {
 	until time.Time // when the state ends at the latest
 	free  chan struct{}
 	ahead bool // the next hold is asked for
+	there bool // and the helper about to wait for the lock
 	grew  bool // since its newest hold began
 	quiet int  // holds since it last grew
 }
@@ -108,25 +114,22 @@ func (t *throttle) close() {
 }
 
 func (t *throttle) run(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+	urgent() // programs at full speed leave it no CPU else
 	var busy []spool.BusyFile
-	for {
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			t.mu.Lock()
-			t.letGo()
-			t.mu.Unlock()
-			return
-		}
+	for ctx.Err() == nil {
+		begun := time.Now()
 		free := t.free()
 		busy = t.busy(busy[:0])
-		if asks := t.look(time.Now(), free, busy); len(asks) > 0 {
+		if asks := t.look(begun, free, busy); len(asks) > 0 {
 			t.ask(asks)
 		}
-		timer.Reset(t.next(free))
+		// With thousands of files a look takes its time: a tenth of a CPU at most.
+		ts := unix.NsecToTimespec(int64(max(t.next(free), 9*time.Since(begun))))
+		_ = unix.Nanosleep(&ts, nil) // not a timer, which another thread would have to serve
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.letGo()
 }
 
 // next is how long nothing needs to be looked at.
@@ -141,16 +144,14 @@ func (t *throttle) next(free int64) time.Duration {
 }
 
 // slice is how long a file is held and how long its programs then write, by pressure.
+// Below the limit they go on at a hundredth of their speed at least, so that it is reached.
 func slice(pressure float64) (hold, gap time.Duration) {
 	left := 1 - pressure
 	if left <= 0 {
 		return longestHold, 0
 	}
-	hold = min(longestHold, time.Duration(float64(shortestHold)/left))
-	if gap = time.Duration(float64(longestGap) * left); gap < throttleLook {
-		gap = 0
-	}
-	return hold, gap
+	hold = min(slowHold, time.Duration(float64(shortestHold)/left))
+	return hold, max(throttleLook, time.Duration(float64(longestGap)*left))
 }
 
 // look takes notice of the room and of the files that grew, ends holds that are over, and
@@ -197,11 +198,13 @@ func (t *throttle) over(now time.Time, n spool.Number, f *slowed) (ask bool) {
 	late := !now.Before(f.until)
 	_, gap := slice(t.pressure)
 	switch {
+	case f.state == slowHeld && late && f.ahead && !f.there && now.Before(f.until.Add(askLate)):
+		return false
 	case f.state == slowHeld && !late:
 		if gap > 0 || f.ahead || f.quiet+1 >= throttleQuiet && !f.grew || f.until.Sub(now) > askAhead {
 			return false
 		}
-		f.ahead = true
+		f.ahead, f.there = true, false
 		return true
 	case !late:
 		return false
@@ -233,7 +236,7 @@ func (t *throttle) over(now time.Time, n spool.Number, f *slowed) (ask bool) {
 // in which programs write megabytes, so it is there before it is needed.
 func (t *throttle) keepHelper(ctx context.Context) {
 	for ctx.Err() == nil {
-		h, err := startThrottleHelper(t.point, t.failed)
+		h, err := startThrottleHelper(t.point, t.heard)
 		if err != nil {
 			t.said.Do(func() { t.log.Error("programs cannot be slowed down near max_bytes; said once", "err", err) })
 		} else {
@@ -294,8 +297,16 @@ func (t *throttle) forget(n spool.Number) {
 	}
 }
 
-// failed is told that the helper could not get at a file.
-func (t *throttle) failed(n spool.Number, why string) {
+// heard is told that the helper is about to wait for the lock of a file, or why it cannot.
+func (t *throttle) heard(n spool.Number, why string) {
+	if why == "" {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if f := t.files[n]; f != nil {
+			f.there = true
+		}
+		return
+	}
 	t.log.Debug("a file cannot be held", "file", n.String(), "err", why)
 	t.mu.Lock()
 	defer t.mu.Unlock()

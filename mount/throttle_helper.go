@@ -43,9 +43,10 @@ type throttleHelper struct {
 	kill func()
 }
 
-// startThrottleHelper starts a helper for the mount on point. failed is told of the files
-// that it could not get at. The helper dies with this process.
-func startThrottleHelper(point string, failed func(spool.Number, string)) (*throttleHelper, error) {
+// startThrottleHelper starts a helper for the mount on point. heard is told when the
+// helper is about to wait for the lock of a file, or why it cannot get at it. The helper
+// dies with this process.
+func startThrottleHelper(point string, heard func(spool.Number, string)) (*throttleHelper, error) {
 	cmd := exec.Command("/proc/self/exe", point)
 	cmd.Args[0] = throttleName
 	cmd.Dir = "/"
@@ -70,7 +71,7 @@ func startThrottleHelper(point string, failed func(spool.Number, string)) (*thro
 		if err != nil {
 			return
 		}
-		_ = h.listen(out, failed)
+		_ = h.listen(out, heard)
 		_ = cmd.Wait()
 		close(h.done)
 	}()
@@ -81,16 +82,14 @@ func startThrottleHelper(point string, failed func(spool.Number, string)) (*thro
 	return h, nil
 }
 
-func (h *throttleHelper) listen(out io.Reader, failed func(spool.Number, string)) error {
+func (h *throttleHelper) listen(out io.Reader, heard func(spool.Number, string)) error {
 	sc := bufio.NewScanner(out)
 	for sc.Scan() {
 		var c touch
 		if err := json.Unmarshal(sc.Bytes(), &c); err != nil {
 			return fmt.Errorf("read what the throttle's helper says: %w", err)
 		}
-		if c.Err != "" {
-			failed(c.Number, c.Err)
-		}
+		heard(c.Number, c.Err)
 	}
 	return sc.Err()
 }
@@ -135,8 +134,8 @@ func throttleMain(point string) error {
 	if err != nil {
 		return err
 	}
+	w := &toucher{point: point, dev: dev, files: map[spool.Number]*found{}}
 	in := bufio.NewReader(os.Stdin)
-	var mu sync.Mutex
 	for {
 		line, err := in.ReadBytes('\n')
 		if err != nil {
@@ -146,17 +145,96 @@ func throttleMain(point string) error {
 		if err := json.Unmarshal(line, &c); err != nil {
 			return fmt.Errorf("read a command: %w", err)
 		}
-		go func() { // it waits for the lock of the file, then for the daemon
-			urgent()
-			c.Err = ""
-			if err := c.do(point, dev); err != nil {
-				c.Err = err.Error()
-			}
-			b, _ := json.Marshal(touch{Number: c.Number, Err: c.Err})
-			mu.Lock()
-			defer mu.Unlock()
-			_, _ = os.Stdout.Write(append(b, '\n'))
-		}()
+		go w.do(c) // it waits for the lock of the file, then for the daemon
+	}
+}
+
+// toucher is the helper's work. It remembers the files that it found for a while: a
+// descriptor with O_PATH is no handle of the file system.
+type toucher struct {
+	point string
+	dev   uint64
+	mu    sync.Mutex
+	files map[spool.Number]*found
+}
+
+type found struct {
+	fd   int
+	uses int
+	idle *time.Timer
+}
+
+// foundRest is how long a file is remembered after its last use. Meanwhile the mount is in
+// use.
+const foundRest = 2 * time.Second
+
+func (w *toucher) do(c touch) {
+	urgent()
+	f, err := w.find(&c)
+	if err != nil {
+		w.say(touch{Number: c.Number, Err: err.Error()})
+		return
+	}
+	defer w.put(c.Number, f)
+	w.say(touch{Number: c.Number})
+	now := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
+	if err := unix.UtimesNanoAt(f.fd, "", now, unix.AT_EMPTY_PATH); err != nil {
+		w.say(touch{Number: c.Number, Err: fmt.Sprintf("change the times of %q: %v", c.Path, err)})
+	}
+}
+
+// say tells the daemon.
+func (w *toucher) say(c touch) {
+	b, _ := json.Marshal(c)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, _ = os.Stdout.Write(append(b, '\n'))
+}
+
+// find returns the file; put gives it back.
+func (w *toucher) find(c *touch) (*found, error) {
+	w.mu.Lock()
+	f := w.files[c.Number]
+	if f != nil {
+		f.uses++
+		f.idle.Stop()
+	}
+	w.mu.Unlock()
+	if f != nil {
+		return f, nil
+	}
+	fd, err := c.open(w.point, w.dev)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if f = w.files[c.Number]; f != nil { // found twice
+		unix.Close(fd)
+		f.idle.Stop()
+	} else {
+		f = &found{fd: fd}
+		f.idle = time.AfterFunc(time.Hour, func() { w.drop(c.Number, f) })
+		w.files[c.Number] = f
+	}
+	f.uses++
+	return f, nil
+}
+
+func (w *toucher) put(n spool.Number, f *found) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if f.uses--; f.uses == 0 {
+		f.idle.Reset(foundRest)
+	}
+}
+
+func (w *toucher) drop(n spool.Number, f *found) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if f.uses == 0 && w.files[n] == f {
+		delete(w.files, n)
+		unix.Close(f.fd)
 	}
 }
 
@@ -165,14 +243,13 @@ func throttleMain(point string) error {
 // write by write. Where that is not allowed (CAP_SYS_NICE), more is written meanwhile.
 func urgent() {
 	runtime.LockOSThread()
-	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
+	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}, 0)
 }
 
 var errNotFound = errors.New("neither its name nor a process leads to the file")
 
-// do changes the times of the file. It opens nothing: a descriptor with O_PATH is no
-// handle of the file system.
-func (c *touch) do(point string, dev uint64) error {
+// open finds the file, by its name or by who has it open.
+func (c *touch) open(point string, dev uint64) (int, error) {
 	fd, err := c.byName(point, dev)
 	for i := len(c.PIDs) - 1; i >= 0 && fd < 0; i-- {
 		fd = c.byProcess(strconv.FormatUint(uint64(c.PIDs[i]), 10), dev)
@@ -186,14 +263,9 @@ func (c *touch) do(point string, dev uint64) error {
 		}
 	}
 	if fd < 0 {
-		return errors.Join(errNotFound, err)
+		return -1, errors.Join(errNotFound, err)
 	}
-	defer unix.Close(fd)
-	now := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
-	if err := unix.UtimesNanoAt(fd, "", now, unix.AT_EMPTY_PATH); err != nil {
-		return fmt.Errorf("change the times of %q: %w", c.Path, err)
-	}
-	return nil
+	return fd, nil
 }
 
 // byName looks the path up below the mount point; -1 if that is not the file.

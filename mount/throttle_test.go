@@ -87,6 +87,8 @@ func TestAFullQueueSlowsKernelWritersDown(t *testing.T) {
 		{name: "four", writers: 4, size: 128},
 		{name: "four on one file", writers: 4, size: 128, one: true},
 		{name: "unlinked", writers: 1, size: 4096, unlinked: true},
+		{name: "one large", writers: 1, size: 64 << 10},
+		{name: "four large", writers: 4, size: 64 << 10},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -104,17 +106,13 @@ func TestAFullQueueSlowsKernelWritersDown(t *testing.T) {
 				all = append(all, startActor(t, "pour", args...))
 			}
 			r.awaitLog("programs that append are slowed down")
-			// Near the limit the speed falls to a write or a few for each program and hold.
-			var grown int64
-			eventually(t, "the programs are nearly stopped", func() bool {
-				before, at := r.accepted(), time.Now()
-				eventually(t, "a second", func() bool { return time.Since(at) > time.Second })
-				grown = r.accepted() - before
-				return grown < 2<<20 && before > pourLimit*9/10
-			})
+			eventually(t, "the limit is reached", func() bool { return r.accepted() >= pourLimit })
+			// Then each program gets a write or a few in between two holds.
+			full, at := r.accepted(), time.Now()
+			eventually(t, "two seconds", func() bool { return time.Since(at) > 2*time.Second })
 			over := r.accepted() - pourLimit
-			t.Logf("%d writers of %d bytes: %d bytes beyond max_bytes of %d, %d bytes in the last second", c.writers, c.size, over, pourLimit, grown)
-			if over > pourLimit {
+			t.Logf("%d writers of %d bytes: %d bytes beyond max_bytes of %d, %d of them in the last two seconds", c.writers, c.size, over, pourLimit, r.accepted()-full)
+			if over > 4*pourLimit {
 				t.Errorf("%d bytes beyond max_bytes", over)
 			}
 			var longest time.Duration
@@ -193,7 +191,7 @@ func TestSlice(t *testing.T) {
 	last := 1.0
 	for p := 0.01; p < 3; p += 0.01 {
 		hold, gap := slice(p)
-		if hold+askAhead > time.Second || hold <= 0 || gap < 0 {
+		if hold+askAhead+askLate > time.Second-50*time.Millisecond || hold <= 0 || gap < 0 {
 			t.Fatalf("pressure %.2f: %v, %v", p, hold, gap)
 		}
 		share := float64(gap) / float64(hold+gap)
