@@ -168,7 +168,7 @@ func fakeServe(l *Link, dir, fault string) error {
 		return err
 	}
 	say := func(format string, args ...any) { _, _ = unix.Write(fd, fmt.Appendf(nil, format+"\n", args...)) }
-	say("serve %d %s %s %s", os.Getpid(), trailer("version"), way, config)
+	say("serve %d %s %s %q", os.Getpid(), trailer("version"), way, config)
 	return fakeWait(ctx, l, o, usr, say, fault)
 }
 
@@ -320,7 +320,7 @@ func (b *bench) served(version, way string) int {
 		}
 		var pid int
 		var v, w string
-		if _, err := fmt.Sscanf(l, "serve %d %s %s %s", &pid, &v, &w, &b.config); err != nil || v != version || w != way {
+		if _, err := fmt.Sscanf(l, "serve %d %s %s %q", &pid, &v, &w, &b.config); err != nil || v != version || w != way {
 			b.t.Fatalf("the connection says %q, want a worker of version %s that has it %s", l, version, way)
 		}
 		b.t.Cleanup(func() { _ = unix.Kill(pid, unix.SIGKILL) })
