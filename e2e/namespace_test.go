@@ -6,12 +6,17 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"ftfuse/bench/rig"
 )
 
 // The namespace answers as ext4 does: the same script gives the same output on both.
 func TestNamespaceAnswersAsExt4(t *testing.T) {
-	p := newPair(t)
-	startMount(t, p)
+	eachCapture(t, namespaceAnswersAsExt4)
+}
+
+func namespaceAnswersAsExt4(t *testing.T, c capture, p *rig.Pair) {
+	c.startMount(t, p)
 	off := t.TempDir()
 	for name, script := range map[string]string{
 		"mkdir":  `mkdir d; mkdir d 2>/dev/null || echo exists; mkdir -p d/e/f; find . | sort`,
@@ -47,8 +52,11 @@ func TestNamespaceAnswersAsExt4(t *testing.T) {
 
 // What cannot be is refused with the errno that programs know how to take.
 func TestRefusals(t *testing.T) {
-	p := newPair(t)
-	startMount(t, p)
+	eachCapture(t, refusals)
+}
+
+func refusals(t *testing.T, c capture, p *rig.Pair) {
+	c.startMount(t, p)
 	sh(t, `echo x >>"$1"`, p.In("a.log"))
 	if err := os.Symlink("a.log", p.In("s")); !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.ENOSYS) && !errors.Is(err, syscall.ENOTSUP) {
 		t.Errorf("symlink: %v, want it refused", err)

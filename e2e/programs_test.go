@@ -19,7 +19,7 @@ import (
 // system, and wants each file of the second byte for byte at the aggregator.
 func twin(t *testing.T, p *rig.Pair, script string) {
 	t.Helper()
-	sub := strings.ReplaceAll(filepath.Base(t.Name()), " ", "_")
+	sub := strings.NewReplacer(" ", "_", "/", "_").Replace(t.Name())
 	on, off := p.In(sub), filepath.Join(p.Dir, "twin", sub)
 	must(t, os.Mkdir(on, 0o755))
 	must(t, os.MkdirAll(off, 0o755))
@@ -60,7 +60,11 @@ func modeOf(t *testing.T, path string) os.FileMode {
 
 // Each program writes the same to the mount as to ext4; what arrives is what ext4 has.
 func TestProgramsWriteAsOnExt4(t *testing.T) {
-	p := startPair(t)
+	eachCapture(t, programsWriteAsOnExt4)
+}
+
+func programsWriteAsOnExt4(t *testing.T, c capture, p *rig.Pair) {
+	c.start(t, p)
 	for name, script := range map[string]string{
 		"shell":    `cd "$1"; for i in $(seq 300); do echo "line $i" >>shell.log; done; printf 'no end' >>shell.log; printf ' here\n' >>shell.log`,
 		"loop":     `cd "$1"; for i in $(seq 2000); do echo "line $i of one open file"; done >>loop.log`,
@@ -82,7 +86,11 @@ func TestProgramsWriteAsOnExt4(t *testing.T) {
 
 // Appending in one shell and in many at once keeps every line whole.
 func TestShellsAppendingAtOnceKeepLinesWhole(t *testing.T) {
-	p := startPair(t)
+	eachCapture(t, shellsAppendingAtOnceKeepLinesWhole)
+}
+
+func shellsAppendingAtOnceKeepLinesWhole(t *testing.T, c capture, p *rig.Pair) {
+	c.start(t, p)
 	sh(t, `for w in a b c d; do (for i in $(seq 500); do echo "$w $i"; done >>"$1") & done; wait`, p.In("shared.log"))
 	eventually(t, patience, func() error {
 		if n := bytes.Count(read(t, p.Out("shared.log")), []byte("\n")); n < 2000 {
@@ -103,9 +111,12 @@ func TestShellsAppendingAtOnceKeepLinesWhole(t *testing.T) {
 // Python's RotatingFileHandler renames the file under its own feet again and again.
 func TestPythonRotatingFileHandler(t *testing.T) {
 	need(t, "python3")
-	p := newPair(t)
+	eachCapture(t, pythonRotatingFileHandler)
+}
+
+func pythonRotatingFileHandler(t *testing.T, c capture, p *rig.Pair) {
 	p.Rules = "[[mount.rule]]\npath = \"**/*.[0-9]*\"\ntransfer = false\n"
-	start(t, p)
+	c.start(t, p)
 	sh(t, `python3 - "$1" <<'END'
 import logging, logging.handlers, sys
 log = logging.getLogger("app")
@@ -164,9 +175,12 @@ func TestLogrotate(t *testing.T) {
 // comes between logrotate's copy and its truncation is lost to the copy on any file
 // system; here the lines have been taken, and all of them arrive.
 func TestCopytruncateUnderAWriterThatNeverStops(t *testing.T) {
-	p := newPair(t)
+	eachCapture(t, copytruncateUnderAWriterThatNeverStops)
+}
+
+func copytruncateUnderAWriterThatNeverStops(t *testing.T, c capture, p *rig.Pair) {
 	p.Rules = "[[mount.rule]]\npath = \"**/*.[0-9]*\"\ntransfer = false\n"
-	start(t, p)
+	c.start(t, p)
 	n := 40_000
 	sh(t, `(seq -f 'line %06.0f' "$2" | while read -r l; do echo "$l"; done >>"$1") & w=$!
 		for i in 1 2 3 4 5 6 7 8; do cp "$1" "$1.1"; : >"$1"; done; wait $w`, p.In("app.log"), fmt.Sprint(n))
@@ -183,7 +197,11 @@ func TestCopytruncateUnderAWriterThatNeverStops(t *testing.T) {
 // after a rename as logrotate's postrotate would ask.
 func TestNginxAccessLog(t *testing.T) {
 	need(t, "nginx")
-	p := startPair(t)
+	eachCapture(t, nginxAccessLog)
+}
+
+func nginxAccessLog(t *testing.T, c capture, p *rig.Pair) {
+	c.start(t, p)
 	addr, err := rig.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
@@ -265,7 +283,11 @@ http {
 
 // tail -f on the mount sees lines as they are written, and grep finds the newest.
 func TestTailFollowsOnTheMount(t *testing.T) {
-	p := startPair(t)
+	eachCapture(t, tailFollowsOnTheMount)
+}
+
+func tailFollowsOnTheMount(t *testing.T, c capture, p *rig.Pair) {
+	c.start(t, p)
 	sh(t, `echo first >>"$1"`, p.In("app.log"))
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
