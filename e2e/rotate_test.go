@@ -94,6 +94,30 @@ func TestRenamedThenTruncatedUnderFullLoad(t *testing.T) {
 	})
 }
 
+// Another program appends to a file by its new name while the one that opened it by its old
+// name still writes: a rule keeps what is written under the new name, and must not take the
+// lines of the program that knows nothing of it.
+func TestAppendedToUnderAnotherNameUnderFullLoad(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		p.Rules = keepRotated
+		c.start(t, p)
+		l := startLoad(t, p, "app.log", 1, fullLoad)
+		grows(t, p.Out("app.log"), 200_000)
+		sh(t, `mv "$1" "$1.1"; for i in 1 2 3; do echo "another program" >>"$1.1"; sleep 0.1; done`, p.In("app.log"))
+		_, results := l.finish(t)
+		want := tally.Plan{Writers: 1, Lines: results[0].Lines, Size: fullLoad.Size}
+		_, err := rig.WaitSize(t.Context(), p.Out("app.log"), want.Bytes(), patienceLook, patience/3)
+		if err != nil {
+			t.Error(err) // what is missing is said below
+		}
+		stop(t, p)
+		// The other's lines may be here, too: the kernel does not tell who wrote what.
+		mine := filepath.Join(p.Dir, "mine.log")
+		sh(t, `sed '/another program$/d' "$1" >"$2"`, p.Out("app.log"), mine)
+		countFile(t, mine, want)
+	})
+}
+
 // Files are removed and replaced under programs that append to them: what those wrote
 // before and after arrives, though the name is gone or another's.
 func TestUnlinkAndReplaceUnderLoad(t *testing.T) {
