@@ -21,7 +21,7 @@ setup:
 
 # Every test, those of the built binary on real mounts included.
 test: setup
-	$(GO) test -timeout 20m ./...
+	$(GO) test -timeout 30m ./...
 
 # A receiver and a mount in a temporary folder, real programs, a kill -9, and the count.
 demo:
@@ -29,7 +29,8 @@ demo:
 	@$(MAKE) --no-print-directory build
 	@bin/ftfuse demo
 
-# What this machine reaches, beside a plain file, an empty FUSE file system and tail | nc.
+# What this machine reaches in either attribution, beside a plain file, an empty FUSE file
+# system and tail | nc.
 bench:
 	@.ci/setup bench
 	@$(MAKE) --no-print-directory build
@@ -40,7 +41,7 @@ bench-quick:
 
 # The tests that take their time: many kills, larger amounts.
 soak: setup
-	FTFUSE_SOAK=1 $(GO) test -count=1 -timeout 120m -v ./...
+	FTFUSE_SOAK=1 $(GO) test -count=1 -timeout 240m -v ./...
 
 race: setup
 	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v /e2e)

@@ -47,9 +47,7 @@ func TestLogrotateUnderFullLoad(t *testing.T) {
 					}
 				}
 				plan, results := l.finish(t)
-				for i, r := range results {
-					t.Logf("writer %d: %d lines, write(2) p99 %.1f us, longest %.1f ms", i, r.Lines, r.P99*1e3, r.Longest)
-				}
+				logWrites(t, results)
 				drained(t, l, results)
 				stop(t, p)
 				t.Log(l.count(t, plan, results))

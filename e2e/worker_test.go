@@ -22,11 +22,19 @@ var fullLoad = rig.Job{Size: 64, Lines: tally.MaxLines, Clock: true}
 // stall is the longest that a write(2) may take when the worker is killed (issue 3).
 const stall = 500 * time.Millisecond
 
-// checkStall fails the test if a write(2) of the load took longer than a program may see.
-func checkStall(t *testing.T, results []rig.Result) {
+// logWrites puts into the test's output how long the write(2)s of a load took.
+func logWrites(t *testing.T, results []rig.Result) {
 	t.Helper()
 	for i, r := range results {
 		t.Logf("writer %d: %d lines, write(2) p99 %.1f us, longest %.1f ms", i, r.Lines, r.P99*1e3, r.Longest)
+	}
+}
+
+// checkStall fails the test if a write(2) of the load took longer than a program may see.
+func checkStall(t *testing.T, results []rig.Result) {
+	t.Helper()
+	logWrites(t, results)
+	for i, r := range results {
 		if r.Longest > float64(stall.Milliseconds()) {
 			t.Errorf("writer %d waited %.0f ms in one write(2), want less than %v", i, r.Longest, stall)
 		}
