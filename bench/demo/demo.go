@@ -125,7 +125,7 @@ func (d *demo) head(format string, args ...any) {
 }
 
 func (d *demo) run() error {
-	for _, step := range []func() error{d.start, d.programs, d.live, d.kill, d.bulk, d.proof} {
+	for _, step := range []func() error{d.start, d.programs, d.live, d.kill, d.killWorker, d.bulk, d.proof} {
 		if err := d.ctx.Err(); err != nil {
 			return err
 		}
@@ -146,7 +146,7 @@ func (d *demo) start() error {
 	d.show("receive.toml", d.pair.ReceiveConfig())
 	d.show("mount.toml", d.pair.MountConfig())
 	d.say("   $ ftfuse receive -c receive.toml &      # process %d", d.pair.ReceiveRole.PID())
-	d.say("   $ ftfuse mount -c mount.toml &          # process %d", d.pair.MountRole.PID())
+	d.say("   $ ftfuse mount -c mount.toml &          # process %d, which holds the mount; process %d serves it", d.pair.MountRole.PID(), d.pair.MountRole.Worker())
 	d.say("   Both were ready after %d ms.", time.Since(began).Milliseconds())
 	return nil
 }
@@ -172,7 +172,7 @@ func (d *demo) show(name, path string) {
 func (d *demo) programs() error {
 	d.head("Programs that know nothing of ftfuse append to files below %s", d.pair.Point())
 	for _, p := range []*program{
-		{file: "shell/loop.log", lines: 1500, what: `i=0; while [ $i -lt 1500 ]; do i=$((i+1)); echo "shell line $i"; sleep 0.002; done >>"$1"`},
+		{file: "shell/loop.log", lines: 2000, what: `i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo "shell line $i"; sleep 0.002; done >>"$1"`},
 		{file: "dd/blocks.log", lines: 200_000, what: `seq -f 'dd line %.0f' 200000 | dd of="$1" bs=64k oflag=append conv=notrunc status=none`},
 		{file: "syslog/app.log", lines: 2000, what: `seq 2000 | logger --no-act --socket-errors=off -s -i -t demo-app 2>>"$1"`, needs: "logger"},
 		{file: "python/service.log", lines: 3000, what: pythonWriter, needs: "python3"},
@@ -235,6 +235,28 @@ func (d *demo) kill() error {
 		return err
 	}
 	d.say("   The backlog had arrived %d ms after the new receiver was ready.", time.Since(began).Milliseconds())
+	return nil
+}
+
+// killWorker takes away the process that serves the mount; the holder starts another.
+func (d *demo) killWorker() error {
+	d.head("kill -9 of the process that serves the mount, while the programs go on writing")
+	mount, file := d.pair.MountRole, d.pair.In("shell/loop.log")
+	pid, ready := mount.Worker(), mount.Readies()
+	began := time.Now()
+	if err := mount.KillWorker(); err != nil {
+		return err
+	}
+	d.say("   $ kill -9 %d", pid)
+	if err := mount.ReadyAgain(d.ctx, ready+1); err != nil {
+		return err
+	}
+	took := time.Since(began)
+	in := sizeOf(file)
+	if _, err := rig.WaitSize(d.ctx, file, in+2000, 5*time.Millisecond, 20*time.Second); err != nil {
+		return fmt.Errorf("the shell's loop stopped when the worker was killed: %w", err)
+	}
+	d.say("   The holder (process %d) kept the mount; process %d serves it since %d ms after the kill.\n   No program noticed.", mount.PID(), mount.Worker(), took.Milliseconds())
 	return nil
 }
 

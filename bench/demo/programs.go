@@ -191,7 +191,7 @@ func (d *demo) proof() error {
 	if failed {
 		return fmt.Errorf("%w: see the lines marked FAILED", ErrProof)
 	}
-	d.say("   Nothing lost, nothing doubled, all in order, a kill -9 included.")
+	d.say("   Nothing lost, nothing doubled, all in order, two kill -9 included.")
 	return nil
 }
 
