@@ -19,8 +19,15 @@ import (
 // measures each.
 var fullLoad = rig.Job{Size: 64, Lines: tally.MaxLines, Clock: true}
 
-// stall is the longest that a write(2) may take when the worker is killed (issue 3).
-const stall = 500 * time.Millisecond
+// stall is the longest that a write(2) may take when the worker is killed: what issue 3 asks
+// for in the long form, which has the machine to itself; beside the tests of other packages
+// what shows that somebody hangs.
+func stall() time.Duration {
+	if soak {
+		return 500 * time.Millisecond
+	}
+	return 3 * time.Second
+}
 
 // logWrites puts into the test's output how long the write(2)s of a load took.
 func logWrites(t *testing.T, results []rig.Result) {
@@ -35,8 +42,8 @@ func checkStall(t *testing.T, results []rig.Result) {
 	t.Helper()
 	logWrites(t, results)
 	for i, r := range results {
-		if r.Longest > float64(stall.Milliseconds()) {
-			t.Errorf("writer %d waited %.0f ms in one write(2), want less than %v", i, r.Longest, stall)
+		if r.Longest > float64(stall().Milliseconds()) {
+			t.Errorf("writer %d waited %.0f ms in one write(2), want less than %v", i, r.Longest, stall())
 		}
 	}
 }
