@@ -60,7 +60,31 @@ func runTests(m *testing.M) (int, error) {
 			return 1, fmt.Errorf("build the binary: %w\n%s", err, out)
 		}
 	}
-	return m.Run(), nil
+	code := m.Run()
+	if left := leftBehind(); len(left) > 0 {
+		return 1, fmt.Errorf("processes of %s are left after the tests: %s", bin, strings.Join(left, "; "))
+	}
+	return code, nil
+}
+
+// leftBehind names the processes that still run the binary under test, as no test may leave
+// any. Those that are about to end get a moment.
+func leftBehind() []string {
+	limit := time.Now().Add(10 * time.Second)
+	for {
+		var left []string
+		dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well-formed
+		for _, dir := range dirs {
+			if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil && strings.TrimSuffix(exe, " (deleted)") == bin {
+				args, _ := os.ReadFile(filepath.Join(dir, "cmdline")) // gone meanwhile: no arguments
+				left = append(left, filepath.Base(dir)+" "+strings.ReplaceAll(string(args), "\x00", " "))
+			}
+		}
+		if len(left) == 0 || time.Now().After(limit) {
+			return left
+		}
+		<-time.After(10 * time.Millisecond)
+	}
 }
 
 // needRoot skips what only root can do, and says so.
