@@ -164,10 +164,14 @@ func fakeServe(l *Link, dir, fault string) error {
 	if fault == "hangs" {
 		select {}
 	}
+	say := func(format string, args ...any) { _, _ = unix.Write(fd, fmt.Appendf(nil, format+"\n", args...)) }
+	if _, err := os.Stat(filepath.Join(dir, "wait")); err == nil {
+		say("waiting")
+		<-usr // a hangup
+	}
 	if err := l.Ready(); err != nil {
 		return err
 	}
-	say := func(format string, args ...any) { _, _ = unix.Write(fd, fmt.Appendf(nil, format+"\n", args...)) }
 	say("serve %d %s %s %q", os.Getpid(), trailer("version"), way, config)
 	return fakeWait(ctx, l, o, usr, say, fault)
 }

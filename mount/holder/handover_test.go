@@ -47,7 +47,7 @@ func TestAHandoverSwapsWorkerAndHolder(t *testing.T) {
 		}
 	}
 	kill(t, old) // the holder that replaced itself still knows its child
-	old = b.served("3", "taken")
+	b.served("3", "taken")
 	b.signal(unix.SIGHUP)
 	b.says("hangup")
 	b.signal(unix.SIGTERM)
@@ -103,7 +103,7 @@ func TestANewBinaryThatDoesNotServeIsFollowedByTheOldOne(t *testing.T) {
 			b.says("left")
 			pid := b.served("1", "taken") // of the old binary, whose file is gone
 			kill(t, pid)
-			pid = b.served("1", "taken")
+			b.served("1", "taken")
 			b.install("@version=3")
 			if now, err := b.handover(); err != nil || now != "3" {
 				t.Fatal(now, err)

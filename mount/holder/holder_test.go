@@ -139,9 +139,24 @@ func TestAStopWhileNoWorkerServesWaitsForOne(t *testing.T) {
 	b := newBench(t)
 	b.start(nil)
 	pid := b.served("1", "mounted")
+	b.write("wait", "")
+	kill(t, pid)
+	b.says("waiting") // the next worker is not ready
+	b.signal(unix.SIGTERM)
+	b.signal(unix.SIGHUP) // passed on: lets it go on
+	b.served("1", "taken")
+	b.says("drained")
+	b.exits(0)
+	b.dropped()
+}
+
+func TestAWorkerThatDiesWhileItStopsIsFollowedByOneThatDrains(t *testing.T) {
+	b := newBench(t)
+	b.start(nil)
+	pid := b.served("1", "mounted")
 	b.signal(unix.SIGSTOP)
 	kill(t, pid)
-	b.signal(unix.SIGTERM)
+	b.signal(unix.SIGTERM) // to a worker that is gone, or while none serves
 	b.signal(unix.SIGCONT)
 	b.served("1", "taken")
 	b.says("drained")

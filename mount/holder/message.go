@@ -115,26 +115,24 @@ func (c *channel) send(m message, fd int) error {
 func (c *channel) recv() (message, error) {
 	b := make([]byte, maxMessage)
 	oob := make([]byte, 256)
-	for {
-		n, k, flags, _, err := c.c.ReadMsgUnix(b, oob)
-		fds := descriptors(oob[:k])
-		if err == nil && n == 0 && k == 0 {
-			err = io.EOF
-		}
-		if err != nil {
-			closeAll(fds)
-			return message{}, err
-		}
-		m := message{fd: -1}
-		if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(fds) > 1 || json.Unmarshal(b[:n], &m) != nil || m.V != protocol {
-			closeAll(fds)
-			return message{}, fmt.Errorf("%w: %d bytes, %d descriptors, version %d, want %d", errMessage, n, len(fds), m.V, protocol)
-		}
-		if len(fds) == 1 {
-			m.fd = fds[0]
-		}
-		return m, nil
+	n, k, flags, _, err := c.c.ReadMsgUnix(b, oob)
+	fds := descriptors(oob[:k])
+	if err == nil && n == 0 && k == 0 {
+		err = io.EOF
 	}
+	if err != nil {
+		closeAll(fds)
+		return message{}, err
+	}
+	m := message{fd: -1}
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(fds) > 1 || json.Unmarshal(b[:n], &m) != nil || m.V != protocol {
+		closeAll(fds)
+		return message{}, fmt.Errorf("%w: %d bytes, %d descriptors, version %d, want %d", errMessage, n, len(fds), m.V, protocol)
+	}
+	if len(fds) == 1 {
+		m.fd = fds[0]
+	}
+	return m, nil
 }
 
 func (c *channel) close() { _ = c.c.Close() }

@@ -74,29 +74,10 @@ func (h *holder) become(bin *os.File, w *worker, r *request) error {
 		V: reexecVersion, Path: h.path, Settings: h.s, Worker: w.pid, Version: w.version, Reexec: w.reexec, Spawned: h.spawned,
 		Conn: h.conn.fd, Kept: keptState{V: reexecVersion, Point: h.s.Point, Dev: h.conn.dev, State: h.conn.saved}, Requester: -1,
 	}
-	var kept []int
-	keep := func(fd int, err error) int {
-		if err == nil {
-			kept = append(kept, fd)
-			return fd
-		}
-		return -1
-	}
+	kept, err := h.keepOpen(&st, w, r)
 	defer func() { closeAll(kept) }() // duplicates, of an execve that failed
-	st.Lock = keep(unix.Dup(int(h.lock.Fd())))
-	st.Control = keep(dupConn(h.control))
-	st.Link = keep(dupConn(w.ch.c))
-	st.Conn = keep(unix.Dup(h.conn.fd))
-	if r.ch != nil {
-		st.Requester = keep(dupConn(r.ch.c))
-	}
-	text, err := memory("ftfuse-config", h.config)
 	if err != nil {
 		return err
-	}
-	st.Config = keep(text, nil)
-	if st.Lock < 0 || st.Control < 0 || st.Link < 0 || st.Conn < 0 {
-		return errors.New("duplicate the holder's descriptors: none is left (ulimit -n)")
 	}
 	b, err := json.Marshal(st)
 	if err != nil {
@@ -106,7 +87,8 @@ func (h *holder) become(bin *os.File, w *worker, r *request) error {
 	if err != nil {
 		return err
 	}
-	for _, fd := range append(kept, keep(state, nil)) {
+	kept = append(kept, state)
+	for _, fd := range kept {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 			return fmt.Errorf("keep descriptor %d: %w", fd, err)
 		}
@@ -116,6 +98,29 @@ func (h *holder) become(bin *os.File, w *worker, r *request) error {
 		env = append(env, notifyEnv+"="+h.sd.socket)
 	}
 	return h.execve(fdPath(bin), h.o.Args, env)
+}
+
+// keepOpen duplicates what the next binary needs open, and writes the numbers into st.
+func (h *holder) keepOpen(st *holderState, w *worker, r *request) (kept []int, err error) {
+	keep := func(fd int, err error) int {
+		if err != nil {
+			return -1
+		}
+		kept = append(kept, fd)
+		return fd
+	}
+	st.Lock = keep(unix.Dup(int(h.lock.Fd())))
+	st.Control = keep(dupConn(h.control))
+	st.Link = keep(dupConn(w.ch.c))
+	st.Conn = keep(unix.Dup(h.conn.fd))
+	st.Config = keep(memory("ftfuse-config", h.config))
+	if st.Lock < 0 || st.Control < 0 || st.Link < 0 || st.Conn < 0 || st.Config < 0 {
+		return kept, errors.New("duplicate the holder's descriptors: none is left (ulimit -n)")
+	}
+	if r.ch != nil {
+		st.Requester = keep(dupConn(r.ch.c))
+	}
+	return kept, nil
 }
 
 // quiet stops reading from w, so that the next binary misses no word of it. It returns
@@ -202,6 +207,20 @@ func (h *holder) resume() error {
 	if h.control, err = fileListener(st.Control); err != nil {
 		return err
 	}
+	if err := h.resumeWorker(&st); err != nil {
+		return err
+	}
+	h.log.Info("the holder has become the new binary", "version", h.o.Version, "worker", st.Worker)
+	if st.Requester >= 0 {
+		if ch, err := fileChannel(st.Requester); err == nil {
+			(&request{ch: ch}).answer(message{Type: typeDone, Version: st.Version})
+		}
+	}
+	return nil
+}
+
+// resumeWorker goes on with the child that the old binary started.
+func (h *holder) resumeWorker(st *holderState) error {
 	ch, err := fileChannel(st.Link)
 	if err != nil {
 		return err
@@ -216,12 +235,6 @@ func (h *holder) resume() error {
 	}
 	h.cur, h.sent = w, time.Now()
 	h.follow(w)
-	h.log.Info("the holder has become the new binary", "version", h.o.Version, "worker", w.pid)
-	if st.Requester >= 0 {
-		if ch, err := fileChannel(st.Requester); err == nil {
-			(&request{ch: ch}).answer(message{Type: typeDone, Version: st.Version})
-		}
-	}
 	return nil
 }
 
