@@ -312,10 +312,10 @@ func (r *role) mount() (err error) {
 			r.failed(err)
 		}
 	}()
-	r.log.Info("ready", append([]any{"point", r.m.Point, "pid", os.Getpid()}, captured(r.support)...)...)
 	if err := r.link.Ready(); err != nil {
 		r.log.Warn("the holder is not told", "err", err) // it has died: see await
 	}
+	r.log.Info("ready", append([]any{"point", r.m.Point, "pid", os.Getpid()}, captured(r.support)...)...)
 	return nil
 }
 

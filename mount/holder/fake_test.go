@@ -366,6 +366,20 @@ func (b *bench) says(want string) {
 	}
 }
 
+// logs waits until a holder of this test has logged text.
+func (b *bench) logs(text string) {
+	b.t.Helper()
+	for until := time.Now().Add(patience); ; pause(b.t) {
+		log, err := os.ReadFile(b.log)
+		if err == nil && bytes.Contains(log, []byte(text)) {
+			return
+		}
+		if time.Now().After(until) {
+			b.t.Fatalf("nothing logged with %q (%v)", text, err)
+		}
+	}
+}
+
 func (b *bench) signal(s syscall.Signal) {
 	b.t.Helper()
 	if err := b.cmd.Signal(s); err != nil {

@@ -43,8 +43,12 @@ func (h *holder) handover(r *request) {
 	case h.swap != nil:
 		r.refuse("another handover is under way")
 		return
+	case h.waiting != nil:
+		r.refuse("another handover is waiting")
+		return
 	case h.cur == nil || !h.cur.ready || h.conn == nil:
-		r.refuse("no worker serves at the moment")
+		h.log.Info("handover: waiting until a worker serves")
+		h.waiting = r
 		return
 	}
 	bin, err := openBinary(h.path)
@@ -156,6 +160,10 @@ func (h *holder) cancelSwap(why string) {
 	if b := h.back; b != nil {
 		h.back = nil
 		b.r.refuse(fmt.Sprintf("%s did not serve (%s), and then: %s", h.path, b.why, why))
+	}
+	if h.waiting != nil {
+		h.waiting.refuse(why)
+		h.waiting = nil
 	}
 	if h.swap == nil {
 		return

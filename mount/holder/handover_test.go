@@ -259,3 +259,29 @@ func TestTheConfigurationChangesWithAHandoverOnly(t *testing.T) {
 	b.served("1", "taken")
 	has("second")
 }
+
+func TestAHandoverWaitsForAWorkerThatStarts(t *testing.T) {
+	b := newBench(t)
+	b.start(nil)
+	pid := b.served("1", "mounted")
+	b.install("@version=2")
+	b.write("wait", "")
+	kill(t, pid)
+	b.says("waiting")
+	done := make(chan error, 1)
+	go func() {
+		_, err := b.handover()
+		done <- err
+	}()
+	b.logs("handover: waiting")
+	if err := os.Remove(filepath.Join(b.dir, "wait")); err != nil {
+		t.Fatal(err)
+	}
+	b.signal(unix.SIGHUP)
+	b.served("1", "taken")
+	b.says("left")
+	b.served("2", "taken")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}

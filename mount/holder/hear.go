@@ -142,6 +142,10 @@ func (h *holder) serves(w *worker) {
 		h.log.Info("handover done", "pid", w.pid, "version", w.version)
 		h.replace(w)
 	}
+	if r := h.waiting; r != nil {
+		h.waiting = nil
+		h.handover(r)
+	}
 }
 
 // ended decides what the end of a worker means.

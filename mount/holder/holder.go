@@ -72,6 +72,7 @@ type holder struct {
 	swap    *handover   // nil: none under way
 	back    *back       // nil, or a handover that failed and is not answered yet
 	bin     *os.File    // what workers are started from; nil: this program
+	waiting *request    // nil, or a handover that waits until a worker serves
 	held    os.Signal   // nil, or a stop that waits until a worker serves
 	again   bool        // a worker died while it was stopping
 	backlog []event     // to be heard before what comes next
