@@ -294,13 +294,14 @@ func withoutPositions(out []string) (kept []string) {
 // TestEveryWayToOpenAndWriteIsAsOnExt4: a program that does the same on ext4 sees the same,
 // and everything that was accepted is delivered, whichever way the bytes went.
 func TestEveryWayToOpenAndWriteIsAsOnExt4(t *testing.T) {
-	ext4 := t.TempDir()
-	want := matrix(t, ext4)
+	t.Parallel()
+	want := matrix(t, t.TempDir())
 	for _, mode := range []struct{ name, extra string }{{"open", ""}, {"write", perWrite}} {
 		t.Run(mode.name, func(t *testing.T) {
 			if mode.extra != "" && os.Getenv(envCapture) == "daemon" {
 				t.Skip("the same as the other")
 			}
+			t.Parallel()
 			r := newRig(t, mode.extra)
 			got := matrix(t, r.point)
 			here, there := got.out, want.out

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -50,6 +51,8 @@ func openFlags(t testing.TB, path string, flags int) *os.File {
 	t.Helper()
 	f, err := os.OpenFile(path, flags, 0o644)
 	must(t, err)
+	openedMu.Lock()
+	defer openedMu.Unlock()
 	if opened[t] == nil {
 		t.Cleanup(func() { closeOpen(t) })
 	}
@@ -213,8 +216,10 @@ func resendCases() []resendCase {
 // TestResent: the worker is killed between an effect and its reply, or in the middle of an
 // operation, while a holder keeps the connection. The next worker is asked again.
 func TestResent(t *testing.T) {
+	t.Parallel()
 	for _, c := range resendCases() {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			r := newHeldRig(t, c.extra, c.points)
 			if c.prep != nil {
 				c.prep(t, r)
@@ -241,14 +246,20 @@ func TestResent(t *testing.T) {
 }
 
 // opened are the files that openFlags opened, by test.
-var opened = map[testing.TB][]*os.File{}
+var (
+	openedMu sync.Mutex
+	opened   = map[testing.TB][]*os.File{}
+)
 
 // closeOpen closes what the test has opened.
 func closeOpen(t testing.TB) {
-	for _, f := range opened[t] {
+	openedMu.Lock()
+	files := opened[t]
+	delete(opened, t)
+	openedMu.Unlock()
+	for _, f := range files {
 		f.Close()
 	}
-	delete(opened, t)
 }
 
 // nothingOpen waits until the worker has no spool file open: no handle was forgotten.

@@ -1,0 +1,30 @@
+package mount
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// notOnAnOldKernel are tests that are the same there (the daemon writes anyway) or long.
+const notOnAnOldKernel = "TenThousand|UnderWriters|SpoolDiskFull|Blocked|Full|Poll|Megabyte|KillAt|KilledDaemon|KillIn|Leaving|Source|Session|Signal|DropPolicies|Throttle|CaptureInForce"
+
+// TestAllOfItOnAnOldKernel runs this package's tests once more with a kernel that refuses
+// passthrough: the daemon then serves every file.
+func TestAllOfItOnAnOldKernel(t *testing.T) {
+	if os.Getenv(envCapture) != "" || testing.Short() {
+		t.Skip("these are they")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	t.Parallel() // two processes at a time: most of it is waiting
+	cmd := exec.Command(os.Args[0], "-test.run=.", "-test.timeout=5m")
+	if os.Getenv("FTFUSE_SOAK") == "" {
+		cmd.Args = append(cmd.Args, "-test.skip="+notOnAnOldKernel)
+	}
+	cmd.Env = append(os.Environ(), envCapture+"=daemon")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
