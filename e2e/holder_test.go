@@ -251,6 +251,23 @@ func TestNoWorkerForHolderTimeoutDropsTheConnection(t *testing.T) {
 	}
 }
 
+// A worker that cannot take the connection over gives it up: the holder detaches a mount
+// that nobody serves, without asking it anything.
+func TestATakeoverThatFailsDropsTheConnection(t *testing.T) {
+	c := captures[0]
+	p := c.pair(t)
+	startReceive(t, p)
+	startMount(t, p, "FTFUSE_FAILPOINTS=mount/takeover=error")
+	failed := writesUntilError(t, p.In("a.log"))
+	grows(t, p.Out("a.log"), 1)
+	must(t, p.MountRole.KillWorker())
+	gaveUp(t, failed)
+	code(t, p.MountRole, 1)
+	unmounted(t, p)
+	c.startMount(t, p)
+	stop(t, p)
+}
+
 // The holder is killed, the worker is not: it serves on, and the next start adopts it.
 func TestAKilledHolderIsReplacedAndNobodyNotices(t *testing.T) {
 	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
