@@ -84,6 +84,7 @@ type Capture struct {
 	finished  []*commit
 	gone      []spool.Number
 	inFlight  int64
+	pace      pace
 	submitted uint64
 	committed uint64
 	freed     uint64 // committed, and what it made superfluous given back

@@ -139,6 +139,9 @@ func (c *Capture) submit(ctx context.Context, sync bool) error {
 	}
 	t.Done = func(err error) { c.done(cm, err) }
 	c.mu.Lock()
+	if c.inFlight == 0 {
+		c.pace.begin(time.Now())
+	}
 	c.inFlight += cm.bytes
 	c.submitted++
 	c.mu.Unlock()
@@ -245,7 +248,7 @@ func (c *Capture) state(cm *commit) []kv {
 func (c *Capture) awaitRoom(ctx context.Context, n int64) error {
 	for {
 		c.mu.Lock()
-		ok := c.inFlight == 0 || c.inFlight+n <= c.o.InFlight
+		ok := c.inFlight == 0 || c.inFlight+n <= c.pace.limit(c.o.InFlight)
 		err := c.err
 		c.mu.Unlock()
 		if err != nil {
@@ -268,6 +271,7 @@ func (c *Capture) done(cm *commit, err error) {
 	cm.err = err
 	c.mu.Lock()
 	c.inFlight -= cm.bytes
+	c.pace.done(cm.bytes, time.Now())
 	c.committed++
 	if err != nil && c.err == nil {
 		c.err = fmt.Errorf("commit a batch: %w", err)

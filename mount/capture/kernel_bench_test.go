@@ -3,9 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -27,7 +25,7 @@ type kernelRig struct {
 	stop func()
 }
 
-func newKernelRig(b testing.TB, seen func(x record.Record)) *kernelRig {
+func newKernelRig(b testing.TB, seen func(x record.Record), inFlight int64) *kernelRig {
 	q, err := queue.Open(b.TempDir(), queue.Options{Cursors: []string{"all"}})
 	if err != nil {
 		b.Fatal(err)
@@ -36,7 +34,6 @@ func newKernelRig(b testing.TB, seen func(x record.Record)) *kernelRig {
 	if err != nil {
 		b.Fatal(err)
 	}
-	inFlight, _ := strconv.ParseInt(os.Getenv("FTFUSE_INFLIGHT"), 10, 64)
 	c, err := New(Options{Store: s, Queue: q, Host: "web-01", InFlight: inFlight})
 	if err != nil {
 		b.Fatal(err)
@@ -97,7 +94,7 @@ func (r *kernelRig) open(b testing.TB, path string) (*spool.Handle, int) {
 func BenchmarkKernel(b *testing.B) {
 	for _, line := range []int{10, 128, 1024, 4096} {
 		b.Run(fmt.Sprintf("%dB-lines", line), func(b *testing.B) {
-			r := newKernelRig(b, nil)
+			r := newKernelRig(b, nil, 0)
 			defer r.stop()
 			h, fd := r.open(b, "a")
 			defer unix.Close(fd)
@@ -135,7 +132,7 @@ func cpu() time.Duration {
 func BenchmarkKernelIdle(b *testing.B) {
 	for _, files := range []int{1, 1000, 10_000} {
 		b.Run(fmt.Sprint(files, "-files"), func(b *testing.B) {
-			r := newKernelRig(b, nil)
+			r := newKernelRig(b, nil, 0)
 			defer r.stop()
 			for i := range files {
 				f, err := r.s.Create(fmt.Sprint("f", i), 0o600, ^uint32(0), ^uint32(0))
@@ -175,7 +172,7 @@ func BenchmarkKernelLatency(b *testing.B) {
 						came <- time.Duration(now - at)
 					}
 				}
-			})
+			}, 0)
 			defer r.stop()
 			_, quiet := r.open(b, "quiet")
 			var stop atomic.Bool
@@ -217,6 +214,54 @@ func BenchmarkKernelLatency(b *testing.B) {
 			b.ReportMetric(ms(0.99), "p99-ms")
 			b.ReportMetric(ms(1), "max-ms")
 			b.ReportMetric(mb, "MB/s-beside")
+		})
+	}
+}
+
+// BenchmarkKernelFsync is write(2) and fsync(2) of a line beside a file at full speed, by
+// what may be in flight to the queue: ms.
+func BenchmarkKernelFsync(b *testing.B) {
+	for _, inFlight := range []int64{8 << 20, 3 << 20} {
+		b.Run(fmt.Sprintf("%dMiB-in-flight-at-most", inFlight>>20), func(b *testing.B) {
+			r := newKernelRig(b, nil, inFlight)
+			defer r.stop()
+			h, quiet := r.open(b, "quiet")
+			_, busy := r.open(b, "busy")
+			var stop atomic.Bool
+			done := make(chan int64)
+			text := []byte(strings.Repeat(strings.Repeat("x", 127)+"\n", 512)) // 64 KiB
+			go func() {
+				wrote := int64(0)
+				for !stop.Load() {
+					for r.s.Uncaptured() > 64<<20 && !stop.Load() {
+						time.Sleep(time.Millisecond)
+					}
+					unix.Write(busy, text)
+					wrote += int64(len(text))
+				}
+				done <- wrote
+			}()
+			var took []time.Duration
+			b.ResetTimer()
+			began := time.Now()
+			for range b.N {
+				at := time.Now()
+				unix.Write(quiet, []byte("line\n"))
+				if err := r.c.Drain(b.Context(), h.Number()); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(at))
+			}
+			b.StopTimer()
+			lasted := time.Since(began)
+			stop.Store(true)
+			wrote := <-done
+			slices.Sort(took)
+			ms := func(p float64) float64 { return took[int(p*float64(len(took)-1))].Seconds() * 1000 }
+			b.ReportMetric(ms(0.5), "p50-ms")
+			b.ReportMetric(ms(0.99), "p99-ms")
+			b.ReportMetric(ms(1), "max-ms")
+			b.ReportMetric(float64(wrote)/1e6/lasted.Seconds(), "MB/s-beside")
 		})
 	}
 }

@@ -144,3 +144,19 @@ func TestOpenersAndTheirFlags(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestADrainHasAllThatWasWrittenBefore: also where that is more than one turn of it.
+func TestADrainHasAllThatWasWrittenBefore(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	k := r.kernel("a", 11)
+	defer unix.Close(k.fd)
+	block := strings.Repeat("0123456789abcde\n", 1<<19) // 8 MiB
+	for i := range 3 {
+		k.write(r, block)
+		r.must(r.c.Drain(r.ctx(), k.h.Number()))
+		if n := len(r.output("a")); n != (i+1)*len(block) {
+			t.Fatalf("%d bytes after drain %d, want %d", n, i+1, (i+1)*len(block))
+		}
+	}
+}

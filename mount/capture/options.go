@@ -65,7 +65,7 @@ type Options struct {
 	Origin batch.Origin // of the lanes; the queue's node id
 
 	BatchBytes   int           // payload of one batch, 1 MiB
-	InFlight     int64         // bytes given to the queue and not yet committed, 8 MiB
+	InFlight     int64         // most bytes given to the queue and not yet committed, 8 MiB; see pace
 	MaxLine      int           // for rules that name none, 1 MiB
 	MaxHold      int           // an unfinished line longer than this goes out in pieces as it comes, 16 MiB
 	MaxPending   int64         // all unfinished lines together, 64 MiB
