@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ftfuse/mount/holder"
 )
 
 func init() { actors["pour"] = actPour }
@@ -178,6 +180,35 @@ func TestTheThrottleHelperDiesWithItsDaemon(t *testing.T) {
 	if n := helpers(t, r.point); n != 0 {
 		t.Errorf("%d helpers after a stop", n)
 	}
+}
+
+// TestAWorkerThatIsKilledHoldsNobody: its helper's changes of times are answered by the
+// next worker, which goes on slowing down. A handover does the same in order.
+func TestAWorkerThatIsKilledHoldsNobody(t *testing.T) {
+	r := newHeldRig(t, fmt.Sprintf("[mount.queue]\nmax_bytes = %d\n", pourLimit), "")
+	o := startActor(t, "pour", r.path("f"), "4096")
+	eventually(t, "the limit is reached", func() bool { return r.accepted() >= pourLimit })
+	for i := range 4 {
+		if i%2 == 0 {
+			r.killWorker()
+		} else if _, err := holder.RequestHandover(filepath.Join(r.dir, "state", "mount")); err != nil {
+			t.Fatal(err)
+		}
+		r.awaitReadies(i + 2)
+		before := r.accepted()
+		eventually(t, "the program goes on", func() bool { return r.accepted() > before })
+		eventually(t, "one helper", func() bool { return helpers(t, r.point) == 1 })
+	}
+	full, at := r.accepted(), time.Now()
+	eventually(t, "two seconds", func() bool { return time.Since(at) > 2*time.Second })
+	t.Logf("%d bytes beyond max_bytes after four takeovers, %d in the last two seconds", full-pourLimit, r.accepted()-full)
+	if grown := r.accepted() - full; grown > pourLimit {
+		t.Errorf("%d bytes in two seconds at the limit", grown)
+	}
+	if d := killed(o); d > 2*time.Second {
+		t.Errorf("the program could not be killed for %v", d)
+	}
+	r.stop()
 }
 
 func helpers(t *testing.T, point string) int { return len(helperPIDs(t, point)) }
