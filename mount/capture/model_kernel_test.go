@@ -353,6 +353,7 @@ func (m *model) endOrphans() {
 		for _, h := range f.handles {
 			unix.Close(h.fd)
 		}
+		f.handles = nil // it may be killed once more while this waits
 	}
 	for _, f := range m.orphaned {
 		m.waitFor("the end of an orphan", func() bool {
