@@ -352,7 +352,7 @@ func (r *role) chownRoot() error {
 
 // leave ends this worker without touching the mount: a successor goes on.
 func (r *role) leave() {
-	r.slow.close() // while its requests are answered
+	r.slow.leave()
 	r.srv.leave()
 	r.conn.Close()
 	r.dev.Close()

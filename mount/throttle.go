@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,9 +61,10 @@ type throttle struct {
 	point   string
 	log     *slog.Logger
 
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	said   sync.Once
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	leaving atomic.Bool
+	said    sync.Once
 
 	mu       sync.Mutex
 	pressure float64 // 0: none, 1 and more: the limit is reached
@@ -99,6 +101,7 @@ func newThrottle(limit int64, point string, free func() int64, store *spool.Stor
 		limit: limit, free: free, busy: store.Busy, written: written, point: point, log: log,
 		cancel: cancel, files: map[spool.Number]*slowed{},
 	}
+	t.look(time.Now(), free(), nil) // for what a predecessor's helper waits for
 	t.wg.Go(func() { t.run(ctx) })
 	t.wg.Go(func() { t.keepHelper(ctx) })
 	return t
@@ -111,6 +114,16 @@ func (t *throttle) close() {
 	}
 	t.cancel()
 	t.wg.Wait()
+}
+
+// leave ends the throttle and answers nothing: who is held stays so until a successor
+// answers, and writes nothing while there is none. The helper dies with this process.
+func (t *throttle) leave() {
+	if t == nil {
+		return
+	}
+	t.leaving.Store(true)
+	t.close()
 }
 
 func (t *throttle) run(ctx context.Context) {
@@ -129,7 +142,9 @@ func (t *throttle) run(ctx context.Context) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.letGo()
+	if !t.leaving.Load() {
+		t.letGo()
+	}
 }
 
 // next is how long nothing needs to be looked at.
@@ -246,7 +261,9 @@ func (t *throttle) keepHelper(ctx context.Context) {
 			select {
 			case <-h.done:
 			case <-ctx.Done():
-				h.end()
+				if !t.leaving.Load() {
+					h.end()
+				}
 			}
 		}
 		again := time.NewTimer(helperAgain)
@@ -319,10 +336,15 @@ func (t *throttle) heard(n spool.Number, why string) {
 func (t *throttle) Hold(tid uint32, n spool.Number) <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.helper == nil || !t.helper.has(tid) {
-		return nil
-	}
 	f := t.files[n]
+	if t.helper == nil || !t.helper.has(tid) {
+		if f != nil || t.pressure < 1 || !isHelper(tid, t.point) {
+			return nil
+		}
+		// A predecessor's: this hold goes on until the own helper is there.
+		f = &slowed{state: slowAsked}
+		t.files[n] = f
+	}
 	if f == nil || f.state != slowAsked || f.free != nil {
 		return released
 	}

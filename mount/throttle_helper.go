@@ -128,6 +128,12 @@ func (h *throttleHelper) end() {
 	}
 }
 
+// isHelper reports whether thread tid is of a helper of the mount on point, whosever it is.
+func isHelper(tid uint32, point string) bool {
+	text, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/cmdline")
+	return err == nil && string(text) == throttleName+"\x00"+point+"\x00"
+}
+
 // throttleMain is the helper: it reads commands until the daemon has gone.
 func throttleMain(point string) error {
 	dev, err := deviceOf(point)
