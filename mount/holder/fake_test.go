@@ -55,7 +55,7 @@ func holderMain(dir string) int {
 	stopGrace = 500 * time.Millisecond
 	code, err := Run(Options{
 		Args: os.Args, Version: trailer("version"), Settings: testSettings(dir), Config: []byte("first"),
-		Logger: func(string, string) *slog.Logger { return slog.New(slog.NewTextHandler(os.Stderr, nil)) },
+		Logger: func(string, string) *slog.Logger { return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})) },
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "holder:", err)
@@ -143,6 +143,10 @@ func fakeServe(l *Link, dir, fault string) error {
 			return err
 		}
 		fd, saved, ok, way = a.FD, a.Saved, true, "adopted"
+	}
+	if _, err := os.Stat(filepath.Join(dir, "wait early")); err == nil {
+		_ = os.WriteFile(filepath.Join(dir, "early"), nil, 0o600)
+		<-usr // a hangup
 	}
 	if !ok {
 		if fd, err = unix.Open(filepath.Join(dir, "conn"), unix.O_WRONLY|unix.O_CLOEXEC, 0); err != nil {

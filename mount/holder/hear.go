@@ -130,7 +130,9 @@ func (h *holder) serves(w *worker) {
 			h.log.Warn("systemd is not told", "err", err)
 		}
 	}
-	w.killAt = time.Time{}
+	if !h.stopping { // else it has been told to stop, and has its time for that
+		w.killAt = time.Time{}
+	}
 	tune() // what the change of workers has left behind
 	h.answerBack()
 	if s := h.held; s != nil {

@@ -135,6 +135,21 @@ func TestAWorkerThatDoesNotStopIsKilledAndTheConnectionDropped(t *testing.T) {
 	b.dropped()
 }
 
+// A stop that the first worker hears before it serves has a limit all the same.
+func TestAStopBeforeTheFirstWorkerServesHasALimit(t *testing.T) {
+	b := newBench(t)
+	b.write("wait early", "")
+	b.start([]string{fakeTest + "=does not stop"})
+	for _, err := os.Stat(filepath.Join(b.dir, "early")); err != nil; _, err = os.Stat(filepath.Join(b.dir, "early")) {
+		pause(t)
+	}
+	b.signal(unix.SIGTERM)
+	b.logs("told to stop")
+	b.signal(unix.SIGHUP) // lets it mount and become ready
+	b.exits(1)
+	b.dropped()
+}
+
 func TestAStopWhileNoWorkerServesWaitsForOne(t *testing.T) {
 	b := newBench(t)
 	b.start(nil)

@@ -31,6 +31,7 @@ func (h *holder) signalled(s os.Signal) {
 			h.giveUp("stopped while no worker served: " + h.why)
 			return
 		}
+		h.log.Debug("the worker is told to stop", "pid", h.cur.pid, "signal", sig.String())
 		h.cur.killIn(h.s.Shutdown+stopGrace, "it did not stop within shutdown_timeout")
 	}
 	if h.cur != nil {
