@@ -46,8 +46,12 @@ func (p Paced) goal() float64 {
 	return 15
 }
 
-// fairP99 is how many milliseconds one file at full speed may delay a line of another.
-const fairP99 = 20
+// fairP99 is how many milliseconds one file at full speed may delay a line of another, by
+// the 99th percentile of at least fairLines lines.
+const (
+	fairP99   = 20
+	fairLines = 100
+)
 
 // goals are what the issues ask of the case in one attribution: issue 2 of write, issue 3
 // of open.
@@ -84,7 +88,7 @@ func (c Case) goals(attr string) []goal {
 		}
 		add(goal{what: "arrived", got: f.LineS, want: map[int]float64{10: 700_000, 128: 650_000, 1024: 220_000, 4096: 60_000}[c.Size], unit: "lines/s"})
 	}
-	if attr == AttrOpen && f.Fair != nil {
+	if attr == AttrOpen && f.Fair != nil && f.Fair.Lines >= fairLines {
 		add(goal{what: "p99 until a line of another file is durable", got: f.Fair.P99, want: fairP99, unit: "ms"})
 	}
 	return goals
