@@ -222,6 +222,7 @@ func (s *server) closeHandle(h *handle, m *spool.Meta) {
 				delete(s.written, f)
 			}
 		}
+		s.lookForStores(h)
 		h.write.End(m)
 	}
 	_ = fpReleased.Inject()
@@ -231,6 +232,25 @@ func (s *server) closeHandle(h *handle, m *spool.Meta) {
 	}
 	sf.Release()
 	s.nodes.drop(h.node)
+}
+
+// lookForStores says what was stored through a shared mapping of h over bytes that were
+// captured: it is in no record. A handle that reads and writes beside those for which the
+// kernel writes can be mapped (fs/fuse/passthrough.c, fuse_passthrough_mmap), and the
+// mapping ends before the handle does. Stores over bytes that are not captured yet are
+// captured, those into the readback are not noticed.
+func (s *server) lookForStores(h *handle) {
+	if h.reply&kernel.OpenPassthrough == 0 || !h.flags.IsReadWrite() || h.file.over.Load() {
+		return
+	}
+	n, err := h.write.Strays()
+	if n > 0 {
+		s.n.stored.Add(n)
+		s.log.Warn("a program stored into a shared mapping over bytes that were captured: what it stored there is not transferred", "path", h.path, "pid", h.pid, "bytes_at_most", n)
+	}
+	if err != nil {
+		s.log.Warn("stores through a shared mapping are not looked for", "path", h.path, "err", err)
+	}
 }
 
 // fsyncPatience is how long fsync(2) of a file with one node waits for the queue: the

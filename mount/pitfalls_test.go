@@ -154,6 +154,46 @@ func TestSharedWritableMappings(t *testing.T) {
 	r.wantDelivered("a", strings.Repeat("x", 8191)+"\nbeside\n")
 }
 
+// TestStoresIntoAMappingBesideAnAppenderAreSaid: such a mapping cannot be refused.
+func TestStoresIntoAMappingBesideAnAppenderAreSaid(t *testing.T) {
+	needPassthrough(t)
+	r := newRig(t, "")
+	f := appender(t, r.path("a"))
+	line := strings.Repeat("x", 1<<20-1) + "\n"
+	for range 12 {
+		put(t, f, line)
+	}
+	var st unix.Stat_t
+	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // there is no event for it
+		must(t, unix.Stat(r.path("a"), &st))
+		if st.Blocks*512 < 9<<20 {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("%d blocks: nothing is punched", st.Blocks)
+		}
+	}
+	open := func() *os.File {
+		g, err := os.OpenFile(r.path("a"), os.O_RDWR, 0)
+		must(t, err)
+		return g
+	}
+	open().Close()
+	if r.logged("shared mapping") {
+		t.Error("nobody stored anything")
+	}
+	g := open()
+	b, err := syscall.Mmap(int(g.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	must(t, err)
+	b[0] = 'y'
+	must(t, syscall.Munmap(b))
+	g.Close()
+	r.awaitLog("shared mapping")
+	f.Close()
+	r.stop()
+	r.wantDelivered("a", strings.Repeat(line, 12))
+}
+
 // TestSizeAndPositionWhileTheKernelWrites: what the daemon says of the size is the spool
 // file's, not what it has captured.
 func TestSizeAndPositionWhileTheKernelWrites(t *testing.T) {

@@ -101,7 +101,7 @@ type server struct {
 
 // counters of a server; the loop and the slow operations add, anybody may read.
 type counters struct {
-	writes, bytes, parked, refusedFull, overwrites, refusedOver, interrupted, truncates atomic.Int64
+	writes, bytes, parked, refusedFull, overwrites, refusedOver, interrupted, truncates, stored atomic.Int64
 }
 
 // newServer makes the server of a connection. sess is that connection's; free says how many
