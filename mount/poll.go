@@ -6,11 +6,14 @@ import (
 	"unsafe"
 
 	"bazil.org/fuse"
+
+	"ftfuse/mount/kernel"
 )
 
-// pollRoom is the room from which poll(2) says that a file can be written: more than one
-// request carries. Room for a byte would wake programs for writes that do not fit.
-const pollRoom = 128 << 10
+// pollRoom is the room from which poll(2) says that a file can be written: what one request
+// carries, an eighth of max_bytes if that is less. Room for a byte would wake programs for
+// writes that do not fit.
+func (s *server) pollRoom() int64 { return min(kernel.MaxWrite, s.o.maxBytes/8) }
 
 // pollers are the open files that the kernel polls for programs: by poll(2) or epoll, or
 // by a language's runtime, as Go's does with every file that it opens.
@@ -98,10 +101,10 @@ func (s *server) writable() bool {
 	if s.closing.Load() {
 		return true // it gets an error at once
 	}
-	if s.o.full == fullBlock && s.room.free() < min(pollRoom, s.o.maxBytes) {
+	if s.o.full == fullBlock && s.room.free() < s.pollRoom() {
 		return false
 	}
-	return s.store.HasRoom(pollRoom)
+	return s.store.HasRoom(int(s.pollRoom()))
 }
 
 // tellWritable has the kernel told, once, when h can be written: it was said that it
