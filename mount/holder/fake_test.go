@@ -55,7 +55,9 @@ func holderMain(dir string) int {
 	stopGrace = 500 * time.Millisecond
 	code, err := Run(Options{
 		Args: os.Args, Version: trailer("version"), Settings: testSettings(dir), Config: []byte("first"),
-		Logger: func(string, string) *slog.Logger { return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})) },
+		Logger: func(string, string) *slog.Logger {
+			return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		},
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "holder:", err)
