@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// notOnAnOldKernel are tests that are the same there (the daemon writes anyway) or long.
-const notOnAnOldKernel = "TenThousand|UnderWriters|SpoolDiskFull|Blocked|Full|Poll|Megabyte|KillAt|KilledDaemon|KillIn|Leaving|Source|Session|Signal|DropPolicies|Throttle|CaptureInForce"
+// notOnAnOldKernel are tests that have a part with attribution "write", which is the same, and
+// long ones.
+const notOnAnOldKernel = "TenThousand|UnderWriters|SpoolDiskFull|Blocked|Full|Poll|Megabyte|KillAt|KilledDaemon|KillIn|Leaving|Source|Session|Signal|DropPolicies|Throttle|CaptureInForce|EveryWay|Resent|StaysOpen|Handover|KilledWorker|HoldsNobody|ADaemonServed|FsyncAt"
 
 // TestAllOfItOnAnOldKernel runs this package's tests once more with a kernel that refuses
 // passthrough: the daemon then serves every file.
