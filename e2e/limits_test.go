@@ -162,7 +162,7 @@ func TestSpoolDiskOfItsOwnFull(t *testing.T) {
 				// The queue takes next to nothing, so the spool must hold what comes.
 				p.MountTop = fmt.Sprintf("[mount.queue]\nmax_bytes = \"1GiB\"\non_full = %q\n", onFull)
 				c.startMount(t, p)
-				ballast := d.fill(t, 8<<20)
+				ballast := d.fill(t, 1<<20) // less than is ever punched out at once
 				a := startAppender(t, p.In("app.log"), 256<<20)
 				blocked, err := a.stuck(t)
 				if c.passthrough && (blocked || !errors.Is(err, syscall.ENOSPC)) {
