@@ -40,9 +40,10 @@ const (
 	// throttleSpeed is how fast programs are taken to write together, in bytes a second,
 	// when the next look at the room is planned.
 	throttleSpeed = 4 << 30
-	throttleLook  = time.Millisecond       // while programs are slowed down
-	throttleSleep = 100 * time.Millisecond // at most, else
-	throttleFiles = 256                    // held at a time, each a thread of the helper
+	throttleLook  = time.Millisecond      // while programs are slowed down
+	throttleNap   = 20 * time.Millisecond // from here the thread's own sleep is not needed
+	throttleSleep = time.Second           // at most
+	throttleFiles = 256                   // held at a time, each a thread of the helper
 	// throttlePatience is how long the helper may take to get at a file, which is first
 	// when its writers let it: a lock that is waited for is handed over after 4 ms
 	// (kernel/locking/rwsem.c).
@@ -137,13 +138,29 @@ func (t *throttle) run(ctx context.Context) {
 			t.ask(asks)
 		}
 		// With thousands of files a look takes its time: a tenth of a CPU at most.
-		ts := unix.NsecToTimespec(int64(max(t.next(free), 9*time.Since(begun))))
-		_ = unix.Nanosleep(&ts, nil) // not a timer, which another thread would have to serve
+		nap(ctx, max(t.next(free), 9*time.Since(begun)))
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.leaving.Load() {
 		t.letGo()
+	}
+}
+
+// nap sleeps for d, a long one until ctx ends. A short one is not a timer's, which another
+// thread would have to serve; a long one is, since a thread that sleeps by itself keeps the
+// runtime awake.
+func nap(ctx context.Context, d time.Duration) {
+	if d < throttleNap {
+		ts := unix.NsecToTimespec(int64(d))
+		_ = unix.Nanosleep(&ts, nil)
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 
