@@ -40,13 +40,13 @@ func TestMemoryIsBounded(t *testing.T) {
 	p := startPair(t)
 	sh(t, `echo hello >>"$1"`, p.In("app.log"))
 	arrives(t, p.Out("app.log"), []byte("hello\n"))
-	rest, err := rig.MemoryOf(p.MountRole.PID())
+	rest, err := rig.MemoryOf(p.MountRole.Worker())
 	must(t, err)
 	t.Logf("mount at rest: RssAnon %d MB, RSS %d MB", rest.Anon>>20, rest.RSS>>20)
 	if rest.RSS > 64<<20 {
 		t.Errorf("a mount with an empty queue takes %d MiB, want less than 64", rest.RSS>>20)
 	}
-	watch := rig.StartWatch(p.MountRole.PID(), p.ReceiveRole.PID())
+	watch := rig.StartWatch(p.MountRole.Worker(), p.ReceiveRole.PID())
 	l := startLoad(t, p, "load.log", 4, rig.Job{Size: 128, Lines: 400_000, Chunk: 64 << 10})
 	var results []rig.Result
 	for _, w := range l.writers {

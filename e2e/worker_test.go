@@ -26,7 +26,7 @@ func stall() time.Duration {
 	if soak {
 		return 500 * time.Millisecond
 	}
-	return 3 * time.Second
+	return patience / 2
 }
 
 // logWrites puts into the test's output how long the write(2)s of a load took.
