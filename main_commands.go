@@ -15,7 +15,7 @@ func receiveCommand() *cli.Command {
 			file := configFile(c)
 			return serve(config.RoleReceive, roles[config.RoleReceive], func() (*config.Config, error) {
 				return config.Load(file)
-			}, c.App.ErrWriter)
+			}, nil, c.App.ErrWriter)
 		},
 	}
 }

@@ -33,8 +33,9 @@ func newLogger(w io.Writer, l config.Log, level *slog.LevelVar) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
-// serve runs a role in the foreground until a signal ends it.
-func serve(role config.Role, run runFunc, load func() (*config.Config, error), stderr io.Writer) error {
+// serve runs a role in the foreground until a signal ends it, or the holder, which says so
+// in stops (nil: there is none).
+func serve(role config.Role, run runFunc, load func() (*config.Config, error), stops <-chan string, stderr io.Writer) error {
 	cfg, err := load()
 	if err != nil {
 		return err
@@ -50,7 +51,7 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), s
 		log.Info(note, "role", string(role), "config", cfg.File)
 	}
 
-	s := newSignals(log, func() { reload(log, level, role, load) })
+	s := newSignals(log, stops, func() { reload(log, level, role, load) })
 	defer s.close() // behind the last word to the log, which may be a closed pipe
 	err = run(s.ctx, cfg, log)
 	if err != nil && !(errors.Is(err, context.Canceled) && s.ctx.Err() != nil) {
@@ -86,31 +87,50 @@ type signals struct {
 }
 
 // newSignals cancels ctx on the first SIGTERM or SIGINT and exits on the second;
-// SIGHUP calls hup. Writing to a closed pipe becomes an error instead of a death.
-func newSignals(log *slog.Logger, hup func()) *signals {
+// SIGHUP calls hup. Writing to a closed pipe becomes an error instead of a death. What
+// comes in stops, the signals of the holder, is counted apart: who signals all processes
+// at once (pkill, systemctl kill) means one stop, though the holder passes its signal on.
+func newSignals(log *slog.Logger, stops <-chan string, hup func()) *signals {
 	s := &signals{ch: make(chan os.Signal, 8)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	signal.Notify(s.ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	s.wg.Add(1)
-	go s.loop(log, hup)
+	go s.loop(log, stops, hup)
 	return s
 }
 
-func (s *signals) loop(log *slog.Logger, hup func()) {
+func (s *signals) loop(log *slog.Logger, stops <-chan string, hup func()) {
 	defer s.wg.Done()
-	for sig := range s.ch {
-		switch sig {
-		case syscall.SIGPIPE: // the reader of the log went away
-		case syscall.SIGHUP:
-			hup()
-		default:
-			if s.ctx.Err() != nil {
-				log.Error("second signal, stopping at once; what was accepted stays queued", "signal", sig.String())
-				os.Exit(exitRuntime)
+	own, passed := 0, 0
+	for {
+		select {
+		case name := <-stops:
+			passed++
+			s.stop(log, name, passed)
+		case sig, ok := <-s.ch:
+			switch {
+			case !ok:
+				return
+			case sig == syscall.SIGPIPE: // the reader of the log went away
+			case sig == syscall.SIGHUP:
+				hup()
+			default:
+				own++
+				s.stop(log, sig.String(), own)
 			}
-			log.Info("stopping", "signal", sig.String())
-			s.cancel()
 		}
+	}
+}
+
+// stop takes the nth wish to stop that came one way.
+func (s *signals) stop(log *slog.Logger, name string, n int) {
+	switch {
+	case n > 1:
+		log.Error("second signal, stopping at once; what was accepted stays queued", "signal", name)
+		os.Exit(exitRuntime)
+	case s.ctx.Err() == nil:
+		log.Info("stopping", "signal", name)
+		s.cancel()
 	}
 }
 

@@ -31,7 +31,7 @@ func maybeStuck() {
 		log.Info("ready")
 		select {}
 	}
-	os.Exit(exitCode(serve(config.RoleReceive, run, func() (*config.Config, error) { return config.Load(file) }, os.Stderr)))
+	os.Exit(exitCode(serve(config.RoleReceive, run, func() (*config.Config, error) { return config.Load(file) }, nil, os.Stderr)))
 }
 
 // process is a role in the foreground whose log is read as JSON.

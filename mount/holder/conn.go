@@ -94,9 +94,9 @@ func (c *connection) detach(point string) error {
 	}
 }
 
-// dead reports whether the kernel has dropped the connection (fs/fuse/dev.c,
-// fuse_dev_poll).
-func dead(fd int) bool {
+// Dead reports whether the kernel has dropped the connection fd of /dev/fuse
+// (fs/fuse/dev.c, fuse_dev_poll).
+func Dead(fd int) bool {
 	p := []unix.PollFd{{Fd: int32(fd)}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0 && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0

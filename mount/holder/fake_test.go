@@ -101,13 +101,18 @@ func fakeMain(dir string) int {
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 	case "mute":
 		select {}
+	case "slow start":
+		_ = os.WriteFile(filepath.Join(dir, "started"), nil, 0o600)
+		for _, err := os.Stat(filepath.Join(dir, "go on")); err != nil; _, err = os.Stat(filepath.Join(dir, "go on")) {
+			time.Sleep(time.Millisecond) // it hears nothing yet
+		}
 	}
 	l, err := FromEnv()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "fake:", err)
 		return 1
 	}
-	if err := fakeServe(l, dir, fault); err != nil {
+	if err := fakeServe(l, dir, fault); err != nil && !errors.Is(err, context.Canceled) {
 		l.Failed(err)
 		fmt.Fprintln(os.Stderr, "fake:", err)
 		return 1
@@ -118,6 +123,7 @@ func fakeMain(dir string) int {
 func fakeServe(l *Link, dir, fault string) error {
 	ctx, cancel := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer cancel()
+	go func() { <-l.Stops(); cancel() }()
 	usr := make(chan os.Signal, 4)
 	signal.Notify(usr, unix.SIGUSR1, unix.SIGHUP)
 	config, given := l.Config()
@@ -184,6 +190,9 @@ func fakeServe(l *Link, dir, fault string) error {
 
 func fakeWait(ctx context.Context, l *Link, o *Offer, usr chan os.Signal, say func(string, ...any), fault string) error {
 	gone := l.Gone()
+	if fault == "panics serving" {
+		panic("as told")
+	}
 	for {
 		select {
 		case <-ctx.Done():

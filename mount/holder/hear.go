@@ -115,14 +115,17 @@ func (h *holder) keep(w *worker, m message) {
 
 // serves notes that w serves.
 func (h *holder) serves(w *worker) {
-	w.ready = true
+	w.ready, w.since = true, time.Now()
 	if w != h.cur || w.leaving {
 		return
 	}
 	if h.ready && !h.unserved.IsZero() {
 		h.log.Info("a worker serves again", "pid", w.pid, "version", w.version, "after", time.Since(h.unserved).Round(time.Millisecond))
 	}
-	h.unserved, h.retry, h.pause, h.sent = time.Time{}, time.Time{}, 0, time.Now()
+	h.unserved, h.retry, h.sent = time.Time{}, time.Time{}, time.Now()
+	if h.looping.IsZero() {
+		h.pause = 0
+	}
 	h.config, h.s = w.config, *w.said
 	if !h.ready {
 		h.ready = true
@@ -183,9 +186,7 @@ func (h *holder) ended(w *worker, e ended) {
 		h.failBack(why)
 	case crashed && w.failed == "":
 		h.log.Error("worker ended, starting another", "pid", w.pid, "why", why, "code", e.code, "signal", e.signal)
-		if !w.ready {
-			h.backOff()
-		}
+		h.crashed(w, e)
 	case e.code < 0 && w.failed == "": // before its first word
 		h.log.Error("worker ended, starting another", "pid", w.pid, "why", why, "signal", e.signal)
 		h.backOff()
@@ -197,4 +198,31 @@ func (h *holder) ended(w *worker, e ended) {
 	default:
 		h.end(e.exit())
 	}
+}
+
+// steady is how long a worker has to serve before its crash is taken for a single one.
+const steady = 10 * time.Second
+
+// crashed decides when a worker that crashed is followed by another: at once, unless they
+// crash again and again. A request that no worker survives comes again at each of them, and
+// who waits for its answer cannot be killed; after holder_timeout the mount is given up. A
+// SIGKILL is somebody else's, or the kernel's for want of memory, and says nothing of the
+// next worker.
+func (h *holder) crashed(w *worker, e ended) {
+	if !w.ready {
+		h.backOff()
+		return
+	}
+	if e.signal == unix.SIGKILL.String() {
+		return
+	}
+	now := time.Now()
+	if now.Sub(w.since) >= steady || h.looping.IsZero() {
+		h.looping, h.pause = now, 0
+	}
+	if now.Sub(h.looping) > h.s.Timeout {
+		h.giveUp(fmt.Sprintf("workers crash again and again, for holder_timeout (%v); last: %s", h.s.Timeout, h.why))
+		return
+	}
+	h.backOff()
 }

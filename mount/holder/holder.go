@@ -80,6 +80,7 @@ type holder struct {
 	ready   bool // READY=1 was sent
 
 	unserved time.Time // since when no worker serves a connection; zero: one does
+	looping  time.Time // since when workers crash soon after they serve; zero: they do not
 	retry    time.Time // when the next worker starts; zero: now
 	pause    time.Duration
 	stopping bool
@@ -148,7 +149,7 @@ func (h *holder) begin() (err error) {
 	switch err := json.Unmarshal(text, &k); {
 	case err != nil || k.V != reexecVersion || k.Point != h.s.Point:
 		h.log.Warn("the connection that systemd kept is of no use; it is dropped", "err", err, "version", k.V, "point", k.Point)
-	case dead(fd):
+	case Dead(fd):
 		h.log.Warn("the connection that systemd kept was dropped by the kernel", "point", k.Point)
 	default:
 		h.conn = &connection{fd: fd, saved: k.State, dev: k.Dev}

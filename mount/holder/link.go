@@ -42,7 +42,8 @@ type Link struct {
 	fd    int // of the connection to take over; -1: none
 	saved []byte
 
-	begin    chan error // capacity 1
+	begin    chan error  // capacity 1
+	stops    chan string // capacity 2
 	handover chan struct{}
 	gone     chan struct{}
 	leave    sync.Once
@@ -63,7 +64,7 @@ func FromEnv() (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use the holder's socket: %w", err)
 	}
-	l := &Link{ch: ch, fd: -1, begin: make(chan error, 1), handover: make(chan struct{}), gone: make(chan struct{})}
+	l := &Link{ch: ch, fd: -1, begin: make(chan error, 1), stops: make(chan string, 2), handover: make(chan struct{}), gone: make(chan struct{})}
 	if os.Getenv(ConfigEnv) != "" {
 		cfd, err := inherited(ConfigEnv)
 		if err != nil {
@@ -112,6 +113,11 @@ func (l *Link) read() {
 			l.answer(nil)
 		case typeRefuse:
 			l.answer(fmt.Errorf("%w: %s", ErrRefused, m.Error))
+		case typeStop:
+			select {
+			case l.stops <- m.Signal:
+			default: // two are all that there is to say
+			}
 		case typeLeave:
 			l.leave.Do(func() { close(l.handover) })
 		case typePing:
@@ -198,6 +204,16 @@ func (l *Link) Ready() error {
 		return nil
 	}
 	return l.ch.send(message{Type: typeReady}, -1)
+}
+
+// Stops gives the name of the signal that the holder was told to stop with: the first one
+// is to drain, unmount and end, the second to end at once. It is not a signal itself: where
+// somebody signals every process at once, holder and worker, that is still one stop.
+func (l *Link) Stops() <-chan string {
+	if l == nil {
+		return nil
+	}
+	return l.stops
 }
 
 // Handover is closed when this worker has to leave the connection to a successor: stop

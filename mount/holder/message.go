@@ -25,6 +25,7 @@ const (
 	typeRefuse    = "refuse"    // holder: do not begin, Error says why
 	typeKeep      = "keep"      // worker: State; descriptor: the connection
 	typeReady     = "ready"     // worker: it serves
+	typeStop      = "stop"      // holder: drain, unmount, end; a second one: at once. Signal says why
 	typeLeave     = "leave"     // holder: stop reading, close, exit without unmounting
 	typeFailed    = "failed"    // worker: Error; the connection is to be dropped
 	typeUnmounted = "unmounted" // worker: nothing is left to keep
@@ -46,6 +47,7 @@ type message struct {
 	Version  string    `json:"version,omitempty"` // of the binary
 	State    []byte    `json:"state,omitempty"`   // what the next worker needs beside the descriptor
 	Point    string    `json:"point,omitempty"`
+	Signal   string    `json:"signal,omitempty"`
 	Settings *Settings `json:"settings,omitempty"`
 	Reexec   int       `json:"reexec,omitempty"` // version of the holder's own state that the binary takes over
 

@@ -1,10 +1,12 @@
 package holder
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,20 +42,26 @@ func listen(dir, name string) (l *net.UnixListener, err error) {
 		return nil, fmt.Errorf("remove the socket of a predecessor: %w", err)
 	}
 	err = socketPath(dir, name, func(path string) error {
-		l, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
-		if err != nil {
-			return err
+		made, err := (&net.ListenConfig{Control: ownerOnly}).Listen(context.Background(), "unixpacket", path)
+		if err == nil {
+			l = made.(*net.UnixListener)
 		}
-		return os.Chmod(path, 0o600) // until here the folder's own mode, 0700, keeps others away
+		return err
 	})
 	if err != nil {
-		if l != nil {
-			l.Close()
-		}
 		return nil, fmt.Errorf("make the socket %s: %w", filepath.Join(dir, name), err)
 	}
 	l.SetUnlinkOnClose(false) // removed under the lock, by its path
 	return l, nil
+}
+
+// ownerOnly gives a socket the mode that its name will have (net/unix/af_unix.c,
+// unix_bind_bsd): there is no moment in which it is anybody else's.
+func ownerOnly(_, _ string, c syscall.RawConn) (err error) {
+	if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 // dial connects to dir/name. The error is ENOENT or ECONNREFUSED where nobody listens.

@@ -14,27 +14,39 @@ func (h *holder) signalled(s os.Signal) {
 	if sig == syscall.SIGPIPE {
 		return // the reader of the log went away
 	}
-	if sig != syscall.SIGHUP {
-		if h.conn != nil && !h.stopping && h.held == nil && (h.cur == nil || !h.cur.ready || h.cur.leaving) {
-			h.log.Info("stopping as soon as a worker serves", "signal", sig.String())
-			h.held = s // a worker that serves can drain and unmount
-			return
+	if sig == syscall.SIGHUP {
+		if h.cur != nil {
+			_ = h.cur.proc.Signal(sig) // its end is an event
 		}
-		if !h.stopping {
-			h.stopping = true
-			if err := h.sd.notify("STOPPING=1"); err != nil {
-				h.log.Warn("systemd is not told", "err", err)
-			}
-			h.cancelSwap("the mount is being stopped")
+		return
+	}
+	h.stop(sig)
+}
+
+// stop passes the wish to stop on to the worker that serves.
+func (h *holder) stop(sig syscall.Signal) {
+	if h.conn != nil && !h.stopping && h.held == nil && (h.cur == nil || !h.cur.ready || h.cur.leaving) {
+		h.log.Info("stopping as soon as a worker serves", "signal", sig.String())
+		h.held = sig // a worker that serves can drain and unmount
+		return
+	}
+	first := !h.stopping
+	if first {
+		h.stopping = true
+		if err := h.sd.notify("STOPPING=1"); err != nil {
+			h.log.Warn("systemd is not told", "err", err)
 		}
-		if h.cur == nil {
-			h.giveUp("stopped while no worker served: " + h.why)
-			return
-		}
-		h.log.Debug("the worker is told to stop", "pid", h.cur.pid, "signal", sig.String())
+		h.cancelSwap("the mount is being stopped")
+	}
+	if h.cur == nil {
+		h.giveUp("stopped while no worker served: " + h.why)
+		return
+	}
+	h.log.Debug("the worker is told to stop", "pid", h.cur.pid, "signal", sig.String())
+	if first { // who asks again does not give it more time
 		h.cur.killIn(h.s.Shutdown+stopGrace, "it did not stop within shutdown_timeout")
 	}
-	if h.cur != nil {
+	if h.cur.ch.send(message{Type: typeStop, Signal: sig.String()}, -1) != nil {
 		_ = h.cur.proc.Signal(sig) // its end is an event
 	}
 }

@@ -151,11 +151,11 @@ func TestAConnectionThatTheKernelDroppedIsDead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	if dead(int(w.Fd())) {
+	if Dead(int(w.Fd())) {
 		t.Error("a pipe with a reader is dead")
 	}
 	r.Close() // EPOLLERR, as of /dev/fuse
-	if !dead(int(w.Fd())) {
+	if !Dead(int(w.Fd())) {
 		t.Error("a pipe without a reader is not")
 	}
 }

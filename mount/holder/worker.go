@@ -28,9 +28,10 @@ type worker struct {
 	config  []byte    // the text that it uses
 	begun   bool      // Go was sent
 	ready   bool
-	leaving bool   // Leave was sent
-	failed  string // what it said of its failure
-	unmount bool   // it unmounted in order
+	since   time.Time // when it became ready
+	leaving bool      // Leave was sent
+	failed  string    // what it said of its failure
+	unmount bool      // it unmounted in order
 	heard   time.Time
 	parked  atomic.Bool // follow is to stop reading; see quiet
 	killed  string      // why the holder killed it
