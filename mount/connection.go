@@ -91,6 +91,11 @@ func (r *role) enter(ctx context.Context, w Worker) error {
 	if fd < 0 {
 		return nil
 	}
+	if holder.Dead(fd) {
+		r.log.Warn("the connection to take over is gone: the mount was unmounted, or dropped; mounting anew", "point", r.m.Point)
+		unix.Close(fd)
+		return nil
+	}
 	id, device, err := decodeSaved(saved)
 	if err != nil {
 		unix.Close(fd)

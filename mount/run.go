@@ -110,8 +110,9 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 		r.leave()
 		return nil
 	}
-	if out == outStop {
-		r.drain()
+	if out == outStop && r.drain() {
+		r.leave()
+		return nil
 	}
 	if out == outFailed {
 		r.link.Failed(err) // first, should the rest hang
@@ -370,11 +371,32 @@ const drainPoll = 5 * time.Millisecond
 var reconnectGrace = time.Second
 
 // drain accepts no more writes and sends what there is until shutdown_timeout. What
-// remains stays queued.
-func (r *role) drain() {
+// remains stays queued. It returns true, early, where the worker of another holder has
+// taken the connection meanwhile.
+func (r *role) drain() (adopted bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.ShutdownTimeout)
 	defer cancel()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		select {
+		case <-r.offer.Adopted():
+			r.log.Info("leaving the mount to the worker of another holder", "pid", os.Getpid())
+			adopted = true
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	r.srv.closing.Store(true)
+	r.sendAll(ctx)
+	cancel()
+	<-over
+	return adopted
+}
+
+// sendAll waits until everything that was accepted is with the next node, or says why it
+// waits no longer.
+func (r *role) sendAll(ctx context.Context) {
 	if err := r.cap.DrainAll(ctx); err != nil {
 		r.log.Warn("not everything is in the queue; the rest stays in the spool", "err", err)
 		return

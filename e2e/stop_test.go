@@ -1,0 +1,70 @@
+package e2e
+
+import (
+	"os"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ftfuse/bench/rig"
+)
+
+// pkill, or systemd with KillMode=control-group, sends SIGTERM to every process of the
+// mount, and the holder passes its own on: that is one stop, not a second signal.
+func TestSignallingEveryProcessAtOnceIsOneStop(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		c.start(t, p)
+		want := []byte("one\nand two\n")
+		must(t, os.WriteFile(p.In("a.log"), want, 0o644))
+		for _, pid := range p.MountRole.Family() {
+			if err := unix.Kill(pid, unix.SIGTERM); err != nil && err != unix.ESRCH {
+				t.Error(err)
+			}
+		}
+		code(t, p.MountRole, 0)
+		unmounted(t, p)
+		same(t, p.Out("a.log"), want)
+		stop(t, p)
+	}, "open", "write")
+}
+
+// The worker of a killed holder gives up waiting and unmounts while the next `ftfuse mount`
+// is taking over from it: that one mounts anew.
+func TestAMountStartsWhileTheLastOneIsDrained(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		p.Mount = "holder_timeout = \"1s\""
+		c.startMount(t, p)
+		want := []byte("one\nand two\n")
+		must(t, os.WriteFile(p.In("a.log"), want, 0o644))
+		old := p.MountRole
+		must(t, old.Signal(syscall.SIGKILL))
+		_, err := old.WaitLog(t.Context(), "no other holder came") // it drains: nobody takes the lines
+		must(t, err)
+		c.startMount(t, p)
+		must(t, os.WriteFile(p.In("b.log"), want, 0o644))
+		startReceive(t, p)
+		arrives(t, p.Out("a.log"), want)
+		arrives(t, p.Out("b.log"), want)
+		stop(t, p)
+	}, "open", "write")
+}
+
+// The connection was dropped, the worker that had it is dead: the next worker has nothing
+// to take over and mounts anew.
+func TestAConnectionThatWasDroppedIsReplaced(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		c.start(t, p)
+		want := []byte("one\nand two\n")
+		must(t, os.WriteFile(p.In("a.log"), want, 0o644))
+		worker := p.MountRole.Worker()
+		must(t, unix.Kill(worker, unix.SIGSTOP)) // it must not see that
+		must(t, unix.Unmount(p.Point(), unix.MNT_FORCE|unix.MNT_DETACH))
+		must(t, unix.Kill(worker, unix.SIGKILL))
+		must(t, p.MountRole.ReadyAgain(t.Context(), 2))
+		must(t, os.WriteFile(p.In("b.log"), want, 0o644))
+		arrives(t, p.Out("a.log"), want)
+		arrives(t, p.Out("b.log"), want)
+		stop(t, p)
+	}, "open", "write")
+}
