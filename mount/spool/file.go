@@ -31,12 +31,14 @@ type File struct {
 	last atomic.Uint64 // sequence number of its newest entry
 	busy int           // Reserve less Unreserve. Under mu
 	owed []owedNote    // notes that the ring had no place for. Under mu
+	owes atomic.Bool   // there are some. Changed under mu
 	kept kept          // of a truncation that is prepared. Under mu
 
 	kernel  atomic.Int32 // handles through which the kernel writes, and 1 for a writer that an earlier connection left. Changed under mu
 	shared  uint64       // writer id of the handles that share their lines; 0: none. Under mu
 	openers []*Handle    // those, oldest first. Under mu
 	noted   opener       // what the newest Opened note says. Under mu
+	ended   ended        // what it was when the last handle went. Under mu
 	told    int64        // the newest size in a note. Under mu
 	flushed int64        // size at the newest Flush note for the kernel's bytes. Under mu
 	watch   watched
@@ -135,6 +137,7 @@ func (s *Store) retire(f *File) {
 		return
 	}
 	delete(s.files, f.number)
+	s.watch.forget(f)
 	f.close()
 	if f.linked {
 		return
@@ -248,7 +251,9 @@ func (h *Handle) writeLocked(p []byte, off int64, appendEnd bool, m *Meta) (int,
 	}
 	f.last.Store(seq)
 	n, err := f.put(p, off, size)
-	f.told = max(f.told, off+int64(n))
+	if n > 0 { // else nobody learns from the note what lies before it
+		f.told = max(f.told, off+int64(n))
+	}
 	j.complete(seq, uint32(len(p)), uint32(n))
 	if n == 0 {
 		return 0, err

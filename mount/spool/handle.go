@@ -69,6 +69,7 @@ func (s *Store) OpenHandle(f *File, path string, mode OpenMode, m *Meta) (*Handl
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	resumed := f.takeBack(mode)
 	if f.shared == 0 {
 		if f.shared, err = s.takeWriter(); err != nil {
 			s.paths.release(h.PathID)
@@ -79,6 +80,9 @@ func (s *Store) OpenHandle(f *File, path string, mode OpenMode, m *Meta) (*Handl
 	f.openers = append(f.openers, h)
 	if mode == Kernel {
 		f.addKernel()
+	}
+	if resumed { // no note tells of what the kernel wrote before
+		f.told = 0
 	}
 	f.owe(f.openNote()...)
 	return h, nil
@@ -156,6 +160,26 @@ func (s *Store) OpenMode(n Number) bool {
 	return f.shared != 0
 }
 
+// KernelWriter reports whether the kernel writes to file n for somebody, of this connection
+// or an orphan, and who is to be noted for that: an Opened note, empty for an orphan.
+func (s *Store) KernelWriter(n Number) (Entry, bool) {
+	s.mu.Lock()
+	f := s.files[n]
+	s.mu.Unlock()
+	if f == nil {
+		return Entry{}, false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	o, by := f.opener()
+	if by == nil {
+		return Entry{}, f.kernel.Load() > 0
+	}
+	e := f.openedNote(o, by)
+	e.Path = s.paths.name(o.path)
+	return e, true
+}
+
 // addKernel counts one more handle through which the kernel writes, with f.mu held.
 func (f *File) addKernel() {
 	if f.kernel.Load() == 0 {
@@ -197,10 +221,15 @@ func (f *File) openNote() []Entry {
 	}
 	f.noted, f.told = o, f.end()
 	f.s.watch.opened(f, f.s.paths.name(o.path), o.pid)
-	return []Entry{{
+	return []Entry{f.openedNote(o, by)}
+}
+
+// openedNote needs f.mu.
+func (f *File) openedNote(o opener, by *Handle) Entry {
+	return Entry{
 		File: f.number, Writer: f.shared, Off: f.told, PathID: o.path, Kind: Opened, Flags: o.flags,
 		PID: o.pid, UID: o.uid, GID: o.gid, Time: by.by.Time, Unique: by.by.Unique,
-	}}
+	}
 }
 
 // grownNote says that everything below size that no other note covers is the kernel's. It
@@ -228,9 +257,9 @@ func (h *Handle) endShared(m *Meta) {
 		size := f.end()
 		f.size.Store(size)
 		f.kernel.Store(0)
-		f.s.watch.remove(f)
+		f.s.watch.remove(f, size)
 		notes = append(notes, f.grownNote(size, FlagEnd))
-		f.noted = opener{}
+		f.ended.noted, f.noted = f.noted, opener{}
 	} else {
 		if h.mode == Kernel {
 			f.kernel.Add(-1)
@@ -239,7 +268,7 @@ func (h *Handle) endShared(m *Meta) {
 	}
 	if len(f.openers) == 0 {
 		notes = append(notes, h.mark(Release, m))
-		f.shared = 0
+		f.ended.writer, f.shared = f.shared, 0
 	}
 	f.owe(notes...)
 	if len(f.owed) > 0 {

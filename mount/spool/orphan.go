@@ -194,7 +194,7 @@ func (s *Store) letGo(f *File) {
 	size := f.end()
 	f.size.Store(size)
 	f.kernel.Store(0)
-	s.watch.remove(f)
+	s.watch.remove(f, size)
 	f.owe(f.grownNote(size, FlagEnd|FlagOrphan))
 	f.mu.Unlock()
 	s.mu.Lock()

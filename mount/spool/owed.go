@@ -1,10 +1,72 @@
 package spool
 
+import "slices"
+
 // owedNote is a note that the ring had no place for, and the paths that nobody needs once
 // it is made.
 type owedNote struct {
 	Entry
 	release []uint32
+}
+
+// mostOwed is how many notes a file owes before openers are no longer told apart.
+const mostOwed = 256
+
+// ended is what the last handles of a file leave, for one that comes before that is noted.
+type ended struct {
+	writer uint64
+	noted  opener
+}
+
+// takeBack takes those notes back that are owed and say that all handles are closed, because
+// there is one again: programs that open a file, append and close it, again and again, must
+// not owe more and more while the ring is full. Their lines go on as those of one writer.
+// It reports whether the end of the kernel's bytes was among them. It needs f.mu.
+func (f *File) takeBack(mode OpenMode) bool {
+	if o := f.lastOwed(); o != nil && f.shared == 0 && o.Kind == Release && o.Writer == f.ended.writer {
+		f.shared = o.Writer
+		f.dropOwed()
+	}
+	if o := f.lastOwed(); o != nil && mode == Kernel && o.Kind == Grown && o.Flags == FlagEnd {
+		f.noted = f.ended.noted
+		f.dropOwed()
+		return true
+	}
+	return false
+}
+
+func (f *File) lastOwed() *owedNote {
+	if len(f.owed) == 0 {
+		return nil
+	}
+	return &f.owed[len(f.owed)-1]
+}
+
+// dropOwed forgets the last note that is owed. Its paths stay as long as those before need
+// them.
+func (f *File) dropOwed() {
+	o := *f.lastOwed()
+	f.owed = f.owed[:len(f.owed)-1]
+	last := f.lastOwed()
+	for _, id := range o.release {
+		if last == nil || slices.Contains(last.release, id) {
+			f.s.paths.release(id)
+		} else {
+			last.release = append(last.release, id)
+		}
+	}
+	f.owes.Store(len(f.owed) > 0)
+}
+
+// merge reports whether a note needs no place of its own: of the many whose opening is owed
+// none is told from the others.
+func (f *File) merge(e *Entry) bool {
+	o := f.lastOwed()
+	if len(f.owed) < mostOwed || e.Kind != Opened || o.Kind != Opened || o.Writer != e.Writer || o.PathID != e.PathID {
+		return false
+	}
+	o.PID, o.UID, o.GID, o.Flags = e.PID, e.UID, e.GID, o.Flags|e.Flags|FlagSeveral
+	return true
 }
 
 // mark makes the note of a writer's release or flush. It names the newest writer there
@@ -31,6 +93,7 @@ func (h *Handle) End(m *Meta) {
 		return
 	}
 	h.owed = append(h.owed, owedNote{h.mark(Release, m), []uint32{h.PathID}})
+	h.owes.Store(true)
 	h.pay()
 }
 
@@ -41,8 +104,11 @@ func (f *File) owe(notes ...Entry) {
 		return
 	}
 	for i := range notes {
-		f.owed = append(f.owed, owedNote{Entry: notes[i]})
+		if !f.merge(&notes[i]) {
+			f.owed = append(f.owed, owedNote{Entry: notes[i]})
+		}
 	}
+	f.owes.Store(true)
 	f.pay()
 }
 
@@ -69,7 +135,26 @@ func (f *File) noteOwed() error {
 		f.owed = f.owed[1:]
 	}
 	f.owed = nil
+	f.owes.Store(false)
 	return nil
+}
+
+// Owes reports whether there are notes of file n, or of any file for 0, that the ring had no
+// place for: what Next says does not cover them. They are made as soon as Committed has
+// freed places.
+func (s *Store) Owes(n Number) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n != 0 {
+		f := s.files[n]
+		return f != nil && f.owes.Load()
+	}
+	for _, f := range s.files {
+		if f.owes.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // noteMark makes a note without bytes, with f.mu held.

@@ -47,6 +47,12 @@ func (j *journal) begin(committed uint64, size func(Number) int64) Recovery {
 		if e.Kind != Write {
 			n = 0
 		}
+		if have := size(e.File); (e.Kind == Opened || e.Kind == Grown) && e.Off > have {
+			// The file was truncated since, or lost its end with the power. What is written to
+			// it now begins there.
+			e.Off = have
+			j.store(seq, &e)
+		}
 		inProgress := atomic.LoadUint32(j.result(seq)) == 0
 		if inProgress && e.Kind == Write && e.Flags&FlagUnsure == 0 {
 			e.Flags |= FlagUnsure

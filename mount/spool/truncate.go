@@ -161,6 +161,11 @@ func (f *File) Truncate(size int64) error {
 	if size >= old {
 		return nil
 	}
+	for i := range f.owed { // made before, they would be notes of the old file
+		if e := &f.owed[i].Entry; e.Kind == Opened || e.Kind == Grown {
+			e.Off = min(e.Off, size)
+		}
+	}
 	f.s.tidy.restart(f, size)
 	k := f.kept
 	f.kept = kept{}

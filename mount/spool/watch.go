@@ -9,7 +9,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/failpoint"
 )
+
+var fpArm = failpoint.New("spool/arm") // the size was looked at, there is no watch yet
 
 // Noticing what the kernel writes.
 //
@@ -60,6 +64,7 @@ type watcher struct {
 	in   *os.File // nil: no inotify, everything is polled slowly
 	byWD map[int32]*File
 	all  map[*File]bool
+	left map[*File]bool // not in all any more, but not all of it is committed
 	busy []*File
 	slow []*File
 
@@ -72,7 +77,7 @@ type watcher struct {
 
 // start needs w.mu: the first file is added.
 func (w *watcher) start() {
-	w.byWD, w.all = map[int32]*File{}, map[*File]bool{}
+	w.byWD, w.all, w.left = map[int32]*File{}, map[*File]bool{}, map[*File]bool{}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		w.noWatch(fmt.Errorf("inotify_init1: %w; raise fs.inotify.max_user_instances", err))
@@ -114,22 +119,23 @@ func (w *watcher) add(f *File) {
 	if v.path == "" {
 		v.path = w.s.spool.Name() + "/" + f.number.String()
 	}
-	v.on, v.busy, v.idle, v.seen, v.captured, v.told = true, true, idleRounds-1, size, size, size
+	v.on, v.busy, v.idle, v.seen, v.told = true, true, idleRounds-1, size, size
+	if !w.left[f] {
+		v.captured = size
+	}
+	delete(w.left, f)
 	w.all[f] = true
 	w.busy = append(w.busy, f)
 	w.poke()
 }
 
-// remove ends the watching of f.
-func (w *watcher) remove(f *File) {
+// remove ends the watching of f, which has size bytes.
+func (w *watcher) remove(f *File, size int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	v := &f.watch
 	delete(w.all, f)
-	if v.wd > 0 {
-		_, _ = unix.InotifyRmWatch(w.fd, uint32(v.wd))
-		delete(w.byWD, v.wd)
-	}
+	w.disarm(f)
 	drop := func(list []*File) []*File {
 		for i, g := range list {
 			if g == f {
@@ -146,7 +152,17 @@ func (w *watcher) remove(f *File) {
 	if v.slow {
 		w.slow = drop(w.slow)
 	}
-	*v = watched{path: v.path}
+	*v = watched{path: v.path, seen: size, captured: v.captured}
+	if v.captured < size {
+		w.left[f] = true
+	}
+}
+
+// forget is told that f is closed, since all of it is committed.
+func (w *watcher) forget(f *File) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.left, f)
 }
 
 // truncated tells that f has another size, which is no growth.
@@ -154,6 +170,7 @@ func (w *watcher) truncated(f *File, size int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f.watch.seen, f.watch.captured, f.watch.told = size, size, size
+	delete(w.left, f)
 }
 
 // opened tells who opened f last.
@@ -167,9 +184,12 @@ func (w *watcher) opened(f *File, path string, pid uint32) {
 func (w *watcher) captured(f *File, pos int64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	news := f.watch.on && f.watch.captured != pos
+	news := (f.watch.on || w.left[f]) && f.watch.captured != pos
 	if news {
 		f.watch.captured = pos
+	}
+	if pos >= f.watch.seen {
+		delete(w.left, f)
 	}
 	return news
 }
@@ -207,6 +227,7 @@ func (w *watcher) events(b []byte) {
 		switch {
 		case mask&unix.IN_Q_OVERFLOW != 0: // events of any file may be among the lost
 			for f := range w.all {
+				w.disarm(f) // its watch may be gone with its event
 				w.rouse(f)
 			}
 		case mask&unix.IN_MODIFY != 0:
@@ -230,6 +251,16 @@ func (w *watcher) rouse(f *File) {
 	}
 }
 
+// disarm takes the watch of f away, which may have fired. It needs w.mu.
+func (w *watcher) disarm(f *File) {
+	v := &f.watch
+	if v.wd > 0 && w.in != nil {
+		_, _ = unix.InotifyRmWatch(w.fd, uint32(v.wd))
+	}
+	delete(w.byWD, v.wd)
+	v.wd = 0
+}
+
 // arm gives f a watch, with w.mu held. False: there is none to be had.
 func (w *watcher) arm(f *File) bool {
 	if w.in == nil {
@@ -238,6 +269,7 @@ func (w *watcher) arm(f *File) bool {
 	if f.watch.wd > 0 {
 		return true
 	}
+	_ = fpArm.Inject()
 	wd, err := unix.InotifyAddWatch(w.fd, f.watch.path, unix.IN_MODIFY|unix.IN_ONESHOT)
 	if err != nil {
 		if err == unix.ENOSPC {
@@ -356,6 +388,9 @@ func (w *watcher) pending() int64 {
 			end = max(end, f.end())
 		}
 		sum += max(0, end-f.watch.captured)
+	}
+	for f := range w.left {
+		sum += max(0, f.watch.seen-f.watch.captured)
 	}
 	return sum
 }
