@@ -61,18 +61,20 @@ func (s *lineStore) ReadAt(_ spool.Number, p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-func (s *lineStore) Size(spool.Number) int64                     { return 0 }
-func (s *lineStore) SeekData(spool.Number, int64) (int64, error) { return 0, io.EOF }
-func (s *lineStore) Punch(spool.Number, int64)                   {}
-func (s *lineStore) Settled(spool.Number, int64)                 {}
-func (s *lineStore) TakeGone() []spool.Number                    { return nil }
-func (s *lineStore) Files(func(spool.FileInfo) bool) error       { return nil }
-func (s *lineStore) Poll(dst []spool.Growth) []spool.Growth      { return dst }
-func (s *lineStore) NextPoll() (time.Duration, bool)             { return 0, false }
-func (s *lineStore) Growing() <-chan struct{}                    { return nil }
-func (s *lineStore) OpenMode(spool.Number) bool                  { return false }
-func (s *lineStore) DetachOrphans(bool) (int, error)             { return 0, nil }
-func (s *lineStore) Unpunch(spool.Number)                        {}
+func (s *lineStore) Size(spool.Number) int64                       { return 0 }
+func (s *lineStore) SeekData(spool.Number, int64) (int64, error)   { return 0, io.EOF }
+func (s *lineStore) Punch(spool.Number, int64)                     {}
+func (s *lineStore) Settled(spool.Number, int64)                   {}
+func (s *lineStore) TakeGone() []spool.Number                      { return nil }
+func (s *lineStore) Files(func(spool.FileInfo) bool) error         { return nil }
+func (s *lineStore) Poll(dst []spool.Growth) []spool.Growth        { return dst }
+func (s *lineStore) NextPoll() (time.Duration, bool)               { return 0, false }
+func (s *lineStore) Growing() <-chan struct{}                      { return nil }
+func (s *lineStore) OpenMode(spool.Number) bool                    { return false }
+func (s *lineStore) Owes(spool.Number) bool                        { return false }
+func (s *lineStore) KernelWriter(spool.Number) (spool.Entry, bool) { return spool.Entry{}, false }
+func (s *lineStore) DetachOrphans(bool) (int, error)               { return 0, nil }
+func (s *lineStore) Unpunch(spool.Number)                          {}
 
 func (s *lineStore) Lowest(_ spool.Number, _ uint64, none int64) (int64, bool) { return none, true }
 

@@ -61,15 +61,15 @@ func (c *Capture) stateDirty() bool {
 func (c *Capture) usedUp() uint64 {
 	seq := c.taken
 	low := func(f *file) {
-		if f.empty() || f.q[f.head].seq == 0 {
+		if f.empty() {
 			return
 		}
-		it := &f.q[f.head]
-		if it.kind == kindKernel { // no entry
+		switch it := &f.q[f.head]; {
+		case it.kind == kindKernel: // no entry
 			seq = min(seq, it.seq)
-			return
+		case it.seq > 0:
+			seq = min(seq, it.seq-1)
 		}
-		seq = min(seq, it.seq-1)
 	}
 	for i := c.readyHead; i < len(c.ready); i++ {
 		low(c.ready[i])

@@ -27,7 +27,7 @@ func (c *Capture) cutFile(f *file, budget int64, until uint64) (took int64, err 
 			err = c.endRecord(f, it)
 		case spool.Write:
 			n, k, err = c.cutWrites(f, until)
-		case kindKernel, kindNoted:
+		case kindKernel:
 			n, k, err = c.cutKernel(f)
 		case spool.Opened:
 			c.openedBy(f, it)

@@ -21,6 +21,7 @@ type request struct {
 	// The queue takes what it needs beyond its limit: the bytes are in the spool already,
 	// and whoever waits holds a lock of the kernel.
 	beyond  bool
+	owed    bool         // a note of before is not in the journal yet: until is to be looked up again
 	looked  bool         // targets are known
 	targets []target     // how far the kernel's bytes have to be cut
 	run     func() error // done in Run's goroutine; what it changes is committed
@@ -102,6 +103,7 @@ func (c *Capture) ask(r *request, what string) error {
 // post has r done, and nobody has to wait for it.
 func (c *Capture) post(r *request) error {
 	r.res = make(chan error, 1)
+	r.owed = c.o.Store.Owes(r.file) // of all for 0
 	r.until = c.o.Store.Next() - 1
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -153,6 +155,12 @@ func (c *Capture) serveOne(r *request) (bool, error) {
 		return true, nil
 	}
 	f := c.files[r.file]
+	if r.owed && (f == nil || !f.frozen) {
+		if c.o.Store.Owes(r.file) {
+			return false, nil
+		}
+		r.owed, r.until = false, c.o.Store.Next()-1
+	}
 	if c.taken < r.until || f != nil && f.frozen && !r.must && !r.inside && !r.all {
 		return false, nil
 	}
@@ -224,7 +232,7 @@ func (c *Capture) look(r *request, f *file) bool {
 func (r *request) reached() bool {
 	for len(r.targets) > 0 {
 		t := &r.targets[len(r.targets)-1]
-		if t.f.pos < t.pos && t.gen == t.f.gen {
+		if t.f.pos < t.pos && t.gen == t.f.gen && !t.f.empty() {
 			return false
 		}
 		r.targets = r.targets[:len(r.targets)-1]

@@ -15,11 +15,8 @@ import (
 // that size everything is the kernel's but what a note taken in covers, or one that is
 // still in progress: there it ends, until that one is complete.
 
-// Kinds of items that no entry of the journal is.
-const (
-	kindKernel spool.Kind = 0x80 + iota // bytes of the kernel, found by looking at the size
-	kindNoted                           // bytes of the kernel that a Grown note tells of, which is used up with them
-)
+// The kind of items that no entry of the journal is.
+const kindKernel spool.Kind = 0x80 // bytes of the kernel
 
 // lines of the kernel's writers share one id, see spool.Shared.
 
@@ -98,20 +95,21 @@ func (c *Capture) takeGrown(f *file) bool {
 		}
 		to = low
 	}
-	c.kernelBytes(f, to, c.taken, kindKernel)
+	c.kernelBytes(f, to, c.taken)
 	return to >= f.size
 }
 
-// kernelBytes puts what lies between what is known of f and to into its queue.
-func (c *Capture) kernelBytes(f *file, to int64, seq uint64, kind spool.Kind) {
+// kernelBytes puts what lies between what is known of f and to into its queue. All entries
+// of f up to seq are in it.
+func (c *Capture) kernelBytes(f *file, to int64, seq uint64) {
 	const most = 1 << 30 // an item's length has 32 bits
 	for f.known < to {
 		n := min(to-f.known, most)
-		if last := f.lastItem(); last != nil && kind == kindKernel && last.kind == kindKernel && last.end() == f.known && int64(last.n)+n <= most {
+		if last := f.lastItem(); last != nil && last.kind == kindKernel && last.end() == f.known && int64(last.n)+n <= most {
 			last.n += uint32(n)
 			last.seq = seq
 		} else {
-			f.push(item{seq: seq, off: f.known, n: uint32(n), time: c.now(), kind: kind})
+			f.push(item{seq: seq, off: f.known, n: uint32(n), time: c.now(), kind: kindKernel})
 			c.queued++
 		}
 		f.known += n
@@ -142,20 +140,20 @@ func (c *Capture) noteKernel(f *file, e *spool.Entry) {
 	switch e.Kind {
 	case spool.Write:
 		if f.kernel && e.Off > f.known && (e.Flags&spool.FlagJoined != 0 || e.Flags&spool.FlagUnsure != 0 && c.written(f, e.Off)) {
-			c.kernelBytes(f, e.Off, e.Seq-1, kindKernel)
+			c.kernelBytes(f, e.Off, e.Seq-1)
 		}
 		f.known = max(f.known, e.Off+int64(e.Len))
 		return
 	case spool.Opened:
 		if f.kernel {
-			c.kernelBytes(f, e.Off, e.Seq-1, kindKernel)
+			c.kernelBytes(f, e.Off, e.Seq-1)
 		}
 		f.known = max(f.known, e.Off)
 		f.kernel = e.Flags&spool.FlagKernel != 0
 		c.growAgain(f)
 	case spool.Grown:
 		if f.kernel {
-			c.kernelBytes(f, e.Off, e.Seq, kindNoted)
+			c.kernelBytes(f, e.Off, e.Seq-1)
 		}
 		if e.Flags&spool.FlagEnd != 0 {
 			f.kernel = false
@@ -250,6 +248,9 @@ func (c *Capture) cutKernel(f *file) (n int64, k int, err error) {
 	part.off, part.n, part.path = f.pos, uint32(n), p.id
 	part.writer, part.pid, part.uid, part.gid, part.flags = f.by.writer, f.by.pid, f.by.uid, f.by.gid, f.by.flags
 	part.kind = spool.Write
+	if !f.by.on { // an orphan's whose opening was not noted
+		part.uid, part.gid, part.flags = f.uid, f.gid, record.Recovered
+	}
 	if c.lossy { // a hole among them is what power loss left
 		return n, 0, c.gap(f, f.pos+n, true)
 	}

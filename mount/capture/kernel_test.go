@@ -77,9 +77,7 @@ func TestKernelBytesAreCaptured(t *testing.T) {
 	if x := r.records()[0]; x.pid != 11 {
 		t.Errorf("%v, want pid 11", x)
 	}
-	if n := r.s.Uncaptured(); n != 0 {
-		t.Errorf("%d bytes uncaptured", n)
-	}
+	r.waitFor("the store to hear of it", func() bool { return r.s.Uncaptured() == 0 })
 	r.restart()
 	r.want("a", "one\ntwo\nhalf way\nend")
 }

@@ -42,6 +42,8 @@ type Store interface {
 	Growing() <-chan struct{}
 	Lowest(n spool.Number, from uint64, none int64) (int64, bool)
 	OpenMode(n spool.Number) bool
+	Owes(n spool.Number) bool
+	KernelWriter(n spool.Number) (spool.Entry, bool)
 	DetachOrphans(taken bool) (int, error)
 	PunchAll(n spool.Number, size int64) (spool.Cut, error)
 	Unpunch(n spool.Number)

@@ -248,12 +248,29 @@ func (c *Capture) replay(st *stored) error {
 		return fmt.Errorf("%w: journal gives entries up to %d, has %d", ErrState, c.taken, want)
 	}
 	for i := range st.files {
-		if err := c.takeTail(c.files[st.files[i].Number]); err != nil {
+		f := c.files[st.files[i].Number]
+		c.writtenNow(f)
+		if err := c.takeTail(f); err != nil {
 			return err
 		}
 	}
 	c.lossy = false
 	return nil
+}
+
+// writtenNow has f be one that the kernel writes to if it is, though no note says so: the
+// note was owed when everything stopped.
+func (c *Capture) writtenNow(f *file) {
+	e, ok := c.o.Store.KernelWriter(f.number)
+	if !ok || f.kernel && f.by.on {
+		return
+	}
+	f.kernel = true
+	if e.Kind == spool.Opened {
+		it := c.itemOf(&e)
+		it.flags = uint16(e.Flags)
+		c.openedBy(f, &it)
+	}
 }
 
 // takeTail takes what is behind the last entry of f: the kernel's bytes, or what lost
@@ -269,7 +286,7 @@ func (c *Capture) takeTail(f *file) error {
 		f.known = f.pos
 		return err
 	}
-	c.kernelBytes(f, size, c.taken, kindKernel)
+	c.kernelBytes(f, size, c.taken)
 	for !f.empty() {
 		if err := c.cutTurn(f, maxExtent, allEntries); err != nil {
 			return err
