@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -47,6 +48,15 @@ func build(t *testing.T, version, pkg string) string {
 	return out
 }
 
+// versionOf is what the binary under test says of itself.
+func versionOf(t *testing.T) string {
+	t.Helper()
+	text, _, _ := ftfuse(t, "version", "--json")
+	var v struct{ Version string }
+	must(t, json.Unmarshal([]byte(text), &v))
+	return v.Version
+}
+
 // handover runs `ftfuse mount --handover`.
 func handover(t *testing.T, p *rig.Pair) (stdout, stderr string, code int) {
 	t.Helper()
@@ -56,7 +66,7 @@ func handover(t *testing.T, p *rig.Pair) (stdout, stderr string, code int) {
 // The worker is swapped for another version under full load, there and back. No program
 // sees an error, none waits long, and every line arrives once, in order.
 func TestAHandoverUnderLoadIsNotNoticed(t *testing.T) {
-	two := build(t, "two", "ftfuse")
+	one, two := versionOf(t), build(t, "two", "ftfuse")
 	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
 		put := installed(t, p)
 		c.start(t, p)
@@ -67,7 +77,7 @@ func TestAHandoverUnderLoadIsNotNoticed(t *testing.T) {
 			put(from)
 			n := p.MountRole.Readies()
 			out, complaint, code := handover(t, p)
-			version := []string{"two", "e2e", "two"}[i]
+			version := []string{"two", one, "two"}[i]
 			if code != 0 || !strings.Contains(out, "version "+version+" ") {
 				t.Fatalf("handover to %s: exit code %d\n%s%s", version, code, out, complaint)
 			}
