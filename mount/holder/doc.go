@@ -3,7 +3,7 @@
 //
 //	operator, systemd ──signals──▶ holder ◀──holder.sock── ftfuse mount --handover
 //	                               │   ▲
-//	          go, leave, ping      │   │  hello, keep, ready, failed, unmounted, pong
+//	    go, stop, leave, ping      │   │  hello, keep, ready, failed, unmounted, pong
 //	          (SEQPACKET, JSON)    ▼   │  (/dev/fuse as SCM_RIGHTS)
 //	                              worker ◀──worker.sock── worker of the next holder
 //
