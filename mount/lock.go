@@ -16,6 +16,7 @@ import (
 // heldLock is a lock, or one that waits.
 type heldLock struct {
 	owner fuse.LockOwner
+	by    fuse.HandleID // through which it was asked for
 	flock bool
 	fuse.FileLock
 }
@@ -83,7 +84,7 @@ func (s *server) setLock(f *file, l heldLock) error {
 func storedLocks(held []heldLock) []session.Lock {
 	out := make([]session.Lock, len(held))
 	for i, l := range held {
-		out[i] = session.Lock{Owner: uint64(l.owner), Start: l.Start, End: l.End, Type: uint32(l.Type), PID: l.PID, Flock: l.flock}
+		out[i] = session.Lock{Owner: uint64(l.owner), Start: l.Start, End: l.End, Type: uint32(l.Type), PID: l.PID, Flock: l.flock, Handle: uint64(l.by)}
 	}
 	return out
 }
@@ -91,7 +92,7 @@ func storedLocks(held []heldLock) []session.Lock {
 func restoredLocks(locks []session.Lock) []heldLock {
 	var t lockTable
 	for _, l := range locks {
-		t.set(heldLock{owner: fuse.LockOwner(l.Owner), flock: l.Flock, FileLock: fuse.FileLock{
+		t.set(heldLock{owner: fuse.LockOwner(l.Owner), by: fuse.HandleID(l.Handle), flock: l.Flock, FileLock: fuse.FileLock{
 			Start: l.Start, End: l.End, Type: fuse.LockType(l.Type), PID: l.PID,
 		}})
 	}
@@ -119,7 +120,7 @@ const wholeFile = ^uint64(0)
 
 // lockOf makes a heldLock of a request.
 func lockOf(r *fuse.LockRequest) heldLock {
-	return heldLock{owner: r.LockOwner, flock: r.LockFlags&fuse.LockFlock != 0, FileLock: r.Lock}
+	return heldLock{owner: r.LockOwner, by: r.Handle, flock: r.LockFlags&fuse.LockFlock != 0, FileLock: r.Lock}
 }
 
 func (s *server) lock(r *fuse.LockRequest) {
@@ -149,6 +150,11 @@ func (s *server) lockWait(r *fuse.LockWaitRequest) {
 		return
 	}
 	f, l := h.file, lockOf((*fuse.LockRequest)(r))
+	if l.flock && f.locks.conflict(l) != nil {
+		// flock(2) gives the lock that it converts up before it waits: else two that share a file
+		// and both want it for themselves would wait for each other.
+		s.dropLocks(f, l.owner, true)
+	}
 	id := kernel.Forgo(&r.Header).ID
 	f.locks.waiting = append(f.locks.waiting, &waitingLock{heldLock: l, id: id})
 	s.pending.add(id, func() { s.giveUpLock(f, id) })
@@ -203,4 +209,22 @@ func (s *server) dropLocks(f *file, owner fuse.LockOwner, flock bool) {
 	// It only takes away, so there is room for it.
 	_ = s.setLock(f, heldLock{owner: owner, flock: flock, FileLock: fuse.FileLock{End: wholeFile, Type: fuse.LockUnlock}})
 	s.grant(f)
+}
+
+// dropHandle takes away what is left of the locks that h got, when it is closed for good:
+// those of an open file description (F_OFD_SETLK), whose owner is h's and of whose end the
+// kernel says nothing. Those of processes are gone by then, by their own closes.
+func (s *server) dropHandle(h *handle) {
+	held := make([]heldLock, 0, len(h.file.locks.held))
+	for _, l := range h.file.locks.held {
+		if l.by != h.id {
+			held = append(held, l)
+		}
+	}
+	if len(held) == len(h.file.locks.held) {
+		return
+	}
+	h.file.locks.held = held
+	_ = s.session.SetLocks(uint64(h.file.number), storedLocks(held)) // fewer than there were
+	s.grant(h.file)
 }

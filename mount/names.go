@@ -214,15 +214,16 @@ func (s *server) changeNames(h *fuse.Header, n []spool.Number, done *failpoint.P
 		return
 	}
 	s.later(h, func(ctx context.Context, h *fuse.Header) {
+		wait, cancel := context.WithTimeout(ctx, drainPatience)
+		defer cancel()
 		for _, one := range drain {
-			wait, cancel := context.WithTimeout(ctx, drainPatience)
-			if err := s.capture.DrainNow(wait, one); err != nil && ctx.Err() == nil {
+			if err := s.capture.DrainNow(wait, one); err != nil && s.ctx.Err() == nil {
 				s.log.Warn("a file loses its name before all of it is captured; the rest follows", "file", one.String(), "err", err)
 			}
-			cancel()
 		}
-		if err := ctx.Err(); err != nil {
-			s.answer(h.ID, func() { s.dev.RespondError(h.ID, s.errnoOf(ctx, err)) })
+		// A signal ends the wait only: no program expects EINTR of rename(2) or unlink(2).
+		if s.ctx.Err() != nil {
+			s.answer(h.ID, func() { s.dev.RespondError(h.ID, syscall.ESHUTDOWN) })
 			return
 		}
 		s.mu.Lock()

@@ -50,36 +50,47 @@ func (s *server) writtenBefore(ctx context.Context, w *pwrite) bool {
 		return false
 	}
 	e, noted := s.store.FindUnique(uniqueOf(w.ID), s.session.Since())
-	noted = noted && e.Len > 0 && e.File == w.handle.file.number
+	if noted = noted && e.Len > 0 && e.File == w.handle.file.number; !noted {
+		e = spool.Entry{}
+	}
 	over := s.finishedBefore(w.ID, w.handle.file.number)
 	if !noted && !over {
 		return false
 	}
-	var n int
-	err := s.alone(ctx, w.handle.file.gate, func() { n = s.finishWrite(ctx, w, e, noted, over) })
-	if err == nil && s.syncs(w.flags) {
+	n := int(e.Len)
+	if over {
+		// Whoever has the file meanwhile, and whatever signal comes: what is delivered is not
+		// denied, and the file must get as long as its position says.
+		done := overwritten(w, &e)
+		n += done
+		_ = s.alone(s.ctx, w.handle.file.gate, func() { n = s.finishWrite(ctx, w, done, &e) })
+	}
+	var err error
+	if s.syncs(w.flags) {
 		err = s.awaitDisk(ctx, w.handle, w.Pid)
 	}
 	s.wrote(ctx, w, n, err)
 	return true
 }
 
-// finishWrite does what is left of a write that a predecessor began, and returns its
-// count. noted: e is its note. over: what of it goes over bytes that the file had is
-// committed, and written perhaps.
-func (s *server) finishWrite(ctx context.Context, w *pwrite, e spool.Entry, noted, over bool) int {
-	if !over {
-		return int(e.Len)
-	}
-	done := len(w.data)
-	switch size := w.handle.write.Size(); {
-	case noted:
-		done = int(e.Off - w.off)
+// overwritten is how many bytes of a write went over bytes that the file had: all before
+// e, which is its note, if it has one.
+func overwritten(w *pwrite, e *spool.Entry) int {
+	switch {
+	case e.Len > 0:
+		return int(e.Off - w.off)
 	case w.handle.file.one:
-		done = int(min(int64(done), size-w.off))
+		return int(min(int64(len(w.data)), w.handle.write.Size()-w.off))
 	}
+	return len(w.data)
+}
+
+// finishWrite does what is left of a write that a predecessor began, whose first done
+// bytes are committed and perhaps written, and returns its count. e is its note, if it has
+// one.
+func (s *server) finishWrite(ctx context.Context, w *pwrite, done int, e *spool.Entry) int {
 	s.putOver(w, w.data[:done])
-	if noted {
+	if e.Len > 0 {
 		return done + int(e.Len)
 	}
 	m := metaOf(&w.Header)

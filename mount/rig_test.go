@@ -30,6 +30,8 @@ const (
 	envDaemon = "FTFUSE_TEST_DAEMON"
 	envActor  = "FTFUSE_TEST_ACTOR"
 	envHeld   = "FTFUSE_TEST_HELD"
+	// envPatience is how long a write to a file with one node waits for room.
+	envPatience = "FTFUSE_TEST_PATIENCE"
 	// envCapture is "daemon" where all tests run on a kernel that cannot write by itself
 	// (TestAllOfItOnAnOldKernel).
 	envCapture = "FTFUSE_TEST_CAPTURE"
@@ -67,6 +69,9 @@ func daemonMain(file string) int {
 	defer cancel()
 	defer profile()()
 	reconnectGrace = 10 * time.Millisecond
+	if d, err := time.ParseDuration(os.Getenv(envPatience)); err == nil {
+		sharedPatience = d
+	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	link, err := holder.FromEnv()
 	if err == nil && link == nil && os.Getenv(envHeld) != "" {
@@ -79,6 +84,10 @@ func daemonMain(file string) int {
 		}
 		return code
 	}
+	go func() { // as main does
+		<-link.Stops()
+		cancel()
+	}()
 	if err == nil {
 		err = Run(ctx, cfg, log, Worker{Link: link})
 	}

@@ -295,6 +295,7 @@ func (r *role) mount() (err error) {
 	}
 	r.support = inForce(r.cfg, r.support)
 	r.srv = newServer(r.conn, r.dev, r.store, r.cap, r.sess, r.free, serverSettings(r.cfg, r.support.Passthrough), r.log)
+	r.srv.fail = r.failed
 	if !r.mounted {
 		if err := r.srv.resume(r.held); err != nil {
 			return err
@@ -303,7 +304,7 @@ func (r *role) mount() (err error) {
 			return err
 		}
 	}
-	if q := r.cfg.QueueFor(config.RoleMount); r.support.Passthrough && q.OnFull == config.FullBlock {
+	if q := r.cfg.QueueFor(config.RoleMount); r.kernelWrites() && q.OnFull == config.FullBlock {
 		r.slow = newThrottle(int64(q.MaxBytes), r.m.Point, r.free, r.store, r.srv.kernelWritten, r.log)
 		r.srv.throttle = r.slow
 	}
@@ -318,6 +319,12 @@ func (r *role) mount() (err error) {
 	}
 	r.log.Info("ready", append([]any{"point", r.m.Point, "pid", os.Getpid()}, captured(r.support)...)...)
 	return nil
+}
+
+// kernelWrites reports whether the kernel may be writing: by this configuration, or for
+// programs that opened their files under a predecessor's.
+func (r *role) kernelWrites() bool {
+	return r.support.Passthrough || !r.mounted && r.dev.Passthrough()
 }
 
 // dismount undoes a mount of this process that does not come to serve. One that was

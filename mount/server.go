@@ -75,7 +75,8 @@ type server struct {
 	store    *spool.Store
 	capture  capturer
 	session  *session.Session
-	throttle throttler // nil for none
+	throttle throttler   // nil for none
+	fail     func(error) // told of what the role must end for
 	log      *slog.Logger
 	room     room
 
@@ -109,6 +110,7 @@ type counters struct {
 func newServer(conn *fuse.Conn, dev *kernel.Device, store *spool.Store, c capturer, sess *session.Session, free func() int64, o settings, log *slog.Logger) *server {
 	s := &server{
 		o: o, conn: conn, dev: dev, store: store, capture: c, session: sess, log: log,
+		fail:  func(error) {},
 		nodes: newNodeTable(o.one), written: map[*file]bool{}, served: make(chan struct{}),
 	}
 	s.room.free = free

@@ -37,7 +37,7 @@ type touch struct {
 // throttleHelper is the daemon's side of the helper.
 type throttleHelper struct {
 	pid  int
-	in   io.WriteCloser
+	in   *os.File
 	mu   sync.Mutex
 	done chan struct{} // closed when it has ended
 	kill func()
@@ -52,12 +52,15 @@ func startThrottleHelper(point string, heard func(spool.Number, string)) (*throt
 	cmd.Dir = "/"
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	in, err := cmd.StdinPipe()
+	stdin, in, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("make a pipe to the throttle's helper: %w", err)
 	}
+	defer stdin.Close()
+	cmd.Stdin = stdin
 	out, err := cmd.StdoutPipe()
 	if err != nil {
+		in.Close()
 		return nil, fmt.Errorf("make a pipe from the throttle's helper: %w", err)
 	}
 	h := &throttleHelper{in: in, done: make(chan struct{})}
@@ -73,9 +76,11 @@ func startThrottleHelper(point string, heard func(spool.Number, string)) (*throt
 		}
 		_ = h.listen(out, heard)
 		_ = cmd.Wait()
+		in.Close()
 		close(h.done)
 	}()
 	if err := <-started; err != nil {
+		in.Close()
 		return nil, fmt.Errorf("start the throttle's helper: %w", err)
 	}
 	h.pid, h.kill = cmd.Process.Pid, func() { _ = cmd.Process.Kill() }
@@ -94,6 +99,12 @@ func (h *throttleHelper) listen(out io.Reader, heard func(spool.Number, string))
 	return sc.Err()
 }
 
+// touchLimit is how long the helper may take to read a command. Who waits for that does
+// not end holds meanwhile.
+const touchLimit = 100 * time.Millisecond
+
+// touch gives the helper a command. A helper that does not read, since somebody stopped it,
+// is killed: another follows.
 func (h *throttleHelper) touch(c touch) error {
 	b, err := json.Marshal(c)
 	if err != nil {
@@ -101,17 +112,13 @@ func (h *throttleHelper) touch(c touch) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_, err = h.in.Write(append(b, '\n'))
-	return err
-}
-
-func (h *throttleHelper) ended() bool {
-	select {
-	case <-h.done:
-		return true
-	default:
-		return false
+	if err := h.in.SetWriteDeadline(time.Now().Add(touchLimit)); err != nil {
+		return err
 	}
+	if _, err = h.in.Write(append(b, '\n')); errors.Is(err, os.ErrDeadlineExceeded) {
+		h.kill()
+	}
+	return err
 }
 
 // end ends the helper. Its threads that wait for an answer of the daemon must have got it,

@@ -109,7 +109,9 @@ const journalPatience = 50 * time.Millisecond
 // sharedPatience is how long a write to a file with one node waits for room: the kernel
 // keeps the file's other writers from doing anything meanwhile, even from dying. After
 // that it is taken, and `max_bytes` exceeded, as by what the kernel writes.
-const sharedPatience = 900 * time.Millisecond
+//
+// Tests shorten it.
+var sharedPatience = 900 * time.Millisecond
 
 // parkedWrite waits for room, for the file and for the ring, then writes and answers. An
 // error means that not one byte was kept.
@@ -118,16 +120,22 @@ func (s *server) parkedWrite(ctx context.Context, w *pwrite) {
 		return
 	}
 	started := time.Now()
-	for {
-		if err := s.awaitRoom(ctx, w); err != nil {
-			s.wrote(ctx, w, 0, err)
-			return
+	shared := w.handle.file.one && !w.nonblock()
+	for first := true; ; first = false {
+		if first || !shared || s.o.full != fullBlock {
+			if err := s.awaitRoom(ctx, w); err != nil {
+				s.wrote(ctx, w, 0, err)
+				return
+			}
 		}
 		if s.writeAlone(ctx, w) {
 			return
 		}
 		err := error(syscall.EAGAIN)
-		if !w.nonblock() || time.Since(started) <= journalPatience {
+		switch {
+		case shared:
+			err = s.makeRoom(ctx, w, sharedPatience-time.Since(started))
+		case !w.nonblock() || time.Since(started) <= journalPatience:
 			err = s.awaitJournal(ctx, len(w.data), w.nonblock())
 		}
 		if err != nil {
@@ -208,6 +216,28 @@ func (s *server) awaitJournal(ctx context.Context, n int, nonblock bool) error {
 		return ctx.Err()
 	}
 	return nil
+}
+
+// makeRoom waits until the journal takes w, for a file with one node. After patience what
+// is in the journal goes into the queue beyond its limit: a queue that stays full must not
+// keep the file's other writers waiting.
+func (s *server) makeRoom(ctx context.Context, w *pwrite, patience time.Duration) error {
+	changed := s.store.Changed()
+	if s.store.HasRoom(len(w.data)) {
+		return nil
+	}
+	if patience > 0 {
+		late := time.NewTimer(patience)
+		defer late.Stop()
+		select {
+		case <-changed:
+			return nil
+		case <-late.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return s.capture.DrainNow(ctx, w.handle.file.number)
 }
 
 // writeAlone writes while nothing else has the file for itself, and answers. It reports
@@ -293,13 +323,19 @@ func (s *server) appendRest(ctx context.Context, w *pwrite, done int, m *spool.M
 // awaitDisk returns when what h wrote is on disk. A signal does not end the wait, since
 // the bytes will be delivered and an error would deny it; that its thread is being
 // killed does. Bytes that cannot get into the queue now are made durable in the spool,
-// for the same reason.
+// for the same reason; those of a file with one node do not wait for longer than an
+// fsync(2) of it does.
 func (s *server) awaitDisk(ctx context.Context, h *handle, tid uint32) error {
 	done := make(chan error, 1)
 	s.wg.Go(func() {
-		err := s.capture.Drain(s.ctx, h.file.number)
+		wait, cancel := s.ctx, context.CancelFunc(func() {})
+		if h.file.one {
+			wait, cancel = context.WithTimeout(s.ctx, fsyncPatience)
+		}
+		defer cancel()
+		err := s.capture.Drain(wait, h.file.number)
 		if err != nil {
-			err = h.write.Sync()
+			err = s.syncSpool(h.write.File)
 		}
 		done <- err
 	})

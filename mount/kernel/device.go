@@ -111,9 +111,6 @@ func (d *Device) MaxWrite() int {
 	return maxWrite(d.reply)
 }
 
-// CanResend reports whether the kernel knows Resend (6.9 and later).
-func (d *Device) CanResend() bool { return offered(d.request)&flag2Resend != 0 }
-
 // Resend asks the kernel to give every request again that was read by whoever and not
 // answered, with the bit Resent in its unique, in no particular order. It is for a
 // process that has attached and does not read yet.

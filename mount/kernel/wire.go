@@ -38,7 +38,6 @@ const (
 	flagMaxPages   = 1 << 22
 	flagExt        = 1 << 30 // FUSE_INIT_EXT: flags2 counts
 	flag2Pass      = 1 << 5  // FUSE_PASSTHROUGH, bit 37
-	flag2Resend    = 1 << 7  // FUSE_HAS_RESEND, bit 39
 	flag2Timeout   = 1 << 10 // FUSE_REQUEST_TIMEOUT, bit 42
 	longestTimeout = 1<<16 - 1
 )

@@ -11,7 +11,8 @@ type Lock struct {
 	Start, End uint64 // both included
 	Type       uint32 // as the kernel numbers them
 	PID        int32
-	Flock      bool // flock(2), else fcntl(2)
+	Flock      bool   // flock(2), else fcntl(2)
+	Handle     uint64 // through which it was asked for
 }
 
 // heldLock is a Lock and its place in the table.
@@ -22,16 +23,17 @@ type heldLock struct {
 
 // Offsets in a lock.
 const (
-	lockState = 0 // 1 while it is in use, stored last
-	lockCRC   = 4 // of bytes 8 to 55
-	lockFile  = 8
-	lockOwner = 16
-	lockStart = 24
-	lockEnd   = 32
-	lockType  = 40
-	lockPID   = 44
-	lockFlock = 48
-	lockUsed  = 56
+	lockState  = 0 // 1 while it is in use, stored last
+	lockCRC    = 4 // of bytes 8 to 63
+	lockFile   = 8
+	lockOwner  = 16
+	lockStart  = 24
+	lockEnd    = 32
+	lockType   = 40
+	lockPID    = 44
+	lockFlock  = 48
+	lockHandle = 56
+	lockUsed   = 64
 )
 
 // SetLocks keeps the locks of a file, in place of those that it had. New ones are stored
@@ -91,6 +93,7 @@ func (s *Session) storeLock(place int, file uint64, l *Lock) {
 		flock = 1
 	}
 	le.PutUint64(b[lockFlock:], flock)
+	le.PutUint64(b[lockHandle:], l.Handle)
 	le.PutUint32(b[lockCRC:], crc32.Checksum(b[lockFile:lockUsed], castagnoli))
 	atomic.StoreUint32(s.locks.state(place), 1)
 }
@@ -108,6 +111,7 @@ func (s *Session) loadLocks() error {
 		s.byFile[file] = append(s.byFile[file], heldLock{place: i, Lock: Lock{
 			Owner: le.Uint64(b[lockOwner:]), Start: le.Uint64(b[lockStart:]), End: le.Uint64(b[lockEnd:]),
 			Type: le.Uint32(b[lockType:]), PID: int32(le.Uint32(b[lockPID:])), Flock: le.Uint64(b[lockFlock:]) != 0,
+			Handle: le.Uint64(b[lockHandle:]),
 		}})
 	}
 	return nil

@@ -456,7 +456,7 @@ func TestGolden(t *testing.T) {
 		Time: 0x0102030405060708, Poll: 9, Path: "logs/app.log",
 	})
 	add(t, s, Handle{Kind: Dir, Node: 1, Path: ""})
-	if err := s.SetLocks(0x11, []Lock{{Owner: 0xaa, Start: 1, End: 2, Type: 1, PID: 3, Flock: true}}); err != nil {
+	if err := s.SetLocks(0x11, []Lock{{Owner: 0xaa, Start: 1, End: 2, Type: 1, PID: 3, Flock: true, Handle: 0x500000006}}); err != nil {
 		t.Fatal(err)
 	}
 	s.Opened(5)
