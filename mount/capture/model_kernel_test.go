@@ -64,7 +64,7 @@ func (m *model) kernelStep() {
 		m.note(m.c.DrainNow(m.ctx(), m.someOpen().number))
 	default:
 		f := m.someOpen()
-		m.must(f.handles[m.rnd.IntN(len(f.handles))].h.Flush(m.meta()))
+		m.flush(f.handles[m.rnd.IntN(len(f.handles))].h, m.meta())
 	}
 }
 
@@ -103,6 +103,18 @@ func (m *model) kernelOpen() {
 	m.Logf("open %s of %s by %#x, mode %d, size %d", f.number, path, h.pid, mode, file.Size())
 }
 
+// flush is a close(2) of one descriptor of h.
+func (m *model) flush(h *spool.Handle, x *spool.Meta) {
+	err := h.Flush(x)
+	for errors.Is(err, spool.ErrJournalFull) && !m.died() {
+		m.unhold()
+		err = h.Flush(x)
+	}
+	if !m.died() {
+		m.must(err)
+	}
+}
+
 // kernelWrite appends behind the daemon's back.
 func (m *model) kernelWrite(f *modelFile) {
 	for _, i := range m.rnd.Perm(len(f.handles)) {
@@ -130,6 +142,7 @@ func (m *model) daemonWrite(f *modelFile) {
 	x.PID = h.pid
 	n, err := h.h.Write([]byte(data), off, end, x)
 	for errors.Is(err, spool.ErrJournalFull) {
+		m.unhold()
 		if m.died() {
 			return
 		}
@@ -424,5 +437,6 @@ func modelOptions(rnd *rand.Rand) spool.Options {
 	return spool.Options{
 		OrphanPatience: time.Millisecond, OrphanPoll: 5 * time.Millisecond,
 		Readback: []int64{0, 100, 64 << 10}[rnd.IntN(3)], PunchEvery: []int64{4096, 4 << 20}[rnd.IntN(2)],
+		Entries: []uint64{8, 100, 0, 0}[rnd.IntN(4)],
 	}
 }

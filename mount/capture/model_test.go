@@ -205,6 +205,7 @@ func (m *model) write1() {
 	m.Logf("write by %d of %s, %d at %d, size %d", w.pid, w.path, len(data), off, w.h.Size())
 	n, err := w.h.Write([]byte(data), off, end, m.meta1(w))
 	for errors.Is(err, spool.ErrJournalFull) {
+		m.unhold()
 		if m.died() {
 			return
 		}
@@ -228,7 +229,7 @@ func (m *model) died() bool {
 
 func (m *model) flush1() {
 	w := m.some()
-	m.must(w.h.Flush(m.meta1(w)))
+	m.flush(w.h, m.meta1(w))
 }
 
 func (m *model) close1() {

@@ -9,7 +9,8 @@ type owedNote struct {
 	release []uint32
 }
 
-// mostOwed is how many notes a file owes before openers are no longer told apart.
+// mostOwed is how many notes a file owes before those who open and close it are no longer
+// told apart.
 const mostOwed = 256
 
 // ended is what the last handles of a file leave, for one that comes before that is noted.
@@ -20,9 +21,12 @@ type ended struct {
 
 // takeBack takes those notes back that are owed and say that all handles are closed, because
 // there is one again: programs that open a file, append and close it, again and again, must
-// not owe more and more while the ring is full. Their lines go on as those of one writer.
+// not owe more and more while the ring is full. From mostOwed on their lines go on as those of one writer.
 // It reports whether the end of the kernel's bytes was among them. It needs f.mu.
 func (f *File) takeBack(mode OpenMode) bool {
+	if len(f.owed) < f.s.mostOwed {
+		return false
+	}
 	if o := f.lastOwed(); o != nil && f.shared == 0 && o.Kind == Release && o.Writer == f.ended.writer {
 		f.shared = o.Writer
 		f.dropOwed()
@@ -62,7 +66,7 @@ func (f *File) dropOwed() {
 // none is told from the others.
 func (f *File) merge(e *Entry) bool {
 	o := f.lastOwed()
-	if len(f.owed) < mostOwed || e.Kind != Opened || o.Kind != Opened || o.Writer != e.Writer || o.PathID != e.PathID {
+	if len(f.owed) < f.s.mostOwed-2 || o == nil || e.Kind != Opened || o.Kind != Opened || o.Writer != e.Writer || o.PathID != e.PathID {
 		return false
 	}
 	o.PID, o.UID, o.GID, o.Flags = e.PID, e.UID, e.GID, o.Flags|e.Flags|FlagSeveral

@@ -196,8 +196,8 @@ func TestWhatIsOwedIsBounded(t *testing.T) {
 		got = append(got, all(s, seq+1)...)
 	}
 	last := got[len(got)-2:]
-	if last[0].Kind != Grown || last[0].Flags != FlagEnd || last[0].Off != 5004 || last[1].Kind != Release || last[1].Writer != first.Writer {
-		t.Errorf("in the end %+v, want the end of the kernel's bytes at 5004 and of writer %d", last, first.Writer)
+	if last[0].Kind != Grown || last[0].Flags != FlagEnd || last[0].Off != 5004 || last[1].Kind != Release || last[1].Writer != last[0].Writer {
+		t.Errorf("in the end %+v, want the end of the kernel's bytes at 5004 and of their writer", last)
 	}
 	for _, e := range got {
 		if e.Path != "a" && e.Kind != Grown {
@@ -216,6 +216,7 @@ func TestOpenedAgainBeforeItsEndIsNoted(t *testing.T) {
 	defer s.Close()
 	s.Begin(0)
 	f := makeFile(t, s, "a")
+	s.mostOwed = 1
 	k, fd := kernelOpen(t, s, f, "a", 1)
 	h := create(t, s, "other")
 	for range 3 {

@@ -160,6 +160,8 @@ type Store struct {
 	found []FileInfo // what Open found
 	tidy  tidier
 	watch watcher
+
+	mostOwed int // see there
 }
 
 // Open opens the spool in dir, which it makes if there is none. Before the first
@@ -183,7 +185,7 @@ func Open(dir string, o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{o: o, dir: dir, files: map[Number]*File{}, leaving: map[Number]*File{}, orphans: map[Number]bool{}}
+	s := &Store{o: o, dir: dir, mostOwed: mostOwed, files: map[Number]*File{}, leaving: map[Number]*File{}, orphans: map[Number]bool{}}
 	s.followed = map[Number]*File{}
 	s.watch = watcher{s: s, wake: make(chan struct{}, 1)}
 	if err := s.open(); err != nil {
