@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -67,4 +69,42 @@ func TestAConnectionThatWasDroppedIsReplaced(t *testing.T) {
 		arrives(t, p.Out("b.log"), want)
 		stop(t, p)
 	}, "open", "write")
+}
+
+// The holder is the init of a container: what its dead workers leave behind is its own to
+// wait for.
+func TestAHolderThatIsInitLeavesNoZombies(t *testing.T) {
+	need(t, "unshare")
+	p := newPair(t)
+	script := filepath.Join(p.Dir, "container.sh")
+	text := fmt.Sprintf("#!/bin/sh\nexec unshare --pid --fork --mount --mount-proc --kill-child %s \"$@\"\n", p.Bin)
+	must(t, os.WriteFile(script, []byte(text), 0o755))
+	p.Bin = script
+	startMount(t, p)
+	init := p.MountRole.Family()[1] // the first is unshare
+	for n := range 3 {
+		must(t, unix.Kill(p.MountRole.Family()[2], unix.SIGKILL))
+		must(t, p.MountRole.ReadyAgain(t.Context(), n+2))
+	}
+	eventually(t, patience, func() error { // of the newest dead worker's the next one is told
+		left := 0
+		dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well-formed
+		for _, dir := range dirs {
+			var pid, parent int
+			var name, state string
+			stat, err := os.ReadFile(dir + "/stat")
+			if err != nil {
+				continue
+			}
+			if n, _ := fmt.Sscan(string(stat), &pid, &name, &state, &parent); n == 4 && parent == init && state == "Z" {
+				left++
+			}
+		}
+		if left > 1 {
+			return fmt.Errorf("%d zombies are left of 3 workers", left)
+		}
+		return nil
+	})
+	must(t, unix.Kill(init, syscall.SIGTERM))
+	code(t, p.MountRole, 0)
 }

@@ -137,6 +137,7 @@ func (h *holder) serves(w *worker) {
 		w.killAt = time.Time{}
 	}
 	tune() // what the change of workers has left behind
+	h.reap()
 	h.answerBack()
 	if s := h.held; s != nil {
 		h.held = nil
