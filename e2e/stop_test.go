@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -60,7 +61,16 @@ func TestAConnectionThatWasDroppedIsReplaced(t *testing.T) {
 		want := []byte("one\nand two\n")
 		must(t, os.WriteFile(p.In("a.log"), want, 0o644))
 		worker := p.MountRole.Worker()
-		must(t, unix.Kill(worker, unix.SIGSTOP)) // it must not see that
+		must(t, unix.Kill(worker, unix.SIGSTOP)) // it must not see what follows
+		eventually(t, patience, func() error {
+			tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", worker)) // the pattern is well-formed
+			for _, name := range tasks {
+				if text, err := os.ReadFile(name); err == nil && !strings.Contains(string(text), ") T ") {
+					return fmt.Errorf("a thread is not stopped: %s", text)
+				}
+			}
+			return nil
+		})
 		must(t, unix.Unmount(p.Point(), unix.MNT_FORCE|unix.MNT_DETACH))
 		must(t, unix.Kill(worker, unix.SIGKILL))
 		must(t, p.MountRole.ReadyAgain(t.Context(), 2))
