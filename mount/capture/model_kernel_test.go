@@ -369,7 +369,12 @@ func (m *model) endOrphans() {
 		f.handles = nil // it may be killed once more while this waits
 	}
 	for _, f := range m.orphaned {
+		started, said := time.Now(), false
 		m.waitFor("the end of an orphan", func() bool {
+			if !said && time.Since(started) > 15*time.Second {
+				said = true
+				m.Logf("still there: %s, %d bytes, next %d, committed %d, owes %v, stats %+v", f.number, m.s.Size(f.number), m.s.Next(), m.s.CommittedSeq(), m.s.Owes(0), m.c.Stats())
+			}
 			_, err := os.Stat(m.spoolFile(f.number))
 			if m.died() {
 				m.crashed()
@@ -434,9 +439,13 @@ func (m *model) checkKernel(got map[uint32]string, w *modelWriter, all bool) {
 }
 
 func modelOptions(rnd *rand.Rand) spool.Options {
+	rings := []uint64{0}
+	if os.Getenv("FTFUSE_SOAK") != "" {
+		rings = []uint64{8, 100, 0, 0}
+	}
 	return spool.Options{
 		OrphanPatience: time.Millisecond, OrphanPoll: 5 * time.Millisecond,
 		Readback: []int64{0, 100, 64 << 10}[rnd.IntN(3)], PunchEvery: []int64{4096, 4 << 20}[rnd.IntN(2)],
-		Entries: []uint64{8, 100, 0, 0}[rnd.IntN(4)],
+		Entries: rings[rnd.IntN(len(rings))],
 	}
 }
