@@ -86,11 +86,7 @@ func TestKilledDaemonLosesAndDoublesNothing(t *testing.T) {
 	r := newRig(t, perWrite)
 	shared := map[string]int{}
 	own := map[string]int{}
-	rounds := 8
-	if os.Getenv("FTFUSE_SOAK") != "" {
-		rounds = 200
-	}
-	for round := range rounds {
+	for round := range soak(5, 200) {
 		var ws []*output
 		names := []string{}
 		for w := range 4 {

@@ -8,7 +8,7 @@ import (
 
 // notOnAnOldKernel are tests that have a part with attribution "write", which is the same, and
 // long ones.
-const notOnAnOldKernel = "TenThousand|UnderWriters|SpoolDiskFull|Blocked|Full|Poll|Megabyte|KillAt|KilledDaemon|KillIn|Leaving|Source|Session|Signal|DropPolicies|Throttle|CaptureInForce|EveryWay|Resent|StaysOpen|Handover|KilledWorker|HoldsNobody|ADaemonServed|FsyncAt"
+const notOnAnOldKernel = "TenThousand|Thousands|UnderWriters|SpoolDiskFull|Blocked|Full|Poll|Megabyte|KillAt|KilledDaemon|KillIn|Leaving|Source|Session|Signal|DropPolicies|Throttle|CaptureInForce|EveryWay|Resent|StaysOpen|Handover|KilledWorker|HoldsNobody|ADaemonServed|FsyncAt"
 
 // TestAllOfItOnAnOldKernel runs this package's tests once more with a kernel that refuses
 // passthrough: the daemon then serves every file.

@@ -382,10 +382,7 @@ func TestTenThousandOpenFiles(t *testing.T) {
 	needPassthrough(t)
 	var lim unix.Rlimit
 	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &lim))
-	n := 2000
-	if os.Getenv("FTFUSE_SOAK") != "" {
-		n = 10_000 // as e2e does with the built binary
-	}
+	n := soak(2000, 10_000) // as e2e does with the built binary
 	if lim.Max < uint64(n+n/10) {
 		t.Skipf("at most %d descriptors", lim.Max)
 	}

@@ -426,3 +426,11 @@ func actorMain(name string) int {
 }
 
 var actors = map[string]func(args []string) error{}
+
+// soak is how much of something a test does: few, or many where there is time.
+func soak(few, many int) int {
+	if os.Getenv("FTFUSE_SOAK") != "" {
+		return many
+	}
+	return few
+}

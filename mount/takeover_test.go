@@ -155,7 +155,7 @@ func TestKilledWorkerUnderLoad(t *testing.T) {
 			_, stops[path][name] = startCounted(t, r.path(path), name, flags)
 		}
 	}
-	for range 10 {
+	for range soak(4, 10) {
 		for path := range files {
 			awaitGrowth(t, r.path(path))
 		}
@@ -185,7 +185,7 @@ func TestHandoverUnderLoad(t *testing.T) {
 		_, stop := startCounted(t, r.path(path), fmt.Sprintf("%s-%d", path, i), os.O_WRONLY|os.O_APPEND)
 		stops = append(stops, stop)
 	}
-	for i := range 5 {
+	for i := range soak(3, 5) {
 		if _, err := holder.RequestHandover(filepath.Join(r.dir, "state", "mount")); err != nil {
 			t.Fatal(err)
 		}
