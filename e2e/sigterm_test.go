@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+
+	"ftfuse/bench/rig"
 )
 
 // The receiver is stopped by SIGTERM again and again under load: it ends in time with exit
@@ -11,11 +13,11 @@ import (
 func TestStoppingTheReceiverLosesAndDoublesNothing(t *testing.T) {
 	for name, job := range loads {
 		t.Run(name, func(t *testing.T) {
-			p := startPair(t)
+			p := slowToStop(t)
 			l := startLoad(t, p, "load.log", 3, job)
 			for range kills() {
 				grows(t, p.Out("load.log"), rand.Int64N(100_000))
-				must(t, p.ReceiveRole.Stop(patience))
+				must(t, p.ReceiveRole.Stop(4*patience))
 				startReceive(t, p)
 			}
 			plan, results := l.finish(t)
@@ -32,12 +34,12 @@ func TestStoppingTheMountLosesAndDoublesNothing(t *testing.T) {
 	for name, job := range loads {
 		t.Run(name, func(t *testing.T) {
 			job.StopOnError = true
-			p := startPair(t)
+			p := slowToStop(t)
 			for i := range kills() {
 				file := fmt.Sprintf("load-%d.log", i)
 				l := startLoad(t, p, file, 3, job)
 				grows(t, p.Out(file), rand.Int64N(100_000))
-				must(t, p.MountRole.Stop(patience))
+				must(t, p.MountRole.Stop(4*patience))
 				plan, results := l.finish(t)
 				startMount(t, p)
 				drained(t, l, results)
@@ -49,4 +51,14 @@ func TestStoppingTheMountLosesAndDoublesNothing(t *testing.T) {
 			stop(t, p)
 		})
 	}
+}
+
+// slowToStop is a started pair that may take its time: a disk that others keep busy takes
+// seconds for each flush.
+func slowToStop(t *testing.T) *rig.Pair {
+	t.Helper()
+	p := newPair(t)
+	p.Top = "shutdown_timeout = \"60s\""
+	start(t, p)
+	return p
 }

@@ -29,6 +29,7 @@ type Pair struct {
 	Env  []string  // added to the environment of both roles
 
 	Queue        string // in [queue] of both
+	Top          string // keys of both files that belong to no section
 	MountTop     string // before [mount] of the source: [mount.queue] and other tables
 	Mount        string // in [mount]
 	Rules        string // whole [[mount.rule]] tables
@@ -94,14 +95,14 @@ func (p *Pair) WriteConfigs() error {
 	if p.Attribution != "" {
 		rules += fmt.Sprintf("\n[[mount.rule]]\npath = \"**\"\nattribution = %q\n", p.Attribution)
 	}
-	mount := fmt.Sprintf("host = %q\nstate_dir = %q\n\n[queue]\n%s\n\n%s\n\n[mount]\npoint = %q\n%s\n\n%s\n\n[[mount.forward]]\nprimary = [%q]\n",
-		p.Host, p.MountState, p.Queue, p.MountTop, p.Point(), p.Mount, rules, p.Addr)
+	mount := fmt.Sprintf("host = %q\nstate_dir = %q\n%s\n\n[queue]\n%s\n\n%s\n\n[mount]\npoint = %q\n%s\n\n%s\n\n[[mount.forward]]\nprimary = [%q]\n",
+		p.Host, p.MountState, p.Top, p.Queue, p.MountTop, p.Point(), p.Mount, rules, p.Addr)
 	outputs := p.Outputs
 	if outputs == "" {
 		outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\n", p.OutDir())
 	}
-	receive := fmt.Sprintf("host = \"aggregator\"\nstate_dir = %q\n\n[queue]\n%s\n\n[receive]\nlisten = %q\n%s\n\n%s\n",
-		p.ReceiveState, p.Queue, p.Addr, p.Receive, outputs)
+	receive := fmt.Sprintf("host = \"aggregator\"\nstate_dir = %q\n%s\n\n[queue]\n%s\n\n[receive]\nlisten = %q\n%s\n\n%s\n",
+		p.ReceiveState, p.Top, p.Queue, p.Addr, p.Receive, outputs)
 	if err := os.WriteFile(p.MountConfig(), []byte(mount), 0o644); err != nil {
 		return fmt.Errorf("write the mount's configuration: %w", err)
 	}
