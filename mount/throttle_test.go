@@ -200,8 +200,7 @@ func TestTheThrottleHelperDiesWithItsDaemon(t *testing.T) {
 // next worker, which goes on slowing down. A handover does the same in order.
 func TestAWorkerThatIsKilledHoldsNobody(t *testing.T) {
 	r := newHeldRig(t, fmt.Sprintf("[mount.queue]\nmax_bytes = %d\n", pourLimit), "")
-	// Not faster than a start captures: it does not come to an end before it has caught up.
-	o := startActor(t, "pour", r.path("f"), "128")
+	o := startActor(t, "pour", r.path("f"), "4096")
 	eventually(t, "the limit is reached", func() bool { return r.accepted() >= pourLimit })
 	for i := range 4 {
 		if i%2 == 0 {

@@ -250,7 +250,9 @@ func (c *Capture) replay(st *stored) error {
 	for i := range st.files {
 		f := c.files[st.files[i].Number]
 		c.writtenNow(f)
-		if err := c.takeTail(f); err != nil {
+		if c.tailCanWait(f, st) {
+			c.growAgain(f)
+		} else if err := c.takeTail(f); err != nil {
 			return err
 		}
 	}
@@ -273,8 +275,16 @@ func (c *Capture) writtenNow(f *file) {
 	}
 }
 
+// tailCanWait reports whether what the kernel wrote to f behind the last entry is Run's to
+// take: of a file that the connection which is taken over still writes to. A program that
+// writes faster than it is captured would make every takeover longer than the last, with
+// nobody to slow it down. (A file without a name is taken at once: Settled lets it go.)
+func (c *Capture) tailCanWait(f *file, st *stored) bool {
+	return c.live != nil && !c.lossy && f.kernel && f.by.on && !f.orphan && !st.orphans[f.number] && c.live(f.by.writer)
+}
+
 // takeTail takes what is behind the last entry of f: the kernel's bytes, or what lost
-// notes were about. Of a file that is still written to the rest comes later.
+// notes were about. Of an orphan's file that is still written to the rest comes later.
 func (c *Capture) takeTail(f *file) error {
 	size := c.o.Store.Size(f.number)
 	if size <= f.pos {
