@@ -56,7 +56,7 @@ func call(point string, big []byte, f []string) (n int, err error) {
 		return unix.Pwrite(arg(1), []byte(f[2]+"\n"), int64(arg(3)))
 	case "many": // FD TEXT COUNT
 		for i := range arg(3) {
-			if n, err = unix.Write(arg(1), []byte(f[2]+"\n")); err != nil {
+			if _, err := unix.Write(arg(1), []byte(f[2]+"\n")); err != nil {
 				return i, err
 			}
 		}
