@@ -19,9 +19,9 @@ build:
 setup:
 	@.ci/setup test
 
-# Every test, those of the built binary on real mounts included.
+# Every test, those of the built binary on real mounts included; a package at a time, since many kill, fill and measure.
 test: setup
-	$(GO) test -timeout 30m ./...
+	$(GO) test -p 1 -timeout 30m ./...
 
 # A receiver and a mount in a temporary folder, real programs, a kill -9, and the count.
 demo:
@@ -44,7 +44,7 @@ soak: setup
 	FTFUSE_SOAK=1 $(GO) test -count=1 -timeout 240m -v ./...
 
 race: setup
-	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v /e2e)
+	$(GO) test -race -p 1 -timeout 30m $$($(GO) list ./... | grep -v /e2e)
 
 fuzz-short:
 	@.ci/fuzz $(FUZZTIME)
