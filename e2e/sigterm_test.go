@@ -13,7 +13,7 @@ import (
 func TestStoppingTheReceiverLosesAndDoublesNothing(t *testing.T) {
 	for name, job := range loads {
 		t.Run(name, func(t *testing.T) {
-			p := slowToStop(t)
+			p := slowToStop(t, "open")
 			l := startLoad(t, p, "load.log", 3, job)
 			for range kills() {
 				grows(t, p.Out("load.log"), rand.Int64N(100_000))
@@ -28,13 +28,14 @@ func TestStoppingTheReceiverLosesAndDoublesNothing(t *testing.T) {
 	}
 }
 
-// The mount is stopped by SIGTERM under load: writers get an error, none of whose bytes may
+// The mount is stopped by SIGTERM under load: writers that the daemon serves get an error
+// (those that the kernel serves go on, TestAppenderOutlivesACleanStop), none of whose bytes may
 // arrive, and what was accepted arrives once, before or after the next start.
 func TestStoppingTheMountLosesAndDoublesNothing(t *testing.T) {
 	for name, job := range loads {
 		t.Run(name, func(t *testing.T) {
 			job.StopOnError = true
-			p := slowToStop(t)
+			p := slowToStop(t, "write")
 			for i := range kills() {
 				file := fmt.Sprintf("load-%d.log", i)
 				l := startLoad(t, p, file, 3, job)
@@ -55,9 +56,10 @@ func TestStoppingTheMountLosesAndDoublesNothing(t *testing.T) {
 
 // slowToStop is a started pair that may take its time: a disk that others keep busy takes
 // seconds for each flush.
-func slowToStop(t *testing.T) *rig.Pair {
+func slowToStop(t *testing.T, attribution string) *rig.Pair {
 	t.Helper()
 	p := newPair(t)
+	p.Attribution = attribution
 	p.Top = "shutdown_timeout = \"60s\""
 	start(t, p)
 	return p
