@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"sync"
 	_ "unsafe" // go:linkname
@@ -20,7 +21,35 @@ import (
 //go:linkname bufSize bazil.org/fuse.bufSize
 var bufSize int
 
-func init() { bufSize = 4096 + MaxWrite }
+// reqPool gives the library its read buffers.
+//
+//go:linkname reqPool bazil.org/fuse.reqPool
+var reqPool sync.Pool
+
+func init() {
+	bufSize = 4096 + MaxWrite
+	fresh := reqPool.New
+	reqPool.New = func() any {
+		m := fresh()
+		touch(bufferOf(m))
+		return m
+	}
+}
+
+// bufferOf returns the buffer of one of the library's messages.
+func bufferOf(message any) []byte {
+	return reflect.ValueOf(message).Elem().FieldByName("buf").Bytes()
+}
+
+// touch makes the pages of b present. Where one is not, the kernel has to fault it in when it
+// copies a request there, which a process that is being killed meanwhile is refused (mm/gup.c,
+// __get_user_pages). Then the request is not one that a successor is given again: its program
+// gets EIO (fs/fuse/dev.c, fuse_dev_do_read).
+func touch(b []byte) {
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = 0
+	}
+}
 
 const linkFD = "_FTFUSE_LINK_FD" // the helper finds the socket for the library here
 
