@@ -9,6 +9,7 @@ import (
 	"bazil.org/fuse"
 	"golang.org/x/sys/unix"
 
+	"ftfuse/mount/kernel"
 	"ftfuse/mount/spool"
 )
 
@@ -28,7 +29,7 @@ func attrOf(st *unix.Stat_t, inode uint64, nlink uint32) fuse.Attr {
 	}
 }
 
-// goMode and unixMode translate between st_mode and os.FileMode.
+// goMode is the mode of st_mode, unixMode the permissions of a mode as st_mode has them.
 func goMode(mode uint32) os.FileMode {
 	m := os.FileMode(mode & 0o777)
 	if mode&unix.S_IFMT == unix.S_IFDIR {
@@ -46,19 +47,7 @@ func goMode(mode uint32) os.FileMode {
 	return m
 }
 
-func unixMode(m os.FileMode) uint32 {
-	mode := uint32(m & os.ModePerm)
-	if m&os.ModeSetuid != 0 {
-		mode |= unix.S_ISUID
-	}
-	if m&os.ModeSetgid != 0 {
-		mode |= unix.S_ISGID
-	}
-	if m&os.ModeSticky != 0 {
-		mode |= unix.S_ISVTX
-	}
-	return mode
-}
+func unixMode(m os.FileMode) uint32 { return kernel.UnixMode(m) &^ unix.S_IFMT }
 
 func (s *server) dirAttr(d *dirNode) (fuse.Attr, error) {
 	st, err := s.store.StatDir(d.path())

@@ -5,11 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"ftfuse/internal/mountinfo"
 	"ftfuse/mount/kernel"
 )
 
@@ -27,48 +26,6 @@ func MaybeHelper() {
 	os.Exit(0)
 }
 
-// mounted is one line of /proc/self/mountinfo.
-type mounted struct {
-	point, fstype string
-}
-
-// mountsOn returns what is mounted on dir, the topmost last.
-func mountsOn(dir string) ([]mounted, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, fmt.Errorf("read mounts: %w", err)
-	}
-	var all []mounted
-	for line := range strings.Lines(string(text)) {
-		before, after, ok := strings.Cut(line, " - ")
-		fields := strings.Fields(before)
-		rest := strings.Fields(after)
-		if !ok || len(fields) < 5 || len(rest) < 1 {
-			continue
-		}
-		if point := unescapeMount(fields[4]); point == dir {
-			all = append(all, mounted{point, rest[0]})
-		}
-	}
-	return all, nil
-}
-
-// unescapeMount undoes the octal escapes of mountinfo (proc_pid_mountinfo(5)).
-func unescapeMount(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if v, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(v))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
-
 // ErrMountPoint is returned when the mount point cannot be used.
 var ErrMountPoint = errors.New("mount point is not usable")
 
@@ -76,13 +33,13 @@ var ErrMountPoint = errors.New("mount point is not usable")
 // that somebody serves.
 func clearStale(dir string) (cleared int, err error) {
 	for {
-		all, err := mountsOn(dir)
+		all, err := mountinfo.On(dir)
 		if err != nil || len(all) == 0 {
 			return cleared, err
 		}
 		top := all[len(all)-1]
-		if top.fstype != kernel.FSType {
-			return cleared, fmt.Errorf("%w: a file system of type %s is mounted on %s; unmount it or choose another point", ErrMountPoint, top.fstype, dir)
+		if top.Type != kernel.FSType {
+			return cleared, fmt.Errorf("%w: a file system of type %s is mounted on %s; unmount it or choose another point", ErrMountPoint, top.Type, dir)
 		}
 		if !dead(dir) {
 			return cleared, fmt.Errorf("%w: a running ftfuse serves %s; stop it or choose another point", ErrMountPoint, dir)

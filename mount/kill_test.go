@@ -6,6 +6,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"ftfuse/internal/mountinfo"
 )
 
 func init() { actors["numbered"] = actNumbered }
@@ -207,7 +209,7 @@ func TestStaleMountOfAKilledPredecessorIsCleared(t *testing.T) {
 	if _, err := f.WriteString("x\n"); err == nil {
 		t.Fatal("a descriptor of the old mount still works")
 	}
-	if all, err := mountsOn(r.point); err != nil || len(all) != 1 {
+	if all, err := mountinfo.On(r.point); err != nil || len(all) != 1 {
 		t.Fatalf("%v %v", all, err)
 	}
 }
@@ -236,7 +238,7 @@ func TestAMountOfSomebodyElseIsLeftAlone(t *testing.T) {
 	if err := r.wait(); err == nil {
 		t.Fatal("the daemon mounted over a file system of somebody else")
 	}
-	if all, _ := mountsOn(r.point); len(all) != 1 || all[0].fstype != "tmpfs" {
+	if all, _ := mountinfo.On(r.point); len(all) != 1 || all[0].Type != "tmpfs" {
 		t.Fatalf("%v", all)
 	}
 }
@@ -249,7 +251,7 @@ func TestBusyMountIsDetachedAtStop(t *testing.T) {
 	if _, err := f.WriteString("two\n"); err == nil {
 		t.Fatal("a write after the stop was accepted")
 	}
-	if all, _ := mountsOn(r.point); len(all) != 0 {
+	if all, _ := mountinfo.On(r.point); len(all) != 0 {
 		t.Fatalf("%v is still mounted", all)
 	}
 	r.wantDelivered("a", "one\n")

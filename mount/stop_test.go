@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"ftfuse/internal/mountinfo"
 )
 
 func TestAFailedCommitStopsTheRoleAndDropsTheConnection(t *testing.T) {
@@ -25,7 +27,7 @@ func TestAFailedCommitStopsTheRoleAndDropsTheConnection(t *testing.T) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 		t.Fatalf("the daemon ended with %v, want exit code 1", err)
 	}
-	if all, _ := mountsOn(r.point); len(all) != 0 {
+	if all, _ := mountinfo.On(r.point); len(all) != 0 {
 		t.Fatalf("%v is still mounted", all)
 	}
 	r.env = nil

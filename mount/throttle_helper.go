@@ -10,13 +10,13 @@ import (
 	"os/exec"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"ftfuse/internal/mountinfo"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/spool"
 )
@@ -336,19 +336,14 @@ func is(fd int, dev, inode uint64) bool {
 // deviceOf returns the device number of the FUSE file system mounted on point, without
 // asking it.
 func deviceOf(point string) (uint64, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	all, err := mountinfo.On(point)
 	if err != nil {
-		return 0, fmt.Errorf("read mounts: %w", err)
+		return 0, err
 	}
 	var dev uint64
-	for line := range strings.Lines(string(text)) {
-		before, after, _ := strings.Cut(line, " - ")
-		f := strings.Fields(before)
-		if len(f) < 5 || unescapeMount(f[4]) != point || !strings.HasPrefix(after, kernel.FSType+" ") {
-			continue
-		}
+	for _, m := range all {
 		var major, minor uint32
-		if _, err := fmt.Sscanf(f[2], "%d:%d", &major, &minor); err == nil {
+		if _, err := fmt.Sscanf(m.Dev, "%d:%d", &major, &minor); err == nil && m.Type == kernel.FSType {
 			dev = unix.Mkdev(major, minor)
 		}
 	}

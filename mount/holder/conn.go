@@ -4,9 +4,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"time"
+
+	"ftfuse/internal/mountinfo"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,39 +22,14 @@ type connection struct {
 // mountedAt returns MAJOR:MINOR of the FUSE file system that is mounted topmost on point,
 // and "" if none is. It asks the kernel's list, never the file system.
 func mountedAt(point string) (string, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", fmt.Errorf("read the mounts: %w", err)
+	all, err := mountinfo.On(point)
+	if err != nil || len(all) == 0 {
+		return "", err
 	}
-	dev := ""
-	for line := range strings.Lines(string(text)) {
-		before, after, ok := strings.Cut(line, " - ")
-		f, rest := strings.Fields(before), strings.Fields(after)
-		if !ok || len(f) < 5 || len(rest) < 1 || unescape(f[4]) != point {
-			continue
-		}
-		dev = ""
-		if rest[0] == "fuse" || strings.HasPrefix(rest[0], "fuse.") {
-			dev = f[2]
-		}
+	if top := all[len(all)-1]; top.Type == "fuse" || strings.HasPrefix(top.Type, "fuse.") {
+		return top.Dev, nil
 	}
-	return dev, nil
-}
-
-// unescape undoes the octal escapes of mountinfo (proc_pid_mountinfo(5)).
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if v, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(v))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
+	return "", nil
 }
 
 // detachLimit is how long taking the mount away may last. The kernel asks the file

@@ -96,14 +96,14 @@ func appendAttr(b []byte, a *fuse.Attr) []byte {
 	for _, t := range at {
 		b = ne.AppendUint32(b, uint32(t.Nanosecond()))
 	}
-	for _, v := range []uint32{unixMode(a.Mode), a.Nlink, a.Uid, a.Gid, a.Rdev, a.BlockSize, 0} {
+	for _, v := range []uint32{UnixMode(a.Mode), a.Nlink, a.Uid, a.Gid, a.Rdev, a.BlockSize, 0} {
 		b = ne.AppendUint32(b, v)
 	}
 	return b
 }
 
-// unixMode is st_mode of a regular file or a directory.
-func unixMode(m os.FileMode) uint32 {
+// UnixMode is st_mode of a regular file or a directory.
+func UnixMode(m os.FileMode) uint32 {
 	mode := uint32(m&os.ModePerm) | unix.S_IFREG
 	if m.IsDir() {
 		mode ^= unix.S_IFREG | unix.S_IFDIR

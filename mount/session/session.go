@@ -22,6 +22,8 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"ftfuse/internal/bootid"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -198,7 +200,7 @@ func (s *Session) Begin(id ID, since uint64) error {
 	if err := s.clear(); err != nil {
 		return err
 	}
-	boot := bootID()
+	boot := bootid.ID()
 	copy(s.mem[hdrBoot:], boot[:])
 	copy(s.mem[hdrID:], id[:])
 	le.PutUint64(s.mem[hdrSince:], since)
@@ -241,7 +243,7 @@ func (s *Session) clear() error {
 func (s *Session) Resume(id ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if boot := bootID(); [16]byte(s.mem[hdrBoot:]) != boot || [16]byte(s.mem[hdrID:]) != id || id == (ID{}) {
+	if boot := bootid.ID(); [16]byte(s.mem[hdrBoot:]) != boot || [16]byte(s.mem[hdrID:]) != id || id == (ID{}) {
 		return fmt.Errorf("%w: %s is of %x, the connection is %s", ErrOther, s.path, s.mem[hdrID:hdrID+16], id)
 	}
 	s.slots = space{s: s, word: hdrSlots, at: slotsAt, size: slotSize, max: MaxHandles, full: ErrHandles}
@@ -352,23 +354,4 @@ func (sp *space) load() error {
 		}
 	}
 	return nil
-}
-
-// bootID is the kernel's random id of this boot; random bits where it has none, so that
-// nothing can be resumed.
-func bootID() (id [16]byte) {
-	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err == nil {
-		var digits []byte
-		for _, c := range text {
-			if c != '-' && c != '\n' {
-				digits = append(digits, c)
-			}
-		}
-		if n, err := hex.Decode(id[:], digits); err == nil && n == len(id) {
-			return id
-		}
-	}
-	rand.Read(id[:])
-	return id
 }

@@ -2,7 +2,6 @@ package spool
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"unsafe"
+
+	"ftfuse/internal/bootid"
 
 	"golang.org/x/sys/unix"
 )
@@ -134,7 +135,7 @@ func (j *journal) mapFile(path string) error {
 		return fmt.Errorf("map journal %s: %w", path, err)
 	}
 	j.ring = j.mem[headerSize:]
-	boot := bootID()
+	boot := bootid.ID()
 	j.otherBoot = [16]byte(head[hdrBoot:]) != boot
 	copy(head[hdrBoot:], boot[:])
 	le.PutUint32(head[hdrVersion:], journalVersion)
@@ -166,7 +167,7 @@ func makeJournal(path string, entries uint64) error {
 	le.PutUint32(head[hdrVersion:], journalVersion)
 	le.PutUint32(head[hdrEntrySize:], entrySize)
 	le.PutUint64(head[hdrCapacity:], entries)
-	boot := bootID()
+	boot := bootid.ID()
 	copy(head[hdrBoot:], boot[:])
 	le.PutUint32(head[hdrCRC:], crc32.Checksum(head[:hdrCRC], castagnoli))
 	le.PutUint64(head[hdrNumbers:], 1)
@@ -190,41 +191,6 @@ func makeJournal(path string, entries uint64) error {
 		return fmt.Errorf("name journal: %w", err)
 	}
 	return syncDirOf(path)
-}
-
-// bootID is the kernel's random id of this boot, or random bits where it has none,
-// which makes every start look like another boot.
-func bootID() (id [16]byte) {
-	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err == nil {
-		copy(id[:], hexDigits(text))
-		return id
-	}
-	rand.Read(id[:])
-	return id
-}
-
-func hexDigits(text []byte) []byte {
-	var out []byte
-	var half byte
-	n := 0
-	for _, c := range text {
-		var v byte
-		switch {
-		case c >= '0' && c <= '9':
-			v = c - '0'
-		case c >= 'a' && c <= 'f':
-			v = c - 'a' + 10
-		default:
-			continue
-		}
-		if n++; n%2 == 1 {
-			half = v
-			continue
-		}
-		out = append(out, half<<4|v)
-	}
-	return out
 }
 
 func (j *journal) close() error {
