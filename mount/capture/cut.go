@@ -53,19 +53,8 @@ func (c *Capture) cutFile(f *file, budget int64, until uint64) (took int64, err 
 // the first.
 func (c *Capture) cutWrites(f *file, until uint64) (n int64, k int, err error) {
 	it := &f.q[f.head]
-	end := it.end()
-	if it.n == 0 || end <= f.pos {
-		return 0, 1, nil
-	}
-	if it.off > f.pos {
-		if err := c.gap(f, it.off, c.lossy); err != nil {
-			return 0, 0, err
-		}
-	}
-	if p := c.pathList[it.path]; p.skip {
-		c.skip(p, uint64(end-f.pos))
-		c.moveTo(f, end)
-		return 0, 1, nil
+	if more, err := c.reach(f, it, c.pathList[it.path]); !more {
+		return 0, 1, err
 	}
 	k, total := c.run(f, until)
 	if k == 0 { // a part of a long one
@@ -74,6 +63,26 @@ func (c *Capture) cutWrites(f *file, until uint64) (n int64, k int, err error) {
 		return total, 0, c.cutItems(f, []item{part})
 	}
 	return total, k, c.cutItems(f, f.q[f.head:f.head+k])
+}
+
+// reach moves the position of f up to it, which was written by path p, and reports whether
+// there is anything of it to cut: not if all of it is before the position, nor if p is not
+// transferred, which moves the position past it.
+func (c *Capture) reach(f *file, it *item, p *path) (more bool, err error) {
+	end := it.end()
+	if it.n == 0 || end <= f.pos {
+		return false, nil
+	}
+	if it.off > f.pos {
+		if err := c.gap(f, it.off, c.lossy); err != nil {
+			return false, err
+		}
+	}
+	if p.skip {
+		c.skip(p, uint64(end-f.pos))
+		c.moveTo(f, end)
+	}
+	return !p.skip, nil
 }
 
 // run returns how many items from the front of f's queue are to be read at once, and

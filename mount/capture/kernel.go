@@ -215,24 +215,14 @@ func (c *Capture) kernelEnds(f *file, it *item) error {
 // has room for, up to maxExtent.
 func (c *Capture) cutKernel(f *file) (n int64, k int, err error) {
 	it := &f.q[f.head]
-	end := it.end()
-	if it.n == 0 || end <= f.pos {
-		return 0, 1, nil
-	}
-	if it.off > f.pos {
-		if err := c.gap(f, it.off, c.lossy); err != nil {
-			return 0, 0, err
-		}
-	}
 	p := f.by.path
 	if p == nil {
 		p = f.path
 	}
-	if p.skip {
-		c.skip(p, uint64(end-f.pos))
-		c.moveTo(f, end)
-		return 0, 1, nil
+	if more, err := c.reach(f, it, p); !more {
+		return 0, 1, err
 	}
+	end := it.end()
 	n = min(end-f.pos, maxExtent)
 	if c.b.Records() > 0 {
 		free := int64(c.b.Free() - len(p.name) - len(c.o.Host) - 64)

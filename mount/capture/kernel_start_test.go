@@ -230,3 +230,22 @@ func TestPowerLossKeepsTheOpener(t *testing.T) {
 		}
 	}
 }
+
+// TestARemovedFileGoesThoughItGrewAtATakeover: what the kernel has written to a file without
+// a name is captured after the start, and its last commit lets the file go.
+func TestARemovedFileGoesThoughItGrewAtATakeover(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	k := r.kernel("a", 11)
+	n := k.h.Number()
+	k.write(r, "one\n")
+	r.drain()
+	r.must(r.s.Unlink("a"))
+	k.write(r, "two\n")
+	r.takenOver(k)
+	k.write(r, "three\n")
+	k.close(r)
+	k.h.Release()
+	r.waitFor("the end of the file", func() bool { _, err := os.Stat(r.spoolFile(n)); return os.IsNotExist(err) })
+	r.want("a", "one\ntwo\nthree\n")
+}

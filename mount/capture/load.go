@@ -37,42 +37,19 @@ func (c *Capture) load() (*stored, error) {
 	}
 	for _, read := range []func() error{
 		func() error {
-			return c.each(prefixPos, func(key string, v []byte) error {
-				n, err := fileKey(key, prefixPos)
-				if err == nil {
-					st.pos[n], err = parsePos(key, v)
-				}
+			return c.eachFile(prefixPos, func(n spool.Number, key string, v []byte) (err error) {
+				st.pos[n], err = parsePos(key, v)
 				return err
 			})
 		},
 		func() error {
-			return c.each(prefixCut, func(key string, v []byte) error {
-				n, err := fileKey(key, prefixCut)
-				if err == nil {
-					st.cuts[n], err = parseCut(key, v)
-				}
+			return c.eachFile(prefixCut, func(n spool.Number, key string, v []byte) (err error) {
+				st.cuts[n], err = parseCut(key, v)
 				return err
 			})
 		},
-		func() error {
-			return c.each(prefixTail, func(key string, v []byte) error {
-				p := c.pathOf(0, key[len(prefixTail):])
-				p.tail = tail{le.Uint64(v[1:]), le.Uint64(v[9:])}
-				return nil
-			})
-		},
-		func() error {
-			return c.each(prefixDone, func(key string, v []byte) error {
-				n, err := fileKey(key, prefixDone)
-				if err == nil {
-					err = checkValue(key, v, 9)
-				}
-				if err == nil {
-					c.fileOf(n).finished = le.Uint64(v[1:])
-				}
-				return err
-			})
-		},
+		func() error { return c.each(prefixTail, c.loadTail) },
+		func() error { return c.eachFile(prefixDone, c.loadDone) },
 		func() error { return c.loadPending(st.repaired) },
 	} {
 		if err := read(); err != nil {
@@ -82,18 +59,40 @@ func (c *Capture) load() (*stored, error) {
 	return st, nil
 }
 
-// each gives fn the stored values below prefix, whose version is known.
+func (c *Capture) loadTail(key string, v []byte) error {
+	if err := checkValue(key, v, 17); err != nil {
+		return err
+	}
+	c.pathOf(0, key[len(prefixTail):]).tail = tail{le.Uint64(v[1:]), le.Uint64(v[9:])}
+	return nil
+}
+
+func (c *Capture) loadDone(n spool.Number, key string, v []byte) error {
+	if err := checkValue(key, v, 9); err != nil {
+		return err
+	}
+	c.fileOf(n).finished = le.Uint64(v[1:])
+	return nil
+}
+
+// each gives fn the stored values below prefix.
 func (c *Capture) each(prefix string, fn func(key string, v []byte) error) (err error) {
 	c.o.Queue.Range(prefix, func(key string, v []byte) bool {
-		if prefix == prefixTail {
-			if err = checkValue(key, v, 17); err != nil {
-				return false
-			}
-		}
 		err = fn(key, v)
 		return err == nil
 	})
 	return err
+}
+
+// eachFile is each for values of files.
+func (c *Capture) eachFile(prefix string, fn func(n spool.Number, key string, v []byte) error) error {
+	return c.each(prefix, func(key string, v []byte) error {
+		n, err := fileKey(key, prefix)
+		if err != nil {
+			return err
+		}
+		return fn(n, key, v)
+	})
 }
 
 func fileKey(key, prefix string) (spool.Number, error) {

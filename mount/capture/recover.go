@@ -250,7 +250,7 @@ func (c *Capture) replay(st *stored) error {
 	for i := range st.files {
 		f := c.files[st.files[i].Number]
 		c.writtenNow(f)
-		if c.tailCanWait(f, st) {
+		if c.tailCanWait(f) {
 			c.growAgain(f)
 		} else if err := c.takeTail(f); err != nil {
 			return err
@@ -278,9 +278,9 @@ func (c *Capture) writtenNow(f *file) {
 // tailCanWait reports whether what the kernel wrote to f behind the last entry is Run's to
 // take: of a file that the connection which is taken over still writes to. A program that
 // writes faster than it is captured would make every takeover longer than the last, with
-// nobody to slow it down. (A file without a name is taken at once: Settled lets it go.)
-func (c *Capture) tailCanWait(f *file, st *stored) bool {
-	return c.live != nil && !c.lossy && f.kernel && f.by.on && !f.orphan && !st.orphans[f.number] && c.live(f.by.writer)
+// nobody to slow it down.
+func (c *Capture) tailCanWait(f *file) bool {
+	return c.live != nil && !c.lossy && f.kernel && f.by.on && !f.orphan && c.live(f.by.writer)
 }
 
 // takeTail takes what is behind the last entry of f: the kernel's bytes, or what lost
