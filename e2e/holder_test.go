@@ -143,7 +143,9 @@ func TestAHandoverToWhatDoesNotServe(t *testing.T) {
 		}
 		must(t, os.WriteFile(p.MountConfig(), good, 0o644))
 		put(bad)
+		n := p.MountRole.Readies()
 		refused("a worker that fails", "the old version serves again")
+		must(t, p.MountRole.ReadyAgain(t.Context(), n+1)) // its line may come after the answer
 		if now := p.MountRole.Worker(); now == old {
 			t.Error("the old worker serves, which had left")
 		}

@@ -182,7 +182,9 @@ func copytruncateUnderAWriterThatNeverStops(t *testing.T, c capture, p *rig.Pair
 	p.Rules = "[[mount.rule]]\npath = \"**/*.[0-9]*\"\ntransfer = false\n"
 	c.start(t, p)
 	n := 40_000
-	sh(t, `(seq -f 'line %06.0f' "$2" | while read -r l; do echo "$l"; done >>"$1") & w=$!
+	// The program may be slow to begin: the file is there before it is copied.
+	sh(t, `: >>"$1"
+		(seq -f 'line %06.0f' "$2" | while read -r l; do echo "$l"; done >>"$1") & w=$!
 		for i in 1 2 3 4 5 6 7 8; do cp "$1" "$1.1"; : >"$1"; done; wait $w`, p.In("app.log"), fmt.Sprint(n))
 	var want bytes.Buffer
 	for i := 1; i <= n; i++ {
