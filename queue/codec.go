@@ -13,8 +13,8 @@ import (
 var errDamaged = errors.New("damaged")
 
 const (
-	formatVersion = 1
-	headVersion   = 1
+	formatVersion = 2
+	headVersion   = 2
 	headFixed     = 88 // bytes of an entry's head before via
 	maxVia        = 255
 )
@@ -29,12 +29,13 @@ type head struct {
 }
 
 // size is what an entry counts towards MaxBytes.
-func (e *Entry) size() int64 {
-	return int64(len(e.Batch.Data) + len(e.Note) + headFixed + 40 + batch.NodeSize*len(e.Batch.Via))
-}
+func (e *Entry) size() int64 { return int64(len(e.Batch.Data)) + e.envelope() }
 
-func (h *head) size() int64 {
-	return int64(int(h.dataLen) + len(h.e.Note) + headFixed + 40 + batch.NodeSize*len(h.e.Batch.Via))
+func (h *head) size() int64 { return int64(h.dataLen) + h.e.envelope() }
+
+// envelope is what an entry counts beside its data.
+func (e *Entry) envelope() int64 {
+	return int64(len(e.Note) + headFixed + 41 + batch.NodeSize*len(e.Batch.Via) + len(e.Batch.Host))
 }
 
 // appendHead appends the head of e (docs/protocol.md, "Entry head").
@@ -53,6 +54,7 @@ func appendHead(b []byte, seq uint64, e *Entry) []byte {
 	for _, n := range s.Via {
 		b = append(b, n[:]...)
 	}
+	b = append(append(b, byte(len(s.Host))), s.Host...)
 	b = append(b, e.Note...)
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
 }
@@ -60,8 +62,8 @@ func appendHead(b []byte, seq uint64, e *Entry) []byte {
 // parseHead reads what appendHead wrote; the result shares no memory with b.
 func parseHead(b []byte) (head, error) {
 	var h head
-	if len(b) < headFixed+4 {
-		return h, fmt.Errorf("%w: entry head of %d bytes, want at least %d", errDamaged, len(b), headFixed+4)
+	if len(b) < headFixed+5 {
+		return h, fmt.Errorf("%w: entry head of %d bytes, want at least %d", errDamaged, len(b), headFixed+5)
 	}
 	body, sum := b[:len(b)-4], binary.LittleEndian.Uint32(b[len(b)-4:])
 	if got := crc32.Checksum(body, castagnoli); got != sum {
@@ -85,8 +87,8 @@ func parseHead(b []byte) (head, error) {
 	}
 	s.ID = id
 	rest := body[headFixed:]
-	if len(rest) < via*batch.NodeSize {
-		return h, fmt.Errorf("%w: entry head ends within %d nodes", errDamaged, via)
+	if len(rest) < via*batch.NodeSize+1 || len(rest) < via*batch.NodeSize+1+int(rest[via*batch.NodeSize]) {
+		return h, fmt.Errorf("%w: entry head ends within %d nodes and a host name", errDamaged, via)
 	}
 	if via > 0 {
 		s.Via = make([]batch.Node, via)
@@ -94,7 +96,9 @@ func parseHead(b []byte) (head, error) {
 			copy(s.Via[i][:], rest[i*batch.NodeSize:])
 		}
 	}
-	if note := rest[via*batch.NodeSize:]; len(note) > 0 {
+	rest = rest[via*batch.NodeSize:]
+	s.Host = string(rest[1 : 1+rest[0]])
+	if note := rest[1+len(s.Host):]; len(note) > 0 {
 		h.e.Note = append([]byte(nil), note...)
 	}
 	return h, nil

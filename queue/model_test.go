@@ -223,7 +223,7 @@ func (m *model) read(c *modelCursor) {
 func (m *model) same(it Item) {
 	m.t.Helper()
 	e := m.entries[it.Seq-1]
-	if it.Batch.ID != e.Batch.ID || !bytes.Equal(it.Batch.Data, e.Batch.Data) || !bytes.Equal(it.Note, e.Note) || it.Batch.Records != e.Batch.Records || it.Batch.Time != e.Batch.Time {
+	if it.Batch.ID != e.Batch.ID || !bytes.Equal(it.Batch.Data, e.Batch.Data) || !bytes.Equal(it.Note, e.Note) || it.Batch.Records != e.Batch.Records || it.Batch.Host != e.Batch.Host || it.Batch.Time != e.Batch.Time {
 		m.t.Fatalf("entry %d is %v, want %v", it.Seq, it.Batch.ID, e.Batch.ID)
 	}
 }

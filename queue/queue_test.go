@@ -28,7 +28,7 @@ func testEntry(lane byte, n uint64, size int) Entry {
 	return Entry{
 		Batch: batch.Sealed{
 			ID: batch.ID{Lane: testLane(lane), N: n}, CRC: batch.Checksum(data), Records: uint32(n%7 + 1),
-			Payload: uint64(size), Time: time.Now().UnixNano(), Via: []batch.Node{{1, lane}}, Data: data,
+			Payload: uint64(size), Time: time.Now().UnixNano(), Via: []batch.Node{{1, lane}}, Host: fmt.Sprint("host-", lane), Data: data,
 		},
 		Note: fmt.Appendf(nil, "note %d", n),
 	}

@@ -83,8 +83,8 @@ func checkEntries(entries []Entry) error {
 		if s.ID.N == 0 || s.ID.Lane.Bucket >= batch.MaxBuckets {
 			return fmt.Errorf("submit batch %v: %w", s.ID, batch.ErrName)
 		}
-		if len(s.Via) > maxVia || len(s.Data) > math.MaxInt32 || len(entries[i].Note) > math.MaxInt32 {
-			return fmt.Errorf("submit batch %v: %w: %d bytes, %d bytes of note, %d nodes", s.ID, ErrOptions, len(s.Data), len(entries[i].Note), len(s.Via))
+		if len(s.Via) > maxVia || len(s.Host) > batch.MaxHost || len(s.Data) > math.MaxInt32 || len(entries[i].Note) > math.MaxInt32 {
+			return fmt.Errorf("submit batch %v: %w: %d bytes, %d bytes of note, %d nodes, host of %d bytes", s.ID, ErrOptions, len(s.Data), len(entries[i].Note), len(s.Via), len(s.Host))
 		}
 	}
 	return nil

@@ -23,6 +23,9 @@ const (
 	NodeSize = 16
 )
 
+// MaxHost is the longest Sealed.Host, in bytes.
+const MaxHost = 255
+
 // MaxBuckets is the number of hash buckets a lane can name (0 to 15).
 const MaxBuckets = 16
 
@@ -77,6 +80,7 @@ type Sealed struct {
 	Payload uint64 // bytes that programs wrote, before encoding and compression
 	Time    int64  // when it was sealed, Unix nanoseconds of the source's clock; for age, never for order
 	Via     []Node // the nodes this copy came through, oldest first
+	Host    string // name of the host whose mount sealed it, at most MaxHost bytes
 	Data    []byte
 }
 
