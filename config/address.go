@@ -1,45 +1,20 @@
 package config
 
 import (
-	"fmt"
 	"net"
-	"strconv"
 	"strings"
+
+	"ftfuse/internal/dest"
 )
 
-// splitAddress reads host:port with a numeric port; "" is a host too.
-func splitAddress(addr string) (host string, port uint16, err error) {
-	host, text, err := net.SplitHostPort(addr)
-	if err != nil {
-		var ae *net.AddrError
-		if e, ok := err.(*net.AddrError); ok {
-			ae = e
-			return "", 0, fmt.Errorf("has no host:port form (%s)", ae.Err)
-		}
-		return "", 0, err
-	}
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err != nil {
-		return "", 0, fmt.Errorf("has the port %q, which is not a number from 0 to 65535", text)
-	}
-	if strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || strings.ContainsRune("/@\"'\x7f", r) }) {
-		return "", 0, fmt.Errorf("has the host %q, which is not a name or an address", host)
-	}
-	return host, uint16(n), nil
-}
-
 // destination checks an address to connect to.
-func (ps *problems) destination(path, addr string) {
-	host, port, err := splitAddress(addr)
-	const fix = `write "HOST:7401", or "[2001:db8::1]:7401" for an IPv6 address`
-	switch {
-	case err != nil:
-		ps.add(ErrValue, path, fix, "%s: %q %v", plainKey(path), addr, err)
-	case host == "":
-		ps.add(ErrValue, path, fix, "%s: %q names no host to connect to", plainKey(path), addr)
-	case port == 0:
-		ps.add(ErrValue, path, fix, "%s: %q names port 0, to which nothing can connect", plainKey(path), addr)
+func (ps *problems) destination(path, addr string) (d dest.Destination, ok bool) {
+	d, err := dest.Parse(addr)
+	if err != nil {
+		ps.add(ErrValue, path, `write "HOST:7401", "[2001:db8::1]:7401" for an IPv6 address, or "srv+_ftfuse._tcp.DOMAIN" for what the DNS says`,
+			"%s: %q %v", plainKey(path), addr, err)
 	}
+	return d, err == nil
 }
 
 // listenAddress checks an address to listen on; port 0 is any free one.
@@ -52,7 +27,7 @@ func (ps *problems) listenAddress(path, addr string, optional bool) {
 			return // inherited, and checked where it stands
 		}
 	}
-	if _, _, err := splitAddress(addr); err != nil {
+	if _, _, err := dest.Split(addr); err != nil {
 		ps.add(ErrValue, path, `write ":PORT" for all addresses, or "127.0.0.1:PORT"`, "%s = %q %v", plainKey(path), addr, err)
 	}
 }
@@ -71,7 +46,7 @@ func (c *Config) listeners() []listener {
 	var all []listener
 	seen := map[string]bool{}
 	add := func(path, addr string) {
-		host, port, err := splitAddress(addr)
+		host, port, err := dest.Split(addr)
 		if err != nil || port == 0 || seen[path] {
 			return
 		}
@@ -114,14 +89,14 @@ func (c *Config) validateListeners(ps *problems) {
 	if c.Relay == nil {
 		return
 	}
-	_, own, err := splitAddress(c.Relay.Listen)
+	_, own, err := dest.Split(c.Relay.Listen)
 	for _, f := range c.Relay.Forwards {
 		for _, list := range []struct {
 			key  string
 			addr []string
 		}{{"primary", f.Primary}, {"secondary", f.Secondary}} {
 			for j, addr := range list.addr {
-				host, port, aerr := splitAddress(addr)
+				host, port, aerr := dest.Split(addr)
 				if err == nil && aerr == nil && port == own && (loopback(host) || host == c.Host) {
 					ps.add(ErrConflict, element(join(f.key, list.key), j), "name the next host", "relay.forward names %q, where this relay listens itself", addr)
 				}

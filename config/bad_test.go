@@ -18,6 +18,9 @@ type want struct {
 // minimal is what a table entry may begin with to be about one thing only.
 const minimal = "host = \"h\"\n[mount]\n[[mount.forward]]\nprimary = [\"b:7401\"]\n"
 
+// tlsGiven is what allow needs.
+const tlsGiven = "tls = { cert = \"/a\", key = \"/b\", ca = \"/c\" }\n"
+
 var badConfigs = map[string]struct {
 	toml string
 	want []want
@@ -108,6 +111,23 @@ var badConfigs = map[string]struct {
 	"destination, port 0":    {"[[mount.forward]]\nprimary = [\"a:0\"]\n", []want{{2, ErrValue, "mount.forward.primary", "port 0", ""}}},
 	"destination, port name": {"[[mount.forward]]\nprimary = [\"a:http\"]\n", []want{{2, ErrValue, "mount.forward.primary", `"http"`, ""}}},
 	"destination, bare IPv6": {"[[mount.forward]]\nprimary = [\"2001:db8::1:7401\"]\n", []want{{2, ErrValue, "mount.forward.primary", "too many colons", "[2001:db8::1]:7401"}}},
+	"service, no protocol":   {"[[mount.forward]]\nprimary = [\"srv+relay.example.org\"]\n", []want{{2, ErrValue, "mount.forward.primary", "srv+_ftfuse._tcp.DOMAIN", "HOST:7401"}}},
+	"service in broadcast":   {"[[mount.forward]]\nmode = \"broadcast\"\nprimary = [\"srv+_ftfuse._tcp.a\"]\n", []want{{3, ErrConflict, "mount.forward.primary", "backlog for each", "HOST:7401"}}},
+	"service written twice":  {"[[mount.forward]]\nprimary = [\"srv+_ftfuse._tcp.a\", \"srv+_ftfuse._tcp.a.\"]\n", []want{{2, ErrConflict, "mount.forward.primary", "twice", ""}}},
+	"stand-in for nobody":    {"[[mount.forward]]\nmode = \"broadcast\"\nprimary = [\"a:1\"]\nsecondary = [\"b:1\",\n\"c:1\"]\n", []want{{5, ErrConflict, "mount.forward.secondary", "2 secondaries for 1", "at most one"}}},
+	"no buckets":             {"[mount]\nbuckets = 0\n", []want{{2, ErrValue, "mount.buckets", "out of range", "from 1 to 16"}}},
+	"too many buckets":       {"[mount]\nbuckets = 17\n", []want{{2, ErrValue, "mount.buckets", "out of range", "from 1 to 16"}}},
+	"buckets as text":        {"[mount]\nbuckets = \"4\"\n", []want{{2, ErrType, "mount.buckets", "is a string, not an integer", "16"}}},
+	"keep_until":             {"[queue]\nkeep_until = \"end\"\n", []want{{2, ErrValue, "queue.keep_until", `"end"`, `"hop" or "final"`}}},
+	"final_timeout of none":  {"[queue]\nfinal_timeout = \"0s\"\n", []want{{2, ErrValue, "queue.final_timeout", "out of range", `"1s"`}}},
+	"no connections":         {"[relay]\nmax_connections = 0\n", []want{{2, ErrValue, "relay.max_connections", "out of range", "from 1 to"}}},
+	"nor of an address":      {"[receive]\nmax_connections_per_address = -1\n", []want{{2, ErrValue, "receive.max_connections_per_address", "out of range", "from 1 to"}}},
+	"allow without tls":      {"[receive]\nallow = { \"a\" = [\"*\"] }\n", []want{{2, ErrConflict, "receive.allow", "needs tls", "[tls]"}}},
+	"allow nobody":           {tlsGiven + "[receive]\nallow = {}\n", []want{{3, ErrValue, "receive.allow", "lets nobody in", "remove it"}}},
+	"allow for nobody":       {tlsGiven + "[relay.allow]\na = []\n", []want{{3, ErrValue, "relay.allow.a", "no host", `["*"]`}}},
+	"allow, one host":        {tlsGiven + "[relay.allow]\na = \"b\"\n", []want{{3, ErrType, "relay.allow.a", "is a string", `["web-*"]`}}},
+	"allow, bad name":        {tlsGiven + "[relay.allow]\n\"a.[b\" = [\"*\"]\n", []want{{3, ErrValue, `relay.allow."a.[b"`, "not a glob", ""}}},
+	"allow, bad host":        {tlsGiven + "[relay.allow]\n\"a\" = [\"*\",\n\"\"]\n", []want{{4, ErrValue, "relay.allow.a", "not a glob", "web-*"}}},
 	"listen, port too high":  {"[receive]\nlisten = \":70000\"\n", []want{{2, ErrValue, "receive.listen", `"70000"`, `":PORT"`}}},
 	"listen, no port":        {"http.listen = \"localhost\"\n", []want{{1, ErrValue, "http.listen", "missing port", ""}}},
 	"listen empty":           {"[receive]\nlisten = \"\"\n", []want{{2, ErrValue, "receive.listen", "missing port", ""}}},
@@ -115,9 +135,10 @@ var badConfigs = map[string]struct {
 	"address of http":        {"http.listen = \":7401\"\n[receive]\n", []want{{2, ErrConflict, "receive.listen", "http.listen", "another port"}}},
 	"http of two roles":      {"[mount.http]\nlisten = \"localhost:80\"\n[receive.http]\nlisten = \"127.0.0.1:80\"\n", []want{{4, ErrConflict, "receive.http.listen", "mount.http.listen", ""}}},
 	"relay to itself":        {"[relay]\n[[relay.forward]]\nprimary = [\"localhost:7400\"]\n", []want{{3, ErrConflict, "relay.forward.primary", "itself", ""}}},
-	"tls without key":        {"[tls]\ncert = \"/a\"\n", []want{{1, ErrMissing, "tls", "no key", "key ="}}},
-	"tls empty":              {"tls = {}\n", []want{{1, ErrMissing, "tls", "no cert", ""}, {1, ErrMissing, "tls", "no key", ""}}},
-	"tls relative":           {"[tls]\ncert = \"a.pem\"\nkey = \"/b\"\n", []want{{2, ErrValue, "tls.cert", "slash", "absolute"}}},
+	"tls without key":        {"[tls]\ncert = \"/a\"\nca = \"/c\"\n", []want{{1, ErrMissing, "tls", "no key", "key ="}}},
+	"tls without ca":         {"[tls]\ncert = \"/a\"\nkey = \"/b\"\n", []want{{1, ErrMissing, "tls", "no ca", "ca ="}}},
+	"tls empty":              {"tls = {}\n", []want{{1, ErrMissing, "tls", "no cert", ""}, {1, ErrMissing, "tls", "no key", ""}, {1, ErrMissing, "tls", "no ca", ""}}},
+	"tls relative":           {"[tls]\ncert = \"a.pem\"\nkey = \"/b\"\nca = \"/c\"\n", []want{{2, ErrValue, "tls.cert", "slash", "absolute"}}},
 	"unknown directive":      {"[[receive.output]]\nformat = \"%H %q\"\n", []want{{2, ErrValue, "receive.output.format", "%q", "docs/configuration.md"}}},
 	"data in a file name":    {"[[receive.output]]\nfile = \"%L\"\n", []want{{2, ErrValue, "receive.output.file", "%L", ""}}},
 	"file upwards":           {"[[receive.output]]\nfile = \"../%F\"\n", []want{{2, ErrValue, "receive.output.file", "..", ""}}},
@@ -136,7 +157,7 @@ var badConfigs = map[string]struct {
 	"copy below mount":        {minimal + "[[mount.rule]]\noutput = \"/mnt/ftfuse/copy/%F\"\n", []want{{6, ErrConflict, "mount.rule.output", "lies below", ""}}},
 	"plugin_output below":     {minimal + "[[mount.rule]]\nplugin = [\"/bin/cat\"]\nplugin_output = \"/mnt/ftfuse/x\"\n", []want{{7, ErrConflict, "mount.rule.plugin_output", "lies below", ""}}},
 	"plugin below mount":      {minimal + "[[mount.rule]]\nplugin = [\"/mnt/ftfuse/cat\"]\n", []want{{6, ErrConflict, "mount.rule.plugin", "lies below", ""}}},
-	"certificate below mount": {"[tls]\ncert = \"/mnt/ftfuse/c\"\nkey = \"/k\"\n[mount]\n", []want{{2, ErrConflict, "tls.cert", "lies below", ""}}},
+	"certificate below mount": {"[tls]\ncert = \"/mnt/ftfuse/c\"\nkey = \"/k\"\nca = \"/c\"\n[mount]\n", []want{{2, ErrConflict, "tls.cert", "lies below", ""}}},
 	"dir around state_dir":    {"[[receive.output]]\ndir = \"/var/lib\"\n", []want{{2, ErrConflict, "receive.output.dir", "has state_dir", "move state_dir"}}},
 	"dir is state_dir":        {"[[receive.output]]\ndir = \"/var/lib/ftfuse\"\n", []want{{2, ErrConflict, "receive.output.dir", "has state_dir", ""}}},
 	"dir in a role's dir":     {"[[receive.output]]\ndir = \"/var/lib/ftfuse/receive/out\"\n", []want{{2, ErrConflict, "receive.output.dir", "belongs to the receive role", ""}}},

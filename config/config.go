@@ -16,7 +16,10 @@ package config
 
 import (
 	"regexp"
+	"slices"
 	"time"
+
+	"ftfuse/internal/dest"
 )
 
 // Role names one of the three things that the binary can be.
@@ -61,11 +64,12 @@ type HTTP struct {
 	Listen string // host:port; "" is off
 }
 
-// TLS names PEM files. Either all are empty or Cert and Key are set.
+// TLS names PEM files. Either all are empty or all are set: each end shows a certificate
+// of a CA that the other one knows.
 type TLS struct {
-	Cert string
-	Key  string
-	CA   string
+	Cert string // this host's, with what stands between it and the CA behind it
+	Key  string // its private key
+	CA   string // who may sign the peers' certificates
 }
 
 // Enabled reports whether connections are encrypted.
@@ -101,6 +105,15 @@ const (
 	CompressionZstd Compression = "zstd"
 )
 
+// KeepUntil is when a sender lets a batch go.
+type KeepUntil string
+
+// Values of [Queue].KeepUntil.
+const (
+	KeepUntilHop   KeepUntil = "hop"   // the next node has it on its disk
+	KeepUntilFinal KeepUntil = "final" // the last node has it in its output
+)
+
 // Queue configures one role's durable queue. Sizes are bytes.
 type Queue struct {
 	Durability  Durability
@@ -110,6 +123,9 @@ type Queue struct {
 	OnFull      FullPolicy
 	MaxAge      time.Duration // older batches expire; 0 is never
 	Compression Compression
+
+	KeepUntil    KeepUntil     // of a mount and a relay; a receiver has nobody to wait for
+	FinalTimeout time.Duration // with KeepUntilFinal: what is not final for so long is sent again
 }
 
 // Offline is what becomes of files that were written below the mount point while
@@ -146,6 +162,10 @@ type Mount struct {
 	// HolderTimeout is how long no worker may serve before the holder drops the
 	// connection; 0 is no holder.
 	HolderTimeout time.Duration
+
+	// Buckets into which the paths of this host are spread, 1 to 16, so that their batches
+	// can go different ways; 0: as many as the groups here have use for. See BucketCount.
+	Buckets int
 
 	// Rules in the order of the file; the first whose Path matches wins. A file that
 	// none matches is treated as DefaultRule says: it is transferred, line by line.
@@ -222,17 +242,28 @@ const (
 type Forward struct {
 	Name          string // unique; "default" for a single group without a name
 	Mode          ForwardMode
-	Primary       []string // host:port, at least one
-	Secondary     []string // host:port, used while no primary is healthy
+	Primary       []string // as dest.Parse reads them, at least one
+	Secondary     []string // used while no primary is healthy; with broadcast each for the primary at its position
 	Window        Size     // bytes in flight per destination
 	FailbackAfter time.Duration
 
 	key string
 }
 
+// Listener says whom a relay or a receiver lets in.
+type Listener struct {
+	// Allow maps the name in a peer's certificate to the hosts that it may speak for, both
+	// globs. nil: it may speak for the host of its own name only.
+	Allow map[string][]string
+
+	MaxConnections           int // in all
+	MaxConnectionsPerAddress int // of one IP address
+}
+
 // Relay is the role that passes on.
 type Relay struct {
-	Listen   string // host:port
+	Listen string // host:port
+	Listener
 	Forwards []Forward
 	Outputs  []Output // copies on the way; may be empty
 
@@ -242,7 +273,8 @@ type Relay struct {
 
 // Receive is the role that writes the files at the end.
 type Receive struct {
-	Listen  string   // host:port
+	Listen string // host:port
+	Listener
 	Outputs []Output // never empty: none given is one with all defaults
 
 	HTTP  HTTP
@@ -301,6 +333,32 @@ func (c *Config) HTTPFor(r Role) HTTP {
 		return c.Receive.HTTP
 	}
 	return c.HTTP
+}
+
+// BucketCount returns into how many buckets the mount spreads its paths: Buckets, or 16 if
+// one of its groups goes by hash, 4 if one goes to any of several primaries, else 1.
+func (m *Mount) BucketCount() int {
+	if m.Buckets != 0 {
+		return m.Buckets
+	}
+	n := 1
+	for i := range m.Forwards {
+		switch f := &m.Forwards[i]; {
+		case f.Mode == ForwardHash:
+			return maxBuckets
+		case f.Mode == ForwardAny && f.several():
+			n = 4
+		}
+	}
+	return n
+}
+
+// several reports whether the group may have more than one primary destination.
+func (f *Forward) several() bool {
+	return len(f.Primary) > 1 || slices.ContainsFunc(f.Primary, func(addr string) bool {
+		d, err := dest.Parse(addr)
+		return err == nil && d.IsService()
+	})
 }
 
 // Roles lists the roles that the file describes.

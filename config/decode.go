@@ -108,23 +108,31 @@ func (t *table) boolean(key string, dst *bool) {
 	*dst = b
 }
 
-// integer reads a number from 0 to limit.
-func (t *table) integer(key string, limit int64, dst *int64) bool {
+// integer reads a number from least to most.
+func (t *table) integer(key string, least, most int64, dst *int64) bool {
 	v, ok := t.get(key)
 	if !ok {
 		return false
 	}
 	n, ok := v.(int64)
 	if !ok {
-		t.wrongType(t.key(key), v, "an integer", "1000")
+		t.wrongType(t.key(key), v, "an integer", fmt.Sprint(min(most, 1000)))
 		return false
 	}
-	if n < 0 || n > limit {
-		t.ps.add(ErrValue, t.key(key), fmt.Sprintf("write a number from 0 to %d", limit), "%s = %d is out of range", plainKey(t.key(key)), n)
+	if n < least || n > most {
+		t.ps.add(ErrValue, t.key(key), fmt.Sprintf("write a number from %d to %d", least, most), "%s = %d is out of range", plainKey(t.key(key)), n)
 		return false
 	}
 	*dst = n
 	return true
+}
+
+// count reads a number from least to most that fits an int.
+func (t *table) count(key string, least, most int, dst *int) {
+	var n int64
+	if t.integer(key, int64(least), int64(most), &n) {
+		*dst = int(n)
+	}
 }
 
 // size reads a size from least to most; an integer is bytes.

@@ -28,6 +28,9 @@ func DefaultQueue() Queue {
 		MaxBytes:    8 * GiB,
 		OnFull:      FullBlock,
 		Compression: CompressionNone,
+
+		KeepUntil:    KeepUntilHop,
+		FinalTimeout: time.Minute,
 	}
 }
 
@@ -76,10 +79,14 @@ func defaultForward() Forward {
 	return Forward{Mode: ForwardAny, Window: 64 * MiB, FailbackAfter: 30 * time.Second}
 }
 
+func defaultListener() Listener {
+	return Listener{MaxConnections: 1024, MaxConnectionsPerAddress: 64}
+}
+
 func defaultRelay(c *Config) *Relay {
-	return &Relay{Listen: ":7400", HTTP: c.HTTP, Queue: c.Queue}
+	return &Relay{Listen: ":7400", Listener: defaultListener(), HTTP: c.HTTP, Queue: c.Queue}
 }
 
 func defaultReceive(c *Config) *Receive {
-	return &Receive{Listen: ":7401", HTTP: c.HTTP, Queue: c.Queue}
+	return &Receive{Listen: ":7401", Listener: defaultListener(), HTTP: c.HTTP, Queue: c.Queue}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +84,15 @@ func dumpValue(b *strings.Builder, path string, v reflect.Value) {
 			return
 		}
 		dumpValue(b, path, v.Elem())
+	case reflect.Map:
+		if v.Len() == 0 {
+			fmt.Fprintf(b, "%s = {}\n", path)
+		}
+		keys := v.MapKeys()
+		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
+		for _, k := range keys {
+			dumpValue(b, fmt.Sprintf("%s[%q]", path, k), v.MapIndex(k))
+		}
 	case reflect.Slice:
 		if v.Len() == 0 {
 			fmt.Fprintf(b, "%s = []\n", path)

@@ -18,13 +18,14 @@ func (c *Config) CheckRole(r Role) error {
 	}
 	switch r {
 	case RoleMount:
-		c.checkShared(ps, r)
+		c.checkQueue(ps, r)
 		c.checkMount(ps)
 	case RoleRelay:
-		ps.add(ErrUnsupported, "relay", "remove [relay], or start the other roles of this file only", "the relay role arrives with a later version")
+		c.checkQueue(ps, r)
+		c.checkRelay(ps)
 	case RoleReceive:
-		c.checkShared(ps, r)
-		c.checkReceive(ps)
+		c.checkQueue(ps, r)
+		checkOutputs(ps, c.Receive.Outputs)
 	}
 	return ps.err()
 }
@@ -34,28 +35,28 @@ func (ps *problems) later(path, accepted, what string, args ...any) {
 	ps.add(ErrUnsupported, path, accepted, "%s arrives with a later version and would be ignored", fmt.Sprintf(what, args...))
 }
 
-// checkShared refuses what no role does yet.
-func (c *Config) checkShared(ps *problems, r Role) {
-	if c.TLS.Enabled() {
-		ps.later("tls", "remove tls: connections are plain TCP", "TLS")
-	}
-	if h := c.HTTPFor(r); h.Listen != "" {
-		path := string(r) + ".http.listen"
-		if _, own := c.pos[path]; !own {
-			path = "http.listen"
-		}
-		ps.later(path, "remove it", "the HTTP server on %s", h.Listen)
-	}
+// checkQueue refuses settings of a role's own queue that say nothing there. In the [queue]
+// that it shares with others they do no harm.
+func (c *Config) checkQueue(ps *problems, r Role) {
 	q := c.QueueFor(r)
-	// Only a mount seals batches; elsewhere the [queue] that a mount shares says nothing.
-	path := string(r) + ".queue.compression"
-	_, own := c.pos[path]
-	if q.Compression != CompressionNone && (own || r == RoleMount) {
-		if !own {
-			path = "queue.compression"
-		}
-		ps.later(path, `write compression = "none"`, "compression = %q", q.Compression)
+	own := func(key string) (string, bool) {
+		path := string(r) + ".queue." + key
+		_, ok := c.pos[path]
+		return path, ok
 	}
+	if path, ok := own("compression"); ok && q.Compression != CompressionNone && r != RoleMount {
+		ps.add(ErrUnsupported, path, "write it in [mount.queue] of the sources", "%s = %q has no effect: batches are sealed by the mount, and passed on as they are", path, q.Compression)
+	}
+	if path, ok := own("keep_until"); ok && q.KeepUntil != KeepUntilHop && r == RoleReceive {
+		ps.add(ErrUnsupported, path, "write it in [mount.queue] or [relay.queue] of who sends", "%s = %q has no effect: a receiver is the last node", path, q.KeepUntil)
+	}
+}
+
+func (c *Config) checkRelay(ps *problems) {
+	if len(c.Relay.Forwards) == 0 {
+		ps.add(ErrMissing, "relay", "add [[relay.forward]] with primary = [\"HOST:7401\"]", "the relay has nowhere to send to")
+	}
+	checkOutputs(ps, c.Relay.Outputs)
 }
 
 func (c *Config) checkMount(ps *problems) {
@@ -66,29 +67,8 @@ func (c *Config) checkMount(ps *problems) {
 	if len(m.Forwards) == 0 {
 		ps.add(ErrMissing, "mount", "add [[mount.forward]] with primary = [\"HOST:7401\"]", "the mount has nowhere to send to")
 	}
-	for i := range m.Forwards {
-		if i > 0 {
-			ps.later(m.Forwards[i].key, "write a single [[mount.forward]]", "a second group of destinations")
-		}
-		checkForward(ps, &m.Forwards[i])
-	}
 	for i := range m.Rules {
 		checkRule(ps, &m.Rules[i])
-	}
-}
-
-func checkForward(ps *problems, f *Forward) {
-	if f.Mode != ForwardAny {
-		ps.later(join(f.key, "mode"), `write mode = "any"`, "mode = %q", f.Mode)
-	}
-	if len(f.Primary) > 1 {
-		ps.later(join(f.key, "primary"), fmt.Sprintf("write primary = [%q]", f.Primary[0]), "more than one destination")
-	}
-	if len(f.Secondary) > 0 {
-		ps.later(join(f.key, "secondary"), "write secondary = []", "a secondary destination")
-	}
-	if f.FailbackAfter != defaultForward().FailbackAfter {
-		ps.later(join(f.key, "failback_after"), "remove it", "failback_after")
 	}
 }
 
@@ -110,9 +90,9 @@ func checkRule(ps *problems, r *Rule) {
 	}
 }
 
-func (c *Config) checkReceive(ps *problems) {
-	for i := range c.Receive.Outputs {
-		if o := &c.Receive.Outputs[i]; len(o.Plugin) > 0 {
+func checkOutputs(ps *problems, all []Output) {
+	for i := range all {
+		if o := &all[i]; len(o.Plugin) > 0 {
 			ps.later(join(o.key, "plugin"), "write plugin = []", "a plugin")
 		}
 	}
@@ -129,11 +109,9 @@ func (c *Config) Notes(r Role) []string {
 	if !c.TLS.Enabled() {
 		note("no tls: connections are plain TCP, neither encrypted nor authenticated")
 	}
-	if r == RoleReceive && c.Receive != nil {
-		for i := range c.Receive.Outputs {
-			if o := &c.Receive.Outputs[i]; !hasData(o) {
-				note("format = %q has no %%L: %s/%s gets lines without the data", o.Format, o.Dir, o.File)
-			}
+	for _, o := range c.outputsOf(r) {
+		if !hasData(&o) {
+			note("format = %q has no %%L: %s/%s gets lines without the data", o.Format, o.Dir, o.File)
 		}
 	}
 	if r != RoleMount || c.Mount == nil {
@@ -152,6 +130,16 @@ func (c *Config) Notes(r Role) []string {
 		note("max_age = %v: data that cannot be delivered for so short a time is lost (and counted)", q.MaxAge)
 	}
 	return notes
+}
+
+func (c *Config) outputsOf(r Role) []Output {
+	switch {
+	case r == RoleRelay && c.Relay != nil:
+		return c.Relay.Outputs
+	case r == RoleReceive && c.Receive != nil:
+		return c.Receive.Outputs
+	}
+	return nil
 }
 
 // hasData reports whether the output writes what programs wrote.

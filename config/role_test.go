@@ -51,6 +51,17 @@ func TestRoleAcceptsWhatItDoesAnyway(t *testing.T) {
 		"http off twice":   with(t, `host = "h"`, `http.listen = ""`),
 		"sync":             with(t, `host = "h"`, `queue.durability = "sync"`),
 		"policies":         with(t, `host = "h"`, "[queue]\non_full = \"drop_oldest\"\nmax_age = \"7d\""),
+		"hash":             with(t, `name = "colo"`, `mode = "hash"`),
+		"broadcast":        with(t, `name = "colo"`, "mode = \"broadcast\"\nsecondary = [\"c:1\"]"),
+		"failback":         with(t, `name = "colo"`, `failback_after = "1s"`),
+		"two groups":       good + "[[mount.forward]]\nname = \"x\"\nprimary = [\"c:1\", \"srv+_ftfuse._tcp.example.org\"]\n",
+		"keep_until":       with(t, `host = "h"`, "queue.keep_until = \"final\"\nqueue.final_timeout = \"5s\""),
+		"compression":      with(t, `host = "h"`, `queue.compression = "zstd"`),
+		"http":             with(t, `host = "h"`, `http.listen = "127.0.0.1:7480"`),
+		"tls":              with(t, `host = "h"`, `tls = { cert = "/a", key = "/b", ca = "/c" }`),
+		"allow":            with(t, `host = "h"`, `tls = { cert = "/a", key = "/b", ca = "/c" }`) + "[receive.allow]\n\"relay-*\" = [\"*\"]\n",
+		"relay":            good + "[relay]\n[[relay.forward]]\nprimary = [\"c:1\"]\n[relay.queue]\nkeep_until = \"final\"\n",
+		"relay's copy":     good + "[relay]\n[[relay.forward]]\nprimary = [\"c:1\"]\n[[relay.output]]\n",
 		"another role's":   good + "[mount.queue]\ncompression = \"none\"\n",
 	} {
 		c := parse(t, text)
@@ -68,19 +79,9 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 		text string
 		want []want
 	}{
-		"hash":           {RoleMount, with(t, `name = "colo"`, `mode = "hash"`), []want{{7, ErrUnsupported, "mount.forward.mode", "hash", `"any"`}}},
-		"broadcast":      {RoleMount, with(t, `name = "colo"`, `mode = "broadcast"`), []want{{7, ErrUnsupported, "mount.forward.mode", "broadcast", `"any"`}}},
-		"secondary":      {RoleMount, with(t, `name = "colo"`, `secondary = ["c:1"]`), []want{{7, ErrUnsupported, "mount.forward.secondary", "", "[]"}}},
-		"failback":       {RoleMount, with(t, `name = "colo"`, `failback_after = "1s"`), []want{{7, ErrUnsupported, "mount.forward.failback_after", "", "remove"}}},
-		"two primaries":  {RoleMount, strings.Replace(good, `["b:7401"]`, `["b:7401", "c:1"]`, 1), []want{{7, ErrUnsupported, "mount.forward.primary", "", `["b:7401"]`}}},
-		"two groups":     {RoleMount, good + "[[mount.forward]]\nname = \"x\"\nprimary = [\"c:1\"]\n", []want{{11, ErrUnsupported, "mount.forward", "second group", "single"}}},
 		"no group":       {RoleMount, "host = \"h\"\n[mount]\n", []want{{2, ErrMissing, "mount", "nowhere", "[[mount.forward]]"}}},
-		"compression":    {RoleMount, with(t, `host = "h"`, `queue.compression = "s2"`), []want{{2, ErrUnsupported, "queue.compression", "s2", `"none"`}}},
-		"own":            {RoleMount, good + "[mount.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "mount.queue.compression", "zstd", ""}}},
-		"receiver's own": {RoleReceive, good + "[receive.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "receive.queue.compression", "zstd", ""}}},
-		"tls":            {RoleReceive, with(t, `host = "h"`, `tls = { cert = "/a", key = "/b" }`), []want{{2, ErrUnsupported, "tls", "TLS", "remove"}}},
-		"http":           {RoleReceive, with(t, `host = "h"`, `http.listen = ":80"`), []want{{2, ErrUnsupported, "http.listen", ":80", "remove"}}},
-		"own http":       {RoleMount, good + "[mount.http]\nlisten = \":80\"\n", []want{{12, ErrUnsupported, "mount.http.listen", ":80", "remove"}}},
+		"receiver's own": {RoleReceive, good + "[receive.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "receive.queue.compression", "no effect", "[mount.queue]"}}},
+		"last node":      {RoleReceive, good + "[receive.queue]\nkeep_until = \"final\"\n", []want{{12, ErrUnsupported, "receive.queue.keep_until", "no effect", "[relay.queue]"}}},
 		"keep":           {RoleMount, with(t, `[mount]`, `offline = "keep"`), []want{{3, ErrUnsupported, "mount.offline", "keep", `"ignore"`}}},
 		"allow":          {RoleMount, with(t, `path = "**"`, `allow = [ { match = "x" } ]`), []want{{5, ErrUnsupported, "mount.rule.allow", "", "remove"}}},
 		"deny":           {RoleMount, with(t, `path = "**"`, `deny = [ { match = "x" } ]`), []want{{5, ErrUnsupported, "mount.rule.deny", "", "remove"}}},
@@ -88,7 +89,8 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 		"copy":           {RoleMount, with(t, `path = "**"`, `output = "/copy/%F"`), []want{{5, ErrUnsupported, "mount.rule.output", "", "remove"}}},
 		"plugin":         {RoleMount, with(t, `path = "**"`, `plugin = ["/bin/cat"]`), []want{{5, ErrUnsupported, "mount.rule.plugin", "", "remove"}}},
 		"output plugin":  {RoleReceive, with(t, `dir = "/data"`, `plugin = ["/bin/cat"]`), []want{{11, ErrUnsupported, "receive.output.plugin", "", "[]"}}},
-		"relay":          {RoleRelay, good + "[relay]\n", []want{{11, ErrUnsupported, "relay", "relay", "other roles"}}},
+		"relay":          {RoleRelay, good + "[relay]\n", []want{{11, ErrMissing, "relay", "nowhere", "[[relay.forward]]"}}},
+		"relay's plugin": {RoleRelay, good + "[relay]\n[[relay.forward]]\nprimary = [\"c:1\"]\n[[relay.output]]\nplugin = [\"/bin/cat\"]\n", []want{{15, ErrUnsupported, "relay.output.plugin", "", "[]"}}},
 		"absent":         {RoleRelay, good, []want{{1, ErrMissing, "", "no [relay]", "add [relay]"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -104,17 +106,12 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 
 // What one role would ignore is no concern of the others.
 func TestRoleStartsBesideOneThatCannot(t *testing.T) {
-	c := parse(t, with(t, `name = "colo"`, `mode = "hash"`)+"[relay]\n")
+	c := parse(t, with(t, `[mount]`, `offline = "keep"`)+"[relay]\n")
 	if err := c.CheckRole(RoleReceive); err != nil {
 		t.Error(err)
 	}
 	if c.CheckRole(RoleMount) == nil || c.CheckRole(RoleRelay) == nil {
 		t.Error("mount or relay accepted")
-	}
-	// A compression that only a mount knows does not stop a receiver.
-	c = parse(t, with(t, `host = "h"`, `queue.compression = "s2"`))
-	if err := c.CheckRole(RoleReceive); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -137,6 +134,25 @@ func TestNotesSayWhatIsDoneInstead(t *testing.T) {
 	c = parse(t, with(t, `dir = "/data"`, `format = "%H"`))
 	if notes := strings.Join(c.Notes(RoleReceive), "\n"); !strings.Contains(notes, "%L") {
 		t.Errorf("the notes say nothing of a format without the data:\n%s", notes)
+	}
+}
+
+func TestBucketsAreAsManyAsTheGroupsHaveUseFor(t *testing.T) {
+	for name, tc := range map[string]struct {
+		text string
+		want int
+	}{
+		"one destination": {good, 1},
+		"secondary":       {with(t, `name = "colo"`, `secondary = ["c:1"]`), 1},
+		"several":         {strings.Replace(good, `["b:7401"]`, `["b:7401", "c:1"]`, 1), 4},
+		"a service":       {strings.Replace(good, `["b:7401"]`, `["srv+_ftfuse._tcp.example.org"]`, 1), 4},
+		"broadcast":       {with(t, `name = "colo"`, `mode = "broadcast"`), 1},
+		"hash":            {with(t, `name = "colo"`, `mode = "hash"`), 16},
+		"said":            {with(t, `[mount]`, `buckets = 3`), 3},
+	} {
+		if got := parse(t, tc.text).Mount.BucketCount(); got != tc.want {
+			t.Errorf("%s: %d buckets, want %d", name, got, tc.want)
+		}
 	}
 }
 

@@ -2,8 +2,10 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -25,6 +27,10 @@ const (
 	maxShutdown    = time.Hour
 	minHolder      = time.Second // but for 0, no holder
 	maxHolder      = time.Hour
+	minFinal       = time.Second
+	maxFinal       = 7 * 24 * time.Hour
+	maxBuckets     = 16
+	maxConnections = 1 << 20
 )
 
 // decode fills c from the document; what it leaves alone keeps its default.
@@ -82,6 +88,8 @@ func (q *Queue) decode(t *table) {
 	enum(t, "on_full", &q.OnFull, FullBlock, FullError, FullDropOldest, FullDropNewest)
 	t.duration("max_age", 0, 0, &q.MaxAge)
 	enum(t, "compression", &q.Compression, CompressionNone, CompressionS2, CompressionZstd)
+	enum(t, "keep_until", &q.KeepUntil, KeepUntilHop, KeepUntilFinal)
+	t.duration("final_timeout", minFinal, maxFinal, &q.FinalTimeout)
 	t.done()
 }
 
@@ -102,6 +110,7 @@ func (m *Mount) decode(t *table) {
 	t.duration("holder_timeout", 0, maxHolder, &m.HolderTimeout)
 	m.UID = t.id("uid")
 	m.GID = t.id("gid")
+	t.count("buckets", 1, maxBuckets, &m.Buckets)
 	for _, s := range t.subs("rule") {
 		r := DefaultRule()
 		r.key = s.path
@@ -117,7 +126,7 @@ func (m *Mount) decode(t *table) {
 // id reads a numeric user or group id; -1 is not one.
 func (t *table) id(key string) *uint32 {
 	var n int64
-	if !t.integer(key, 1<<32-2, &n) {
+	if !t.integer(key, 0, 1<<32-2, &n) {
 		return nil
 	}
 	id := uint32(n)
@@ -190,6 +199,7 @@ func decodeForwards(t *table) []Forward {
 
 func (r *Relay) decode(t *table) {
 	t.str("listen", r.Listen, &r.Listen)
+	r.Listener.decode(t)
 	r.Forwards = decodeForwards(t)
 	r.Outputs = decodeOutputs(t)
 	r.HTTP.decode(t.sub("http"))
@@ -199,6 +209,7 @@ func (r *Relay) decode(t *table) {
 
 func (r *Receive) decode(t *table) {
 	t.str("listen", r.Listen, &r.Listen)
+	r.Listener.decode(t)
 	r.Outputs = decodeOutputs(t)
 	if len(r.Outputs) == 0 {
 		r.Outputs = []Output{DefaultOutput()}
@@ -206,6 +217,23 @@ func (r *Receive) decode(t *table) {
 	r.HTTP.decode(t.sub("http"))
 	r.Queue.decode(t.sub("queue"))
 	t.done()
+}
+
+func (l *Listener) decode(t *table) {
+	if s := t.sub("allow"); s != nil {
+		l.Allow = map[string][]string{}
+		good := true
+		for _, name := range slices.Sorted(maps.Keys(s.m)) {
+			var hosts []string
+			good = s.strings(name, `["web-*"]`, &hosts) && good
+			l.Allow[name] = hosts
+		}
+		if !good {
+			l.Allow = nil // refused already
+		}
+	}
+	t.count("max_connections", 1, maxConnections, &l.MaxConnections)
+	t.count("max_connections_per_address", 1, maxConnections, &l.MaxConnectionsPerAddress)
 }
 
 func decodeOutputs(t *table) []Output {

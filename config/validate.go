@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/bmatcuk/doublestar/v4"
 
+	"ftfuse/internal/dest"
 	"ftfuse/internal/template"
 )
 
@@ -54,8 +56,8 @@ func (c *Config) validateTLS(ps *problems) {
 	}{{"cert", &t.Cert}, {"key", &t.Key}, {"ca", &t.CA}} {
 		if *f.path != "" {
 			ps.absolute("tls."+f.key, f.path)
-		} else if f.key != "ca" {
-			ps.add(ErrMissing, "tls", fmt.Sprintf("write %s = \"/PATH.pem\", or remove tls for plain TCP", f.key), "tls has no %s", f.key)
+		} else {
+			ps.add(ErrMissing, "tls", fmt.Sprintf("write %s = \"/PATH.pem\" (`ftfuse cert` makes them), or remove tls for plain TCP", f.key), "tls has no %s", f.key)
 		}
 	}
 }
@@ -228,25 +230,38 @@ func validateForwards(ps *problems, role string, all []Forward) {
 		if len(f.Primary) == 0 && !ps.has(primary) {
 			ps.add(ErrMissing, primary, `write primary = ["HOST:7401"]`, "%s.forward has no primary destination", role)
 		}
-		seen := map[string]bool{}
-		for _, list := range []struct {
-			key  string
-			addr []string
-		}{{"primary", f.Primary}, {"secondary", f.Secondary}} {
-			for j, addr := range list.addr {
-				key := element(join(f.key, list.key), j)
-				ps.destination(key, addr)
-				if seen[addr] {
-					ps.add(ErrConflict, key, "name each destination once", "%s.forward names %q twice", role, addr)
-				}
-				seen[addr] = true
+		f.validateDestinations(ps, role)
+	}
+}
+
+func (f *Forward) validateDestinations(ps *problems, role string) {
+	if f.Mode == ForwardBroadcast && len(f.Secondary) > len(f.Primary) {
+		ps.add(ErrConflict, element(join(f.key, "secondary"), len(f.Primary)), "write at most one for each primary, in the same order",
+			"%s.forward has %d secondaries for %d primaries, and with broadcast each stands in for the primary at its position", role, len(f.Secondary), len(f.Primary))
+	}
+	seen := map[dest.Destination]bool{}
+	for _, list := range []struct {
+		key  string
+		addr []string
+	}{{"primary", f.Primary}, {"secondary", f.Secondary}} {
+		for j, addr := range list.addr {
+			key := element(join(f.key, list.key), j)
+			d, ok := ps.destination(key, addr)
+			switch {
+			case !ok:
+			case seen[d]:
+				ps.add(ErrConflict, key, "name each destination once", "%s.forward names %q twice", role, addr)
+			case d.IsService() && f.Mode == ForwardBroadcast:
+				ps.add(ErrConflict, key, `name each destination as "HOST:7401"`, "%s.forward: %q may stand for any number of hosts, and broadcast keeps a backlog for each one", role, addr)
 			}
+			seen[d] = true
 		}
 	}
 }
 
 func (r *Relay) validate(ps *problems) {
 	ps.listenAddress("relay.listen", r.Listen, false)
+	r.Listener.validate(ps, "relay")
 	ps.queue("relay.queue", &r.Queue)
 	ps.listenAddress("relay.http.listen", r.HTTP.Listen, true)
 	validateForwards(ps, "relay", r.Forwards)
@@ -257,12 +272,43 @@ func (r *Relay) validate(ps *problems) {
 
 func (r *Receive) validate(ps *problems) {
 	ps.listenAddress("receive.listen", r.Listen, false)
+	r.Listener.validate(ps, "receive")
 	ps.queue("receive.queue", &r.Queue)
 	ps.listenAddress("receive.http.listen", r.HTTP.Listen, true)
 	for i := range r.Outputs {
 		r.Outputs[i].validate(ps)
 	}
 }
+
+func (l *Listener) validate(ps *problems, role string) {
+	key := join(role, "allow")
+	if l.Allow == nil {
+		return
+	}
+	if _, given := ps.pos["tls"]; !given {
+		ps.add(ErrConflict, key, "add [tls], or remove allow", "%s.allow needs tls: without it nobody knows who a peer is", role)
+	}
+	if len(l.Allow) == 0 {
+		ps.add(ErrValue, key, `write allow = { "relay-a" = ["web-*"] }, or remove it: each host then speaks for itself`, "%s.allow is empty and lets nobody in", role)
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.Allow)) {
+		path := join(key, name)
+		if !validName(name) {
+			ps.add(ErrValue, path, `write a name as it stands in a certificate, or a glob of such names`, "%s.allow: %q is not a glob", role, name)
+		}
+		if len(l.Allow[name]) == 0 {
+			ps.add(ErrValue, path, `write ["*"] for every host`, "%s.allow: %q may speak for no host", role, name)
+		}
+		for i, host := range l.Allow[name] {
+			if !validName(host) {
+				ps.add(ErrValue, element(path, i), `write a host's name, or a glob such as "web-*"`, "%s.allow: %q is not a glob", role, host)
+			}
+		}
+	}
+}
+
+// validName reports whether glob can match a name.
+func validName(glob string) bool { return glob != "" && doublestar.ValidatePattern(glob) }
 
 func (o *Output) validate(ps *problems) {
 	if o.key == "" {
