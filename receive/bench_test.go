@@ -68,7 +68,7 @@ func benchReceive(b *testing.B, write, writers int, change func(*config.Output))
 	begin := time.Now()
 	go c.Run(ctx)
 	var size uint64
-	waitFor(b, "the last byte", func() bool { return r.Stats().Batches == uint64(src.total) && r.applier.settled(r.q) })
+	waitFor(b, "the last byte", func() bool { return r.Stats().Batches == uint64(src.total) && r.sink.Drain(ctx) == nil })
 	size = r.Stats().Bytes
 	visible := time.Since(begin)
 	<-src.done

@@ -1,67 +1,27 @@
 package receive
 
 import (
-	"sync"
 	"sync/atomic"
+
+	"ftfuse/internal/sink"
 )
 
-// counters is what the role counts since it started.
+// counters is what the role counts since it started, beside its sink.
 type counters struct {
 	batches, records, bytes atomic.Uint64 // taken and committed
 	duplicates              atomic.Uint64 // batches that were here already
-	unmatched               atomic.Uint64 // records that no output wanted ...
-	unmatchedBytes          atomic.Uint64 // ... and their bytes
-	written                 atomic.Uint64 // bytes put into output files by this run
-	redone                  atomic.Uint64 // bytes of an earlier run found in their place at the start
-	doubles                 atomic.Uint64 // extents that may stand twice
-	generations             atomic.Uint64 // files that were replaced, shrunk or appended to by somebody else
-	pieces                  atomic.Uint64 // pieces of long lines that could not be joined
-	checkpoints             atomic.Uint64
-	retries                 atomic.Uint64 // attempts to go on with a file that could not be written to
-
-	mu   sync.Mutex
-	dead map[string]Dead
 }
-
-// Dead counts the dead letters of one reason.
-type Dead struct{ Letters, Records, Bytes uint64 }
 
 // Stats is a snapshot of what a receiver did since it started.
 type Stats struct {
-	Batches, Records, Bytes           uint64
-	Duplicates                        uint64
-	UnmatchedRecords, UnmatchedBytes  uint64
-	WrittenBytes, RedoneBytes         uint64
-	PossibleDoubles, Generations      uint64
-	SplitPieces, Checkpoints, Retries uint64
-	OpenFiles, HeldFiles              int
-	Dead                              map[string]Dead // by reason
-}
-
-func (c *counters) addDead(reason string, records uint64, bytes int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.dead == nil {
-		c.dead = map[string]Dead{}
-	}
-	d := c.dead[reason]
-	c.dead[reason] = Dead{d.Letters + 1, d.Records + records, d.Bytes + uint64(bytes)}
+	Batches, Records, Bytes uint64
+	Duplicates              uint64
+	sink.Stats
 }
 
 func (c *counters) snapshot() Stats {
-	s := Stats{
+	return Stats{
 		Batches: c.batches.Load(), Records: c.records.Load(), Bytes: c.bytes.Load(),
-		Duplicates:       c.duplicates.Load(),
-		UnmatchedRecords: c.unmatched.Load(), UnmatchedBytes: c.unmatchedBytes.Load(),
-		WrittenBytes: c.written.Load(), RedoneBytes: c.redone.Load(),
-		PossibleDoubles: c.doubles.Load(), Generations: c.generations.Load(),
-		SplitPieces: c.pieces.Load(), Checkpoints: c.checkpoints.Load(), Retries: c.retries.Load(),
-		Dead: map[string]Dead{},
+		Duplicates: c.duplicates.Load(),
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for reason, d := range c.dead {
-		s.Dead[reason] = d
-	}
-	return s
 }

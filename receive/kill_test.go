@@ -52,7 +52,7 @@ func (l *load) check(t *testing.T, dir string) {
 // TestKillAtEveryFailpoint kills the receiver the Nth time it passes a step, for several
 // N, and looks whether every line stands once after the next start.
 func TestKillAtEveryFailpoint(t *testing.T) {
-	for _, point := range []string{"receive/assigned", "receive/applied", "receive/synced", "receive/trimmed"} {
+	for _, point := range []string{"receive/assigned", "sink/applied", "sink/synced", "sink/trimmed"} {
 		t.Run(filepath.Base(point), func(t *testing.T) {
 			s := newSetup(t)
 			s.CheckpointEvery, s.CheckpointBytes = 5*time.Millisecond, 200<<10

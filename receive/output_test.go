@@ -12,6 +12,7 @@ import (
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/internal/record"
+	"ftfuse/internal/sink"
 )
 
 // deliver brings batches to a receiver of its own and waits until all is final.
@@ -136,15 +137,15 @@ func TestHostilePathsAreDeadLetters(t *testing.T) {
 		"link/x": "symlink", "filelink": "symlink", "dir": "is-a-directory", "file/x": "not-a-directory", "fifo": "special-file",
 	}
 	var recs []rec
-	want := map[string]Dead{}
+	want := map[string]sink.Dead{}
 	for path, reason := range reasons {
 		recs = append(recs, rec{host: "h", path: path, data: "evil\n"})
 		d := want[reason]
-		want[reason] = Dead{d.Letters + 1, d.Records + 1, d.Bytes + 5}
+		want[reason] = sink.Dead{Letters: d.Letters + 1, Records: d.Records + 1, Bytes: d.Bytes + 5}
 	}
 	recs = append(recs, rec{host: "h", path: "good", data: "good\n"}, rec{host: "../..", path: "x", data: "evil host\n"})
 	d := want["bad-name"]
-	want["bad-name"] = Dead{d.Letters + 1, d.Records + 1, d.Bytes + 10}
+	want["bad-name"] = sink.Dead{Letters: d.Letters + 1, Records: d.Records + 1, Bytes: d.Bytes + 10}
 	st := deliver(t, s, recs)
 	wantFile(t, s.out("h", "good"), "good\n")
 	if fmt.Sprint(st.Dead) != fmt.Sprint(want) {
@@ -161,7 +162,7 @@ func TestHostilePathsAreDeadLetters(t *testing.T) {
 		raw, err := os.ReadFile(path)
 		must(t, err)
 		head, body, _ := strings.Cut(string(raw), "\n")
-		var l letter
+		var l struct{ Bytes int }
 		if err := json.Unmarshal([]byte(head), &l); err != nil || l.Bytes != len(body) || !strings.HasPrefix(body, "evil") {
 			t.Errorf("dead letter %s: %v, %q", path, err, raw)
 		}
@@ -192,7 +193,7 @@ func TestUndecodableBatchIsADeadLetter(t *testing.T) {
 	f.add(rec{host: "h", path: "f", data: "after\n"})
 	f.until(t, "final acks", f.allFinal)
 	wantFile(t, s.out("h", "f"), "before\nafter\n")
-	if d := x.r.Stats().Dead[reasonMalformed]; d.Letters != 1 || d.Records != 1 {
+	if d := x.r.Stats().Dead["malformed-batch"]; d.Letters != 1 || d.Records != 1 {
 		t.Errorf("dead letters: %+v", x.r.Stats().Dead)
 	}
 	version := f.seal(rec{host: "h", path: "f", data: "from the future\n"})
@@ -209,7 +210,7 @@ func TestUndecodableBatchIsADeadLetter(t *testing.T) {
 	f2.n = 3
 	f2.send(bad)
 	f2.until(t, "an ack of what is known", f2.allAcked)
-	if d := x.r.Stats().Dead[reasonMalformed]; d.Letters != 0 {
+	if d := x.r.Stats().Dead["malformed-batch"]; d.Letters != 0 {
 		t.Errorf("the same dead letter was put there again")
 	}
 	x.end()

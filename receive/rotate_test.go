@@ -245,7 +245,7 @@ func TestRotatedWhileDown(t *testing.T) {
 			f := newFeeder(1)
 			f.connect(t, s.Listen)
 			r := &rotation{t: t, s: s, f: f}
-			p := spawn(t, s, "receive/applied=kill@30")
+			p := spawn(t, s, "sink/applied=kill@30")
 			r.lines(60, false)
 			p.gone()
 			must(t, rotate(r.path()))

@@ -1,4 +1,4 @@
-package receive
+package sink
 
 import (
 	"encoding/binary"
@@ -10,7 +10,7 @@ import (
 )
 
 // errNote is returned for a note that cannot be read.
-var errNote = errors.New("receive: malformed note of a batch")
+var errNote = errors.New("sink: malformed note of a batch")
 
 const noteVersion = 1
 

@@ -1,4 +1,4 @@
-package receive
+package sink
 
 import (
 	"encoding/json"
@@ -28,7 +28,7 @@ type letter struct {
 	Content string `json:"content"`
 	Dir     string `json:"dir,omitempty"`  // of the output
 	File    string `json:"file,omitempty"` // the name that was refused
-	Host    string `json:"host,omitempty"` // of the peer
+	Host    string `json:"host,omitempty"` // who gave the batch
 	Records uint64 `json:"records"`
 	Bytes   int    `json:"bytes"`
 	Time    string `json:"time"` // when it was put here, UTC
@@ -42,7 +42,7 @@ const (
 
 const letterVersion = 1
 
-// deadDir is <state_dir>/receive/dead.
+// deadDir is where dead letters are put.
 type deadDir struct {
 	dir   string
 	count *counters

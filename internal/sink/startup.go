@@ -1,4 +1,4 @@
-package receive
+package sink
 
 import (
 	"context"
@@ -22,15 +22,12 @@ const (
 // generations known, and writes what is missing. Files that cannot be written to for
 // now are held; everything is known when it returns, so that new batches can be
 // assigned behind the old ones.
-func (a *applier) redoAll(ctx context.Context, q *queue.Queue) error {
-	_, a.repaired = q.Get(queue.RepairedKey)
+func (a *applier) redoAll(ctx context.Context) error {
+	_, a.repaired = a.q.Get(queue.RepairedKey)
 	a.starting = true
 	defer func() { a.starting = false }()
 	for {
-		left, err := waiting(q)
-		if err != nil {
-			return err
-		}
+		left := a.unread()
 		if left == 0 {
 			return errors.Join(a.tidy(ctx), a.endRepair(ctx))
 		}
@@ -67,14 +64,10 @@ func (a *applier) nextSoon(ctx context.Context) (queue.Item, error) {
 	return item, err
 }
 
-// waiting returns how many batches the cursor has not given yet.
-func waiting(q *queue.Queue) (int, error) {
-	for _, c := range q.Stats().Cursors {
-		if c.Name == cursorName {
-			return int(c.Waiting.Batches) - c.Given, nil
-		}
-	}
-	return 0, fmt.Errorf("cursor %q is not in the queue's statistics", cursorName)
+// unread returns how many batches the cursor has not given yet.
+func (a *applier) unread() int {
+	c := a.backlog()
+	return int(c.Waiting.Batches) - c.Given
 }
 
 // adopt makes the generations known that the note in a.note names.

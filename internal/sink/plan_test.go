@@ -1,4 +1,4 @@
-package receive
+package sink
 
 import (
 	"fmt"
@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"ftfuse/config"
 	"ftfuse/internal/record"
 )
 
@@ -70,12 +69,12 @@ func TestPlansAgreeWithTheModel(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 3))
 	for round := range 300 {
 		format, file := [...]string{"%L", "[%F] %L (%P)"}[rnd.IntN(2)], [...]string{"%H/%F", "all"}[rnd.IntN(2)]
-		s, err := newSet([]config.Output{output1("/d", func(o *config.Output) { o.Format, o.File = format, file })})
+		s, err := newSet([]Output{output1("/d", func(o *Output) { o.Format, o.File = format, file })})
 		must(t, err)
 		exact, mixes := format == "%L", file == "all"
 		want, state, got := map[string]*model{}, map[string]lineState{}, map[string]*strings.Builder{}
 		one, other := newPlanner(s), newPlanner(s)
-		f := newFeeder(1)
+		f := newSealer(1)
 		for range 1 + rnd.IntN(6) {
 			recs := make([]rec, 1+rnd.IntN(8))
 			for i := range recs {

@@ -1,4 +1,4 @@
-package receive
+package sink
 
 import (
 	"bytes"
@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"ftfuse/config"
 	"ftfuse/internal/output"
 )
 
@@ -63,7 +62,7 @@ func TestGoldenNotes(t *testing.T) {
 
 func TestGoldenSet(t *testing.T) {
 	t.Setenv("TZ", "UTC")
-	s, err := newSet([]config.Output{output1("/data/ftfuse", nil), output1("/data/all", func(o *config.Output) { o.File, o.Format = "%{%Y}T.log", "%T %L" })})
+	s, err := newSet([]Output{output1("/data/ftfuse", nil), output1("/data/all", func(o *Output) { o.File, o.Format = "%{%Y}T.log", "%T %L" })})
 	must(t, err)
 	golden(t, "set", append(s.raw, '\n'))
 	back, err := parseSet(s.raw)

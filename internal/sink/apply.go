@@ -1,4 +1,4 @@
-package receive
+package sink
 
 import (
 	"context"
@@ -16,10 +16,9 @@ import (
 )
 
 var (
-	fpAssigned = failpoint.New("receive/assigned") // the batch is submitted, perhaps not on disk
-	fpApplied  = failpoint.New("receive/applied")  // written to its files, not synced
-	fpSynced   = failpoint.New("receive/synced")   // files on disk, not acked
-	fpTrimmed  = failpoint.New("receive/trimmed")  // acked to the queue, perhaps not on disk
+	fpApplied = failpoint.New("sink/applied") // written to its files, not synced
+	fpSynced  = failpoint.New("sink/synced")  // files on disk, not acked
+	fpTrimmed = failpoint.New("sink/trimmed") // acked to the queue, perhaps not on disk
 )
 
 // store is what the applier needs of the queue.
@@ -27,10 +26,12 @@ type store interface {
 	Get(key string) ([]byte, bool)
 	Range(prefix string, fn func(key string, value []byte) bool)
 	Submit(ctx context.Context, t *queue.Txn) (queue.Status, error)
+	Stats() queue.Stats
 }
 
 // cursor is the applier's place in the queue.
 type cursor interface {
+	Name() string
 	Next(ctx context.Context) (queue.Item, error)
 	Ack(seq uint64)
 	Rewind()
@@ -41,6 +42,16 @@ type done struct {
 	seq  uint64
 	id   batch.ID
 	gens []*generation
+}
+
+func newApplier(q store, cur cursor, t *table, d *deadDir, n *counters, log *slog.Logger) *applier {
+	return &applier{
+		q: q, cur: cur, table: t, dead: d, count: n, log: log,
+		sets: map[uint64]*set{}, planners: map[uint64]*planner{}, plans: &planCache{plans: map[batch.ID]*plan{}},
+		held: map[*generation]struct{}{}, known: map[uint64]bool{}, ids: map[batch.ID]struct{}{},
+		kick: make(chan struct{}, 1), full: make(chan struct{}, 1), more: make(chan struct{}, 1),
+		limit: checkpointBytes,
+	}
 }
 
 // applier puts batches into the output files in the order of the queue. Its methods
@@ -302,15 +313,20 @@ func (a *applier) holds() bool {
 
 // settled reports whether every batch that is left in the queue is written. (The queue
 // may have dropped some by max_age or on_full: they are not waited for.)
-func (a *applier) settled(q *queue.Queue) bool {
+func (a *applier) settled() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, c := range q.Stats().Cursors {
-		if c.Name == cursorName {
-			return int(c.Waiting.Batches) <= len(a.known)
+	return int(a.backlog().Waiting.Batches) <= len(a.known)
+}
+
+// backlog returns what the queue has for the applier.
+func (a *applier) backlog() queue.CursorStats {
+	for _, c := range a.q.Stats().Cursors {
+		if c.Name == a.cur.Name() {
+			return c
 		}
 	}
-	return true
+	return queue.CursorStats{}
 }
 
 func signal(c chan struct{}) {

@@ -1,4 +1,4 @@
-package receive
+package sink
 
 import (
 	"crypto/sha256"
@@ -10,18 +10,18 @@ import (
 
 	"github.com/bmatcuk/doublestar/v4"
 
-	"ftfuse/config"
 	"ftfuse/internal/template"
 )
 
 // errSet is returned for a stored template set that cannot be used.
-var errSet = errors.New("receive: stored template set")
+var errSet = errors.New("sink: stored template set")
 
-// spec is one output as a template set stores it.
-type spec struct {
-	Hosts  string `json:"hosts"`
-	Path   string `json:"path"`
-	Dir    string `json:"dir"`
+// Output says which records go to which file below Dir, and in what form: the keys of
+// [[receive.output]] in docs/configuration.md. A template set stores it like this.
+type Output struct {
+	Hosts  string `json:"hosts"` // glob over the record's host
+	Path   string `json:"path"`  // doublestar glob over the record's path
+	Dir    string `json:"dir"`   // absolute and clean
 	File   string `json:"file"`
 	Format string `json:"format"`
 	Time   string `json:"time"`
@@ -30,10 +30,10 @@ type spec struct {
 // storedSet is the JSON form of a template set, which the queue keeps under
 // "set/<id>" as long as batches were assigned by it.
 type storedSet struct {
-	Version  int    `json:"version"`
-	Zone     string `json:"zone"`
-	ZoneData []byte `json:"zone_data,omitempty"`
-	Outputs  []spec `json:"outputs"`
+	Version  int      `json:"version"`
+	Zone     string   `json:"zone"`
+	ZoneData []byte   `json:"zone_data,omitempty"`
+	Outputs  []Output `json:"outputs"`
 }
 
 const setVersion = 1
@@ -50,7 +50,7 @@ type set struct {
 
 // out is one output of a set.
 type out struct {
-	spec
+	Output
 	index  int
 	file   *template.Template
 	format *template.Template
@@ -60,11 +60,8 @@ type out struct {
 }
 
 // newSet compiles the outputs of the configuration, with the zone of this host.
-func newSet(outputs []config.Output) (*set, error) {
-	s := storedSet{Version: setVersion, Zone: "UTC"}
-	for _, o := range outputs {
-		s.Outputs = append(s.Outputs, spec{Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time})
-	}
+func newSet(outputs []Output) (*set, error) {
+	s := storedSet{Version: setVersion, Zone: "UTC", Outputs: outputs}
 	uses, err := s.usesTime()
 	if err != nil {
 		return nil, err
@@ -124,8 +121,8 @@ func parseSet(raw []byte) (*set, error) {
 	return s, nil
 }
 
-func compileOut(i int, sp spec) (*out, error) {
-	o := &out{spec: sp, index: i}
+func compileOut(i int, sp Output) (*out, error) {
+	o := &out{Output: sp, index: i}
 	var err error
 	if o.file, err = template.Compile(template.File, sp.File, sp.Time); err != nil {
 		return nil, err

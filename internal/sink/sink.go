@@ -1,0 +1,153 @@
+// Package sink puts the batches of a queue into output files, each byte once.
+//
+//	Take: decode, match outputs, render lengths
+//	   │ queue.Submit: the batch and the place of each byte in ONE transaction
+//	   ▼
+//	queue ─▶ cursor ─▶ Apply ─▶ output files
+//	            ▲        │ every 64 MiB or half a second
+//	            └─ Ack ◀── Checkpoints: fdatasync; then final
+//
+// The queue is the redo log of the output files: a process that was killed, or lost
+// power, writes the same bytes to the same places again, and finds those that are there.
+// The package knows nothing of who sent a batch: the roles that write output files share
+// it, each over a queue of its own.
+package sink
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"ftfuse/internal/batch"
+	"ftfuse/internal/output"
+	"ftfuse/queue"
+)
+
+// Options of Open.
+type Options struct {
+	Queue   *queue.Queue
+	Cursor  string   // name of the queue's cursor that is this sink's alone
+	Outputs []Output // what is assigned from now on goes there
+	DeadDir string   // where dead letters are put; made when the first one is
+
+	OpenFiles       int           // descriptors kept open; default output.DefaultOpenFiles
+	CheckpointEvery time.Duration // default 500 ms
+	CheckpointBytes int64         // default 64 MiB
+	Logger          *slog.Logger
+}
+
+// Sink is the output files of one role. Take may be called from several goroutines;
+// Apply and Checkpoints run once each, beside each other.
+type Sink struct {
+	o        Options
+	log      *slog.Logger
+	set      *set
+	roots    *roots
+	table    *table
+	applier  *applier
+	dead     *deadDir
+	count    *counters
+	planners sync.Pool // of *planner
+}
+
+// Open takes the output directories, which are locked, and redoes what earlier runs left
+// in the queue: when it returns, all of it is written but for files that cannot be
+// written to now. Batches must come by Take from then on, whoever submits them.
+func Open(ctx context.Context, o Options) (_ *Sink, err error) {
+	if o.CheckpointEvery == 0 {
+		o.CheckpointEvery = checkpointEvery
+	}
+	if o.CheckpointBytes == 0 {
+		o.CheckpointBytes = checkpointBytes
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Sink{o: o, log: o.Logger, count: &counters{}, roots: &roots{open: map[string]*output.Root{}}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.set, err = newSet(o.Outputs); err != nil {
+		return nil, err
+	}
+	for _, o := range s.set.outputs {
+		if _, err := s.roots.get(o.Dir); err != nil {
+			return nil, err
+		}
+	}
+	cur, err := o.Queue.Cursor(o.Cursor)
+	if err != nil {
+		return nil, err
+	}
+	s.dead = &deadDir{dir: o.DeadDir, count: s.count}
+	if n, err := s.dead.kept(); err != nil {
+		return nil, err
+	} else if n > 0 {
+		s.log.Warn("there are dead letters", "count", n, "dir", s.dead.dir)
+	}
+	s.table = newTable(s.roots, output.NewCache(o.OpenFiles, evicted), s.count)
+	s.applier = newApplier(o.Queue, cur, s.table, s.dead, s.count, s.log)
+	s.applier.limit = max(1, min(o.CheckpointBytes, o.Queue.Stats().MaxBytes/8))
+	s.applier.sets[s.set.id], s.applier.current = s.set, s.set.id
+	s.planners.New = func() any { return newPlanner(s.set) }
+	if err := s.applier.redoAll(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Apply writes what comes until ctx ends, which is no error, or until something fails.
+func (s *Sink) Apply(ctx context.Context) error { return s.applier.run(ctx) }
+
+// Checkpoints brings what is written to disk, acks it to the queue and reports it to
+// final, until ctx ends; then once more. After a failed sync it returns the error;
+// nothing is tried again, and the process must stop.
+func (s *Sink) Checkpoints(ctx context.Context, final func(...batch.ID)) error {
+	return s.applier.checkpoints(ctx, s.o.CheckpointEvery, final)
+}
+
+// Drain returns nil when all that the queue holds for this sink is written, as far as it
+// can be now, or ctx's error. Apply must be running.
+func (s *Sink) Drain(ctx context.Context) error {
+	for !s.applier.settled() && !s.applier.holds() {
+		select {
+		case <-s.applier.more:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// Expects reports whether a batch that was taken is not in the output for good yet.
+func (s *Sink) Expects(id batch.ID) bool { return s.applier.expects(id) }
+
+// Final returns what of delivered, from below on, is in the output for good. The caller
+// took delivered from the queue before the call: what becomes final in between is final.
+func (s *Sink) Final(lane batch.Lane, delivered *batch.Ranges, below uint64) []batch.Range {
+	return s.applier.written(lane, delivered, below)
+}
+
+// Stats returns what the sink did since it was opened.
+func (s *Sink) Stats() Stats {
+	st := s.count.snapshot()
+	st.OpenFiles = s.table.cache.Len()
+	s.applier.mu.Lock()
+	defer s.applier.mu.Unlock()
+	st.HeldFiles = len(s.applier.held)
+	return st
+}
+
+// Close closes the files and gives the directories back. Nothing may run any more, and
+// the queue must be closed.
+func (s *Sink) Close() error {
+	var errs []error
+	if s.table != nil {
+		errs = append(errs, s.table.cache.Close())
+	}
+	return errors.Join(append(errs, s.roots.close())...)
+}

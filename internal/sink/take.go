@@ -1,0 +1,109 @@
+package sink
+
+import (
+	"errors"
+
+	"ftfuse/internal/batch"
+	"ftfuse/internal/output"
+	"ftfuse/internal/record"
+	"ftfuse/queue"
+)
+
+// Take decodes b, opens or looks at the files that it will go to, and returns the
+// transaction that commits b together with the place of each of its bytes. from is who
+// gave it, for the log. The caller sets Done and submits it to the sink's queue; Prepare
+// may be wrapped, and must be called.
+//
+// A batch that can never be read, and the part of one that goes to a file that is
+// refused, become dead letters, on disk when Take returns; the transaction takes the
+// batch then. An error takes nothing: record.ErrVersion is for a batch that another
+// build may read, any other for one to be sent again later.
+func (s *Sink) Take(b batch.Sealed, from string) (*queue.Txn, error) {
+	pl := s.planners.Get().(*planner)
+	pn, err := pl.build(b)
+	s.planners.Put(pl)
+	switch {
+	case errors.Is(err, record.ErrVersion):
+		return nil, err
+	case err != nil:
+		return s.bury(b, from, err)
+	}
+	return s.place(b, pn)
+}
+
+// bury makes a dead letter of a batch that can never be read.
+func (s *Sink) bury(b batch.Sealed, from string, why error) (*queue.Txn, error) {
+	s.log.Error("dead letter: a batch that cannot be read", "batch", b.ID.String(), "peer", from, "error", why)
+	l := letter{Reason: reasonMalformed, Error: why.Error(), Content: contentBatch, Host: from, Records: uint64(b.Records)}
+	if err := s.dead.put(b.ID, -1, l, b.Data); err != nil {
+		return nil, err
+	}
+	n := note{kind: noteDead}
+	return &queue.Txn{
+		Entries: []queue.Entry{{Batch: b, Note: n.append(nil)}},
+		Prepare: func(t *queue.Txn) error {
+			if len(t.Entries) > 0 {
+				s.applier.expect(b.ID)
+			}
+			return nil
+		},
+	}, nil
+}
+
+// place finds the output files of a plan; the bytes get their places in commit order.
+func (s *Sink) place(b batch.Sealed, pn *plan) (*queue.Txn, error) {
+	n := note{set: s.set.id, extents: make([]extent, len(pn.files))}
+	files := make([]*file, len(pn.files))
+	for i := range pn.files {
+		pf := &pn.files[i]
+		n.extents[i].check = pathCheck(pf.path)
+		f, err := s.table.file(pf.out.Dir, pf.name, pf.path)
+		if err == nil {
+			err = s.table.touch(f)
+		}
+		switch {
+		case errors.Is(err, output.ErrRefused):
+			if err := s.refuse(b.ID, i, pf, err); err != nil {
+				return nil, err
+			}
+			n.extents[i].dead = true
+		case err != nil:
+			return nil, err
+		default:
+			files[i] = f
+		}
+	}
+	return &queue.Txn{
+		Entries: []queue.Entry{{Batch: b}},
+		Prepare: func(t *queue.Txn) error { s.assign(t, b.ID, pn, files, &n); return nil },
+	}, nil
+}
+
+// assign gives every byte of a plan its place, and notes the places in t.
+func (s *Sink) assign(t *queue.Txn, id batch.ID, pn *plan, files []*file, n *note) {
+	if len(t.Entries) == 0 { // the queue drops it
+		return
+	}
+	s.applier.expect(id)
+	for i, f := range files {
+		if f != nil {
+			check := n.extents[i].check
+			n.extents[i] = s.table.assign(f, &pn.files[i])
+			n.extents[i].check = check
+			s.count.pieces.Add(pn.files[i].split)
+		}
+	}
+	t.Entries[0].Note = n.append(nil)
+	if _, ok := s.o.Queue.Get(setKey(n.set)); !ok {
+		t.Set = append(t.Set, queue.KV{Key: setKey(n.set), Value: s.set.raw})
+	}
+	s.count.unmatched.Add(pn.noMatch)
+	s.count.unmatchedBytes.Add(pn.noBytes)
+	s.applier.plans.put(id, pn)
+}
+
+// refuse makes a dead letter of one file's part of a batch.
+func (s *Sink) refuse(id batch.ID, part int, pf *planFile, why error) error {
+	s.log.Warn("dead letter: an output file that is refused", "batch", id.String(), "error", why)
+	return s.dead.put(id, part, refusedLetter(pf, why), pf.segs...)
+}
