@@ -26,7 +26,7 @@ var ErrExited = errors.New("the role has exited")
 
 // Role is one running process of the binary. Its methods are safe for concurrent use.
 type Role struct {
-	Name string // mount, relay, receive
+	Name string // mount, relay, receive; of a Host, its name
 
 	config string
 	cmd    *exec.Cmd
@@ -47,6 +47,11 @@ func Start(bin, role, config string, log io.Writer, env ...string) (*Role, error
 
 // StartWith is Start with files as descriptors 3 and on, as a service manager passes them.
 func StartWith(files []*os.File, bin, role, config string, log io.Writer, env ...string) (*Role, error) {
+	return startNamed(role, files, bin, role, config, log, env...)
+}
+
+// startNamed is StartWith under a name for the log.
+func startNamed(name string, files []*os.File, bin, role, config string, log io.Writer, env ...string) (*Role, error) {
 	cmd := exec.Command(bin, role, "-c", config)
 	cmd.ExtraFiles = files
 	cmd.Env = append(os.Environ(), env...)
@@ -62,7 +67,7 @@ func StartWith(files []*os.File, bin, role, config string, log io.Writer, env ..
 		return nil, fmt.Errorf("start %s %s: %w", bin, role, err)
 	}
 	in.Close()
-	r := &Role{Name: role, config: config, cmd: cmd, done: make(chan struct{}), more: make(chan struct{})}
+	r := &Role{Name: name, config: config, cmd: cmd, done: make(chan struct{}), more: make(chan struct{})}
 	go r.read(out, log)
 	go func() {
 		_ = cmd.Wait() // the exit status is asked from ProcessState

@@ -150,8 +150,17 @@ type checker struct {
 // Check reads everything from r and counts it against plan. It returns an error only
 // when r does; what is wrong with the lines is in Count.
 func Check(r io.Reader, plan Plan) (Count, error) {
+	k, err := check(r, plan)
+	if k == nil {
+		return Count{}, err
+	}
+	return k.c, err
+}
+
+// check is Check; the checker is nil only for a plan that cannot be.
+func check(r io.Reader, plan Plan) (*checker, error) {
 	if err := plan.Validate(); err != nil {
-		return Count{}, fmt.Errorf("check lines: %w", err)
+		return nil, fmt.Errorf("check lines: %w", err)
 	}
 	k := &checker{plan: plan, seen: make([][]uint64, plan.Writers), next: make([]int, plan.Writers)}
 	for w := range k.seen {
@@ -173,7 +182,7 @@ func Check(r io.Reader, plan Plan) (Count, error) {
 			break
 		}
 		if err != nil {
-			return k.c, fmt.Errorf("read the lines to check at offset %d: %w", k.pos, err)
+			return k, fmt.Errorf("read the lines to check at offset %d: %w", k.pos, err)
 		}
 	}
 	k.c.Partial = int64(have)
@@ -184,7 +193,7 @@ func Check(r io.Reader, plan Plan) (Count, error) {
 	if k.c.Lost > 0 {
 		k.noteLost()
 	}
-	return k.c, nil
+	return k, nil
 }
 
 // block checks the whole lines in b and returns what is left behind the last one.
