@@ -1,0 +1,434 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"ftfuse/bench/rig"
+	"ftfuse/bench/tally"
+)
+
+// port is where every relay and receiver of a site listens: each has an address of its own.
+const port = 7400
+
+// siteLoad is the file that the writers of a source append to.
+const siteLoad = "load.log"
+
+// site is a network of real roles, see rig.Site.
+type site struct {
+	*rig.Site
+	t       *testing.T
+	sources []*rig.Host
+	relays  []*rig.Host
+	aggs    []*rig.Host
+}
+
+// newSite is a network without hosts. It is gone after the test, however that ends.
+func newSite(t *testing.T) *site {
+	t.Helper()
+	needRoot(t)
+	need(t, "ip", "nft")
+	s, err := rig.NewSite(bin, t.TempDir(), roleLog(t))
+	must(t, err)
+	t.Cleanup(func() {
+		s.Close()
+		if !t.Failed() {
+			return
+		}
+		for _, h := range s.Hosts() {
+			if h.Role != nil {
+				lines := h.Role.Log()
+				t.Logf("log of %s (%s):\n  %s", h.Name, h.Kind, strings.Join(lines[max(0, len(lines)-25):], "\n  "))
+			}
+		}
+	})
+	return &site{Site: s, t: t}
+}
+
+// roleLog is where the roles' logs go if FTFUSE_E2E_LOG asks for them.
+func roleLog(t *testing.T) io.Writer {
+	t.Helper()
+	path := os.Getenv("FTFUSE_E2E_LOG")
+	if path == "" {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// needLinks skips what needs links that can be cut.
+func (s *site) needLinks() {
+	s.t.Helper()
+	if !s.Linked() {
+		s.t.Skip("needs network namespaces, veth and bridges in the kernel")
+	}
+}
+
+// group is one [[….forward]] table.
+type group struct {
+	name, mode         string
+	primary, secondary []*rig.Host
+	more               string // further keys
+}
+
+func addresses(hosts []*rig.Host) string {
+	quoted := make([]string, len(hosts))
+	for i, h := range hosts {
+		quoted[i] = strconv.Quote(h.Addr(port))
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+// toml is the group as a table of the role.
+func (g group) toml(role string) string {
+	text := fmt.Sprintf("[[%s.forward]]\nmode = %q\nprimary = %s\nfailback_after = \"1s\"\n%s\n", role, g.mode, addresses(g.primary), g.more)
+	if g.name != "" {
+		text += fmt.Sprintf("name = %q\n", g.name)
+	}
+	if len(g.secondary) > 0 {
+		text += "secondary = " + addresses(g.secondary) + "\n"
+	}
+	return text
+}
+
+func forwards(role string, groups []group) string {
+	var text strings.Builder
+	for _, g := range groups {
+		text.WriteString(g.toml(role))
+	}
+	return text.String()
+}
+
+func (s *site) add(name, kind string, config func(h *rig.Host) string) *rig.Host {
+	s.t.Helper()
+	h, err := s.Add(name)
+	must(s.t, err)
+	h.Kind = kind
+	h.Config = func() string { return config(h) }
+	return h
+}
+
+// source adds a host that mounts; queue is put into [mount.queue].
+func (s *site) source(name, queue string, groups ...group) *rig.Host {
+	s.t.Helper()
+	h := s.add(name, "mount", func(h *rig.Host) string {
+		return fmt.Sprintf("[mount]\npoint = %q\n[mount.queue]\n%s\n%s", h.Point(), queue, forwards("mount", groups))
+	})
+	s.sources = append(s.sources, h)
+	return h
+}
+
+// relay adds a host that passes on.
+func (s *site) relay(name, queue string, groups ...group) *rig.Host {
+	s.t.Helper()
+	h := s.add(name, "relay", func(h *rig.Host) string {
+		return fmt.Sprintf("[relay]\nlisten = %q\n[relay.queue]\n%s\n%s", h.Addr(port), queue, forwards("relay", groups))
+	})
+	s.relays = append(s.relays, h)
+	return h
+}
+
+// agg adds a host that writes lines to files, each behind the name of its batch.
+func (s *site) agg(name string) *rig.Host {
+	s.t.Helper()
+	h := s.add(name, "receive", func(h *rig.Host) string {
+		return fmt.Sprintf("[receive]\nlisten = %q\n[[receive.output]]\ndir = %q\nformat = \"%%N %%L\"\n", h.Addr(port), h.Out())
+	})
+	s.aggs = append(s.aggs, h)
+	return h
+}
+
+// start starts every role, the last of the way first.
+func (s *site) start() {
+	s.t.Helper()
+	hosts := s.Hosts()
+	for _, kind := range []string{"receive", "relay", "mount"} {
+		for i := len(hosts) - 1; i >= 0; i-- {
+			if hosts[i].Kind == kind {
+				must(s.t, hosts[i].Start(s.t.Context()))
+			}
+		}
+	}
+}
+
+// stop stops every role, the first of the way first; each must exit with 0.
+func (s *site) stop() {
+	s.t.Helper()
+	for _, hosts := range [][]*rig.Host{s.sources, s.relays, s.aggs} {
+		for _, h := range hosts {
+			must(s.t, h.Stop())
+		}
+	}
+}
+
+// flow is the writers of every source.
+type flow struct {
+	s       *site
+	job     rig.Job
+	writers map[*rig.Host][]*rig.Writer
+	done    map[*rig.Host]*flowed
+}
+
+// flowed is what the writers of one source did.
+type flowed struct {
+	plan    tally.Plan
+	lines   int64   // given to write(2), all accepted
+	longest float64 // of all write(2)s, ms
+}
+
+// startFlow starts count writers on every source.
+func (s *site) startFlow(count int, job rig.Job) *flow {
+	s.t.Helper()
+	f := &flow{s: s, job: job, writers: map[*rig.Host][]*rig.Writer{}, done: map[*rig.Host]*flowed{}}
+	for _, h := range s.sources {
+		for i := range count {
+			job.Path, job.Writer, job.Clock = filepath.Join(h.Point(), siteLoad), i, true
+			w, err := rig.StartWriter(bin, job)
+			must(s.t, err)
+			s.t.Cleanup(w.Kill)
+			f.writers[h] = append(f.writers[h], w)
+		}
+	}
+	for _, all := range f.writers {
+		for _, w := range all {
+			must(s.t, w.Go())
+		}
+	}
+	return f
+}
+
+// finish ends the writers. None may have seen an error.
+func (f *flow) finish() {
+	f.s.t.Helper()
+	for h, all := range f.writers {
+		d := &flowed{plan: tally.Plan{Writers: len(all), Size: f.job.Size, Lines: 1}}
+		var results []rig.Result
+		for _, w := range all {
+			w.Finish()
+		}
+		for _, w := range all {
+			r, err := w.Wait()
+			if err != nil || len(r.Errors) > 0 {
+				f.s.t.Fatalf("a writer on %s: %v %v", h.Name, err, r.Errors)
+			}
+			results = append(results, r)
+			d.plan.Lines = max(d.plan.Lines, r.Lines)
+			d.lines += int64(r.Lines)
+			d.longest = max(d.longest, r.Longest)
+		}
+		for i, r := range results { // not written; a line that came all the same shows in the sum
+			for n := r.Lines; n < d.plan.Lines; n++ {
+				d.plan.Maybe = append(d.plan.Maybe, tally.Name{Writer: i, N: n})
+			}
+		}
+		f.done[h] = d
+	}
+}
+
+// longest is the longest write(2) of all writers in ms.
+func (f *flow) longest() (most float64) {
+	for _, d := range f.done {
+		most = max(most, d.longest)
+	}
+	return most
+}
+
+// accepted is how many lines all writers wrote.
+func (f *flow) accepted() (sum int64) {
+	for _, d := range f.done {
+		sum += d.lines
+	}
+	return sum
+}
+
+// verdict is what stands in the files of the aggregators.
+type verdict struct {
+	accepted int64
+	lost     int64               // at no aggregator
+	missing  map[string]int64    // at each: what is not there
+	wrong    []string            // doubled, altered, unfinished at one aggregator
+	disorder int64               // after a later line of the same writer: no fault where the way changed
+	twice    map[string][]tag    // by aggregator: the batches of lines that stand at others too
+	names    map[*rig.Host]int64 // by source: lines at more than one aggregator
+}
+
+// tag is the name of a batch as %N writes it, without the number of the line.
+type tag string
+
+// count reads every file of every aggregator.
+func (f *flow) count() (*verdict, error) {
+	v := &verdict{missing: map[string]int64{}, twice: map[string][]tag{}, names: map[*rig.Host]int64{}, accepted: f.accepted()}
+	for src, d := range f.done {
+		var parts []*tally.Seen
+		for _, g := range f.s.aggs {
+			c, seen, err := part(outFile(g, src), d.plan)
+			if err != nil {
+				return nil, err
+			}
+			if c.Doubled+c.Altered+c.Partial > 0 {
+				v.wrong = append(v.wrong, fmt.Sprintf("%s of %s at %s: %v", siteLoad, src.Name, g.Name, c))
+			}
+			v.missing[g.Name] += d.lines - c.Lines
+			v.disorder += c.Disorder
+			parts = append(parts, seen)
+		}
+		lost, twice := tally.Across(d.plan, parts...)
+		v.lost += int64(len(lost))
+		if len(lost) > 0 {
+			v.wrong = append(v.wrong, fmt.Sprintf("%d lines of %s are nowhere, the first is %v, the last %v", len(lost), src.Name, lost[0], lost[len(lost)-1]))
+		}
+		v.names[src] += int64(len(twice))
+		if err := f.tagTwice(v, src, twice); err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
+}
+
+// tagTwice notes the batches in which lines that stand at several aggregators came to each.
+func (f *flow) tagTwice(v *verdict, src *rig.Host, twice []tally.Name) error {
+	if len(twice) == 0 {
+		return nil
+	}
+	want := make(map[tally.Name]bool, len(twice))
+	for _, n := range twice {
+		want[n] = true
+	}
+	for _, g := range f.s.aggs {
+		text, err := os.ReadFile(outFile(g, src))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		seen := map[tag]bool{}
+		for line := range strings.Lines(string(text)) {
+			name, rest := tally.Tag([]byte(line))
+			if n, ok := tally.Parse(rest); ok && want[n] {
+				if id := tag(name[:strings.LastIndexByte(string(name), '-')]); !seen[id] {
+					seen[id] = true
+					v.twice[g.Name] = append(v.twice[g.Name], id)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func outFile(agg, src *rig.Host) string { return filepath.Join(agg.Out(), src.Name, siteLoad) }
+
+// part checks one output file; one that is not there has nothing.
+func part(path string, plan tally.Plan) (tally.Count, *tally.Seen, error) {
+	var lines io.Reader = strings.NewReader("")
+	file, err := os.Open(path)
+	if err == nil {
+		defer file.Close()
+		lines, err = tally.Untagged(file)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return tally.Count{}, nil, err
+	}
+	return tally.CheckSeen(lines, plan)
+}
+
+// settle waits until every line is where it has to be: at one aggregator at least or, each,
+// at every one. It gives up when no byte came for a while.
+func (f *flow) settle(each bool) *verdict {
+	f.s.t.Helper()
+	var v *verdict
+	size, grew := int64(-1), time.Now()
+	for {
+		var err error
+		v, err = f.count()
+		must(f.s.t, err)
+		var missing int64
+		for _, n := range v.missing {
+			missing += n
+		}
+		if v.lost == 0 && (!each || missing == 0) {
+			return v
+		}
+		if now := f.bytes(); now != size {
+			size, grew = now, time.Now()
+		}
+		if time.Since(grew) > patience {
+			f.s.t.Fatalf("nothing came for %v; %d lines accepted, %d lost, missing %v: %v", patience, v.accepted, v.lost, v.missing, v.wrong)
+		}
+		must(f.s.t, rig.Wait(f.s.t.Context(), 200*time.Millisecond))
+	}
+}
+
+// bytes is the size of all output files.
+func (f *flow) bytes() (sum int64) {
+	for _, g := range f.s.aggs {
+		for _, src := range f.s.sources {
+			if st, err := os.Stat(outFile(g, src)); err == nil {
+				sum += st.Size()
+			}
+		}
+	}
+	return sum
+}
+
+// moves waits until some more bytes have come to any aggregator.
+func (f *flow) moves(by int64) {
+	f.s.t.Helper()
+	from := f.bytes()
+	eventually(f.s.t, patience, func() error {
+		if now := f.bytes(); now < from+by {
+			return fmt.Errorf("%d bytes came, want %d", now-from, by)
+		}
+		return nil
+	})
+}
+
+// exact fails the test for whatever is not as it must be at the end; twice says whether
+// lines may stand at two aggregators in flagged batches.
+func (f *flow) exact(v *verdict, each bool) {
+	f.s.t.Helper()
+	for _, w := range v.wrong {
+		f.s.t.Error(w)
+	}
+	for name, n := range v.missing {
+		if each && n != 0 {
+			f.s.t.Errorf("%d of %d lines are not at %s", n, v.accepted, name)
+		}
+	}
+	var twice int64
+	for _, n := range v.names {
+		twice += n
+	}
+	f.s.t.Logf("%d lines, %d lost, %d at two aggregators, %d out of order, longest write(2) %.1f ms", v.accepted, v.lost, twice, v.disorder, f.longest())
+}
+
+// seeded is a source of chance that can be had again: FTFUSE_SEED.
+func seeded(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := rand.Uint64()
+	if text := os.Getenv("FTFUSE_SEED"); text != "" {
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		must(t, err)
+	}
+	t.Logf("FTFUSE_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 4))
+}
+
+// later runs f in the background; the returned function waits for it and must be called.
+func later(ctx context.Context, f func(ctx context.Context) error) func() error {
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	return func() error { return <-done }
+}
