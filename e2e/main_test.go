@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -64,7 +65,24 @@ func runTests(m *testing.M) (int, error) {
 	if left := leftBehind(); len(left) > 0 {
 		return 1, fmt.Errorf("processes of %s are left after the tests: %s", bin, strings.Join(left, "; "))
 	}
+	if left := namespacesLeft(); len(left) > 0 {
+		return 1, fmt.Errorf("network namespaces are held open after the tests: %s", strings.Join(left, "; "))
+	}
 	return code, nil
+}
+
+// namespacesLeft names the network namespaces that this process still holds: those of a
+// site (rig.Site) have no name, and with the last descriptor and process they, their links
+// and their packet filters are gone.
+func namespacesLeft() []string {
+	var left []string
+	fds, _ := filepath.Glob("/proc/self/fd/*") // the pattern is well-formed
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "net:[") {
+			left = append(left, to)
+		}
+	}
+	return left
 }
 
 // leftBehind names the processes that still run the binary under test, as no test may leave
@@ -117,14 +135,7 @@ func newPair(t *testing.T) *rig.Pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if path := os.Getenv("FTFUSE_E2E_LOG"); path != "" {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { f.Close() })
-		p.Log = f
-	}
+	p.Log = roleLog(t)
 	watch(t, p)
 	return p
 }
@@ -143,6 +154,19 @@ func watch(t *testing.T, p *rig.Pair) {
 			}
 		}
 	})
+}
+
+// roleLog is where the roles' logs go if FTFUSE_E2E_LOG asks for them.
+func roleLog(t *testing.T) io.Writer {
+	t.Helper()
+	path := os.Getenv("FTFUSE_E2E_LOG")
+	if path == "" {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 // startPair starts a pair with nothing but defaults.

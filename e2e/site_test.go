@@ -54,19 +54,6 @@ func newSite(t *testing.T) *site {
 	return &site{Site: s, t: t}
 }
 
-// roleLog is where the roles' logs go if FTFUSE_E2E_LOG asks for them.
-func roleLog(t *testing.T) io.Writer {
-	t.Helper()
-	path := os.Getenv("FTFUSE_E2E_LOG")
-	if path == "" {
-		return nil
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	must(t, err)
-	t.Cleanup(func() { f.Close() })
-	return f
-}
-
 // needLinks skips what needs links that can be cut.
 func (s *site) needLinks() {
 	s.t.Helper()
