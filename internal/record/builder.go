@@ -21,7 +21,8 @@ type writer struct {
 // concurrent use. Once it has grown to its work it allocates nothing per record, and
 // per batch only the bytes that Seal gives away.
 type Builder struct {
-	max   int    // longest sealed batch, but for a single record that needs more
+	max   int // longest sealed batch, but for a single record that needs more
+	codec Codec
 	buf   []byte // room for the header, then the data; nil until the first Add of a batch
 	heads []byte
 
@@ -31,6 +32,7 @@ type Builder struct {
 	recent  [4]recent // the last few used, looked at before the map
 	slot    uint8     // the slot of recent to give away next
 
+	host       string // of all records of the batch
 	records    uint32
 	lastLen    int
 	lastTime   int64
@@ -51,10 +53,15 @@ func NewBuilder(maxBytes int) *Builder {
 	return &Builder{max: limit, writers: make(map[writer]uint32), strings: make(map[string]uint32)}
 }
 
+// Compress has every batch from the next Seal on compressed by c, where that saves
+// something.
+func (b *Builder) Compress(c Codec) { b.codec = c }
+
 // Add appends one record whose bytes are those of data, one after the other, and
 // copies them. It returns false, and changes nothing, when the record does not fit:
-// Seal the batch, then Add again. To an empty batch it returns false only for a
-// record longer than MaxRecord or a string longer than MaxString: cut it first.
+// Seal the batch, then Add again. It does not fit beside records of another host. To an
+// empty batch it returns false only for a record longer than MaxRecord, a path longer than
+// MaxString or a host longer than batch.MaxHost: cut it first.
 func (b *Builder) Add(a *Attr, data ...[]byte) bool {
 	n := 0
 	for _, d := range data {
@@ -80,7 +87,7 @@ func (b *Builder) bound(a *Attr, n int) (bound int, same bool) {
 	if same {
 		return n + headBound, true
 	}
-	if len(a.Host) > MaxString || len(a.Path) > MaxString || len(b.writers) == MaxWriters {
+	if len(a.Host) > batch.MaxHost || b.records > 0 && a.Host != b.host || len(a.Path) > MaxString || len(b.writers) == MaxWriters {
 		return -1, false
 	}
 	return n + headBound + newWriterBound + len(a.Host) + len(a.Path), false
@@ -131,7 +138,7 @@ func (b *Builder) head(a *Attr, n int, same bool) {
 
 // writer appends a reference to w, or its definition, and makes it the last one.
 func (b *Builder) writer(w writer) byte {
-	b.last, b.haveWriter = w, true
+	b.last, b.haveWriter, b.host = w, true, w.host
 	for i := range b.recent {
 		if r := &b.recent[i]; r.ok && r.w == w {
 			b.heads = binary.AppendUvarint(b.heads, uint64(r.n))
@@ -171,7 +178,7 @@ func (b *Builder) string(s string) {
 	}
 }
 
-// Len returns how long the sealed bytes would be now; 0 for an empty batch.
+// Len returns how long the sealed bytes would be now, uncompressed; 0 for an empty batch.
 func (b *Builder) Len() int {
 	if b.records == 0 {
 		return 0
@@ -192,7 +199,7 @@ func (b *Builder) Payload() int {
 
 // Seal ends the batch under the name id and returns it; the Builder is empty then.
 // The caller owns the bytes: the Builder keeps no reference. A batch that fills its
-// buffer takes the buffer along, a smaller one is copied to a slice of its size, so
+// buffer takes the buffer along, a smaller or compressed one has a slice of its size, so
 // that a queue of small batches does not hold large buffers. No buffer ever comes
 // back (the queue holds it for a time nobody knows); the garbage collector has it.
 func (b *Builder) Seal(id batch.ID, sealedAt int64) batch.Sealed {
@@ -200,22 +207,29 @@ func (b *Builder) Seal(id batch.ID, sealedAt int64) batch.Sealed {
 		b.buf = dirty.Make(b.max)[:HeaderSize]
 	}
 	h := header{
-		codec: CodecNone, id: id, time: sealedAt, records: b.records,
+		id: id, time: sealedAt, records: b.records,
 		heads: uint32(len(b.heads)), payload: uint64(len(b.buf) - HeaderSize),
 	}
-	h.put(b.buf[:HeaderSize])
-	data := append(b.buf, b.heads...)
-	if len(data) < cap(data)/4*3 {
-		data = append([]byte(nil), data...)
-		data = data[:len(data):len(data)]
-	} else {
-		b.buf = nil
-	}
+	data := b.pack(&h, append(b.buf, b.heads...))
 	s := batch.Sealed{
-		ID: id, CRC: batch.Checksum(data), Records: h.records, Payload: h.payload, Time: sealedAt, Data: data,
+		ID: id, CRC: batch.Checksum(data), Records: h.records, Payload: h.payload, Time: sealedAt, Host: b.host, Data: data,
 	}
 	b.Reset()
 	return s
+}
+
+// pack returns data, the uncompressed bytes but for the header, as they are given away.
+func (b *Builder) pack(h *header, data []byte) []byte {
+	if packed := compress(b.codec, h, data); packed != nil {
+		return packed
+	}
+	h.put(data)
+	if len(data) < cap(data)/4*3 {
+		data = append([]byte(nil), data...)
+		return data[:len(data):len(data)]
+	}
+	b.buf = nil
+	return data
 }
 
 // Reset forgets what was added since the last Seal.
@@ -230,19 +244,6 @@ func (b *Builder) Reset() {
 	clear(b.writers)
 	clear(b.strings)
 	b.recent = [4]recent{}
-	b.last, b.haveWriter = writer{}, false
+	b.last, b.haveWriter, b.host = writer{}, false, ""
 	b.records, b.lastLen, b.lastTime = 0, 0, 0
-}
-
-// put writes h into its 96 bytes.
-func (h *header) put(p []byte) {
-	copy(p, magic)
-	binary.LittleEndian.PutUint16(p[4:], Version)
-	p[6], p[7] = h.codec, 0
-	h.id.Append(p[8:8])
-	binary.LittleEndian.PutUint64(p[56:], uint64(h.time))
-	binary.LittleEndian.PutUint64(p[64:], h.payload)
-	binary.LittleEndian.PutUint32(p[72:], h.records)
-	binary.LittleEndian.PutUint32(p[76:], h.heads)
-	clear(p[80:HeaderSize])
 }

@@ -10,10 +10,11 @@ import (
 
 // Reader iterates over the records of one sealed batch. It is not safe for concurrent
 // use. What it allocates is bounded by a small multiple of the batch's length, and is
-// kept for the next batch by Reset.
+// kept for the next batch by Reset; the bytes of a compressed batch are expanded, to
+// MaxBatch at most, into memory that Reset leaves to whoever uses it.
 type Reader struct {
 	id    batch.ID
-	all   []byte // the sealed bytes
+	all   []byte // the sealed bytes, expanded
 	off   int    // of the next record's data in all
 	end   int    // of the data
 	heads []byte // not yet read
@@ -49,13 +50,24 @@ func (r *Reader) Reset(s batch.Sealed) error {
 	if err != nil {
 		return err
 	}
+	all := s.Data
+	if h.codec != CodecNone {
+		if all, err = expand(s, &h); err != nil {
+			return err
+		}
+	}
 	*r = Reader{
-		id: s.ID, all: s.Data, off: HeaderSize, end: HeaderSize + int(h.payload), h: h,
+		id: s.ID, all: all, off: HeaderSize, end: HeaderSize + int(h.payload), h: h,
 		writers: r.writers[:0], strings: r.strings,
 	}
-	r.heads = s.Data[r.end:]
+	r.heads = all[r.end:]
 	return nil
 }
+
+// Bytes returns the sealed bytes that the records alias, with the data behind the header
+// whether they were compressed or not. They stay good after Reset, and nobody may write
+// to them.
+func (r *Reader) Bytes() []byte { return r.all }
 
 // parseHeader reads and checks the header of s.
 func parseHeader(s batch.Sealed) (header, error) {
@@ -73,8 +85,8 @@ func parseHeader(s batch.Sealed) (header, error) {
 	if v := binary.LittleEndian.Uint16(p[4:]); v != Version {
 		return h, fmt.Errorf("%w: open batch %v: version %d, this build reads %d; upgrade this host", ErrVersion, s.ID, v, Version)
 	}
-	if h.codec = p[6]; h.codec != CodecNone {
-		return h, fmt.Errorf("%w: open batch %v: codec %d, this build reads %d (none); upgrade this host", ErrVersion, s.ID, h.codec, CodecNone)
+	if h.codec = Codec(p[6]); h.codec > CodecZstd {
+		return h, fmt.Errorf("%w: open batch %v: %v, this build reads up to %d (%v); upgrade this host", ErrVersion, s.ID, h.codec, CodecZstd, CodecZstd)
 	}
 	id, err := batch.ParseID(p[8:])
 	if err != nil {
@@ -85,6 +97,7 @@ func parseHeader(s batch.Sealed) (header, error) {
 	h.payload = binary.LittleEndian.Uint64(p[64:])
 	h.records = binary.LittleEndian.Uint32(p[72:])
 	h.heads = binary.LittleEndian.Uint32(p[76:])
+	h.packed = binary.LittleEndian.Uint32(p[80:])
 	switch {
 	case len(p) > MaxBatch:
 		return bad("%d bytes, want at most %d", len(p), MaxBatch)
@@ -93,15 +106,34 @@ func parseHeader(s batch.Sealed) (header, error) {
 	case h.time != s.Time || h.payload != s.Payload || h.records != s.Records:
 		return bad("header has time %d, payload %d, records %d, envelope has %d, %d, %d",
 			h.time, h.payload, h.records, s.Time, s.Payload, s.Records)
-	case h.payload > MaxBatch || HeaderSize+h.payload+uint64(h.heads) != uint64(len(p)):
-		return bad("%d bytes, header says %d + %d + %d", len(p), HeaderSize, h.payload, h.heads)
-	}
-	for _, c := range append([]byte{p[7]}, p[80:HeaderSize]...) {
-		if c != 0 {
-			return bad("reserved header bytes are not zero")
-		}
+	case h.payload > MaxBatch || HeaderSize+h.payload+uint64(h.heads) > MaxBatch:
+		return bad("%d + %d + %d bytes uncompressed, want at most %d", HeaderSize, h.payload, h.heads, MaxBatch)
+	case !h.fits(len(p) - HeaderSize):
+		return bad("%d bytes, header says %d + %d + %d, %d compressed", len(p), HeaderSize, h.payload, h.heads, h.packed)
+	case p[7] != 0 || !zero(p[84:HeaderSize]):
+		return bad("reserved header bytes are not zero")
+	case h.codec != CodecNone && !zero(p[HeaderSize+h.packed:]):
+		return bad("bytes behind the compressed ones are not zero")
 	}
 	return h, nil
+}
+
+// fits reports whether body is how long everything behind the header has to be.
+func (h *header) fits(body int) bool {
+	raw := int(h.payload) + int(h.heads)
+	if h.codec == CodecNone {
+		return h.packed == 0 && body == raw
+	}
+	return int64(h.packed) <= int64(body) && body == sealedBody(int(h.packed), raw)
+}
+
+func zero(p []byte) bool {
+	for _, c := range p {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Next returns the next record, or io.EOF behind the last one, when all of the batch

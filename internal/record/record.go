@@ -7,7 +7,8 @@
 // stand once per record, which is one write(2); who wrote and where (host, path,
 // pid, uid, gid) stands once per batch and is then named by number. Because the
 // bytes of neighbouring records touch, a reader that wants nothing but the bytes can
-// write a whole batch out with a few large writes.
+// write a whole batch out with a few large writes. Data and heads may be compressed
+// together (Codec); the header never is.
 //
 // The sealed bytes carry no checksum of their own: Sealed.CRC covers all of them and
 // is checked by whoever took the batch from a wire or a disk, so that a relay can
@@ -25,7 +26,7 @@ const (
 	Version    = 1       // the format version this package writes, and the only one it reads
 	HeaderSize = 96      // the fixed header
 	MaxBatch   = 4 << 20 // largest len(Sealed.Data)
-	MaxString  = 1 << 16 // longest host or path, in bytes
+	MaxString  = 1 << 16 // longest string, in bytes: a path; hosts have batch.MaxHost
 	MaxWriters = 1 << 16 // most different (host, path, pid, uid, gid) in one batch
 
 	// MaxRecord is the longest record, in bytes, that a batch of its own is sure to
@@ -61,14 +62,6 @@ const (
 	knownFlags = Unterminated | Break | PieceFirst | PieceMiddle | PieceLast | Recovered | Offline | Overwrite | Binary | Opener | Several
 )
 
-// Codecs of the bytes behind the header. Only CodecNone is written or read now; the
-// others are reserved and answered with ErrVersion.
-const (
-	CodecNone = 0
-	CodecS2   = 1
-	CodecZstd = 2
-)
-
 // Attr is what is known of one write.
 type Attr struct {
 	Host, Path    string // Path as the handle was opened, below the mount point, no leading slash
@@ -78,7 +71,8 @@ type Attr struct {
 }
 
 // Record is one record as a Reader gives it. Data aliases the batch's sealed bytes,
-// beginning at Off: it is never to be written to, and stays good as long as they do.
+// as Reader.Bytes has them, beginning at Off: it is never to be written to, and stays good
+// as long as they do.
 type Record struct {
 	Attr
 	Data []byte
@@ -105,10 +99,11 @@ const (
 
 // header is the fixed header in memory.
 type header struct {
-	codec   uint8
+	codec   Codec
 	id      batch.ID
 	time    int64
 	records uint32
 	heads   uint32 // length of the heads, uncompressed
 	payload uint64 // length of the data, uncompressed
+	packed  uint32 // length of both, compressed; 0 with CodecNone
 }

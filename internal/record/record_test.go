@@ -70,11 +70,13 @@ func TestRoundTrip(t *testing.T) {
 	b := NewBuilder(20_000)
 	for n := uint64(1); n < 300; n++ {
 		var wanted []want
+		b.Compress(Codec(rng.IntN(3)))
+		letters := 1 + rng.IntN(256)
 		writers := 1 + rng.IntN(9)
 		for len(wanted) < 400 {
 			w := rng.IntN(writers)
 			a := Attr{
-				Host: fmt.Sprint("host-", w%2), Path: strings.Repeat("p", rng.IntN(3)*w) + fmt.Sprint(w),
+				Host: fmt.Sprint("host-", n%2), Path: strings.Repeat("p", rng.IntN(3)*w) + fmt.Sprint(w),
 				PID: rng.Uint32() >> rng.IntN(32), UID: uint32(w), GID: uint32(w / 2),
 				Time: rng.Int64N(1 << (1 + rng.IntN(62))), Flags: uint16(rng.Uint32()) & knownFlags,
 			}
@@ -83,7 +85,7 @@ func TestRoundTrip(t *testing.T) {
 			}
 			data := make([]byte, rng.IntN(1+rng.IntN(200)))
 			for i := range data {
-				data[i] = byte(rng.Uint32())
+				data[i] = byte(rng.IntN(letters))
 			}
 			cut := rng.IntN(len(data) + 1)
 			if !b.Add(&a, data[:cut], data[cut:]) {
@@ -93,12 +95,15 @@ func TestRoundTrip(t *testing.T) {
 		}
 		length, records, payload := b.Len(), b.Records(), b.Payload()
 		s := b.Seal(testID(n), int64(n))
-		if len(s.Data) != length || int(s.Records) != records || int(s.Payload) != payload || records != len(wanted) {
+		if len(s.Data) > length || Codec(s.Data[6]) == CodecNone && len(s.Data) != length || int(s.Records) != records || int(s.Payload) != payload || records != len(wanted) {
 			t.Fatalf("sealed %d bytes, %d records, %d payload; Builder said %d, %d, %d; added %d",
 				len(s.Data), s.Records, s.Payload, length, records, payload, len(wanted))
 		}
 		if batch.Checksum(s.Data) != s.CRC {
 			t.Fatal("CRC is not that of Data")
+		}
+		if s.Host != fmt.Sprint("host-", n%2) {
+			t.Fatalf("the envelope's host is %q", s.Host)
 		}
 		if b.Len() != 0 || b.Records() != 0 || b.Payload() != 0 {
 			t.Fatal("Builder is not empty after Seal")
@@ -136,7 +141,7 @@ func TestSealedIsNotTouchedAgain(t *testing.T) {
 func TestLimits(t *testing.T) {
 	b := NewBuilder(1 << 20)
 	big := make([]byte, MaxRecord)
-	if !b.Add(&Attr{Host: strings.Repeat("h", MaxString), Path: strings.Repeat("p", MaxString)}, big) {
+	if !b.Add(&Attr{Host: strings.Repeat("h", batch.MaxHost), Path: strings.Repeat("p", MaxString)}, big) {
 		t.Fatal("a record of MaxRecord does not fit an empty batch")
 	}
 	if b.Add(&Attr{}, []byte("x")) {
@@ -154,6 +159,9 @@ func TestLimits(t *testing.T) {
 	}
 	if b.Add(&Attr{Path: strings.Repeat("p", MaxString+1)}) {
 		t.Error("a path above MaxString was taken")
+	}
+	if b.Add(&Attr{Host: strings.Repeat("h", batch.MaxHost+1)}) {
+		t.Error("a host above batch.MaxHost was taken")
 	}
 	if b.Records() != 0 || b.Len() != 0 {
 		t.Error("a refused record was counted")
@@ -182,6 +190,26 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestABatchHasOneHost: the envelope vouches for every record.
+func TestABatchHasOneHost(t *testing.T) {
+	b := NewBuilder(1 << 20)
+	for i, host := range []string{"a", "", "b"} {
+		if !b.Add(&Attr{Host: host, Path: "p"}, []byte("x")) {
+			t.Fatalf("host %q is not taken by an empty batch", host)
+		}
+		b.Space(1)
+		if b.Add(&Attr{Host: host + "c", Path: "p"}, []byte("x")) || b.AddSpace(&Attr{Host: "d", Path: "p"}, 1) {
+			t.Errorf("another host is taken beside %q", host)
+		}
+		if s := b.Seal(testID(uint64(i+1)), 0); s.Host != host || s.Records != 1 {
+			t.Errorf("host %q, %d records, want %q, 1", s.Host, s.Records, host)
+		}
+	}
+	if s := b.Seal(testID(9), 0); s.Host != "" {
+		t.Errorf("host of an empty batch: %q", s.Host)
+	}
+}
+
 // TestMalformed damages one named thing each and wants the right sentinel.
 func TestMalformed(t *testing.T) {
 	b := NewBuilder(1000)
@@ -199,7 +227,9 @@ func TestMalformed(t *testing.T) {
 	}{
 		"magic":             {set(0, 'x'), ErrMalformed},
 		"version":           {set(4, 2), ErrVersion},
-		"codec s2":          {set(6, CodecS2), ErrVersion},
+		"codec of tomorrow": {set(6, 3), ErrVersion},
+		"codec s2":          {set(6, byte(CodecS2)), ErrMalformed},
+		"compressed length": {set(80, 1), ErrMalformed},
 		"reserved":          {set(7, 1), ErrMalformed},
 		"reserved at end":   {set(HeaderSize-1, 1), ErrMalformed},
 		"other id":          {set(8, 1), ErrMalformed},
@@ -335,7 +365,7 @@ func TestHostileAllocation(t *testing.T) {
 }
 
 func FuzzReader(f *testing.F) {
-	for _, s := range goldenBatches() {
+	for _, s := range append(goldenBatches(), goldenPacked(f)...) {
 		f.Add(s.Data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -359,7 +389,7 @@ func FuzzReader(f *testing.F) {
 			}
 			total += len(rec.Data)
 		}
-		if total > len(data) {
+		if total > MaxBatch || total > MaxRatio*len(data) {
 			t.Fatalf("%d bytes of records from %d", total, len(data))
 		}
 		if !bytes.Equal(before, data) {
@@ -392,21 +422,22 @@ func FuzzReader(f *testing.F) {
 // TestEveryFlippedBitIsHarmless flips each bit of a batch: the CRC notices every one,
 // and the reader neither panics nor gives bytes from outside.
 func TestEveryFlippedBitIsHarmless(t *testing.T) {
-	good := goldenBatches()[1]
-	for bit := range len(good.Data) * 8 {
-		s := good
-		s.Data = bytes.Clone(good.Data)
-		s.Data[bit/8] ^= 1 << (bit % 8)
-		if batch.Checksum(s.Data) == s.CRC {
-			t.Fatalf("bit %d: the CRC did not change", bit)
+	for _, good := range append(goldenPacked(t), goldenBatches()[1]) {
+		for bit := range len(good.Data) * 8 {
+			s := good
+			s.Data = bytes.Clone(good.Data)
+			s.Data[bit/8] ^= 1 << (bit % 8)
+			if batch.Checksum(s.Data) == s.CRC {
+				t.Fatalf("bit %d: the CRC did not change", bit)
+			}
+			_ = Check(s)
 		}
-		_ = Check(s)
-	}
-	for n := range good.Data {
-		s := good
-		s.Data = good.Data[:n]
-		if Check(s) == nil {
-			t.Fatalf("cut to %d of %d bytes and read as good", n, len(good.Data))
+		for n := range good.Data {
+			s := good
+			s.Data = good.Data[:n]
+			if Check(s) == nil {
+				t.Fatalf("cut to %d of %d bytes and read as good", n, len(good.Data))
+			}
 		}
 	}
 }
