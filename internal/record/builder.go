@@ -32,7 +32,7 @@ type Builder struct {
 	recent  [4]recent // the last few used, looked at before the map
 	slot    uint8     // the slot of recent to give away next
 
-	host       string // of all records of the batch
+	host       string // of the newest record of this batch
 	records    uint32
 	lastLen    int
 	lastTime   int64
@@ -59,9 +59,9 @@ func (b *Builder) Compress(c Codec) { b.codec = c }
 
 // Add appends one record whose bytes are those of data, one after the other, and
 // copies them. It returns false, and changes nothing, when the record does not fit:
-// Seal the batch, then Add again. It does not fit beside records of another host. To an
-// empty batch it returns false only for a record longer than MaxRecord, a path longer than
-// MaxString or a host longer than batch.MaxHost: cut it first.
+// Seal the batch, then Add again. To an empty batch it returns false only for a record
+// longer than MaxRecord, a path longer than MaxString or a host longer than batch.MaxHost:
+// cut it first. All records of a batch are to be of one host, or receivers refuse it.
 func (b *Builder) Add(a *Attr, data ...[]byte) bool {
 	n := 0
 	for _, d := range data {
@@ -87,7 +87,7 @@ func (b *Builder) bound(a *Attr, n int) (bound int, same bool) {
 	if same {
 		return n + headBound, true
 	}
-	if len(a.Host) > batch.MaxHost || b.records > 0 && a.Host != b.host || len(a.Path) > MaxString || len(b.writers) == MaxWriters {
+	if len(a.Host) > batch.MaxHost || len(a.Path) > MaxString || len(b.writers) == MaxWriters {
 		return -1, false
 	}
 	return n + headBound + newWriterBound + len(a.Host) + len(a.Path), false
@@ -197,7 +197,8 @@ func (b *Builder) Payload() int {
 	return len(b.buf) - HeaderSize
 }
 
-// Seal ends the batch under the name id and returns it; the Builder is empty then.
+// Seal ends the batch under the name id and returns it, with the host of its records in
+// the envelope; the Builder is empty then.
 // The caller owns the bytes: the Builder keeps no reference. A batch that fills its
 // buffer takes the buffer along, a smaller or compressed one has a slice of its size, so
 // that a queue of small batches does not hold large buffers. No buffer ever comes

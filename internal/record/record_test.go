@@ -190,19 +190,13 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestABatchHasOneHost: the envelope vouches for every record.
-func TestABatchHasOneHost(t *testing.T) {
+// TestTheEnvelopeHasTheHost of its records, and none of a batch before.
+func TestTheEnvelopeHasTheHost(t *testing.T) {
 	b := NewBuilder(1 << 20)
 	for i, host := range []string{"a", "", "b"} {
-		if !b.Add(&Attr{Host: host, Path: "p"}, []byte("x")) {
-			t.Fatalf("host %q is not taken by an empty batch", host)
-		}
-		b.Space(1)
-		if b.Add(&Attr{Host: host + "c", Path: "p"}, []byte("x")) || b.AddSpace(&Attr{Host: "d", Path: "p"}, 1) {
-			t.Errorf("another host is taken beside %q", host)
-		}
-		if s := b.Seal(testID(uint64(i+1)), 0); s.Host != host || s.Records != 1 {
-			t.Errorf("host %q, %d records, want %q, 1", s.Host, s.Records, host)
+		b.Add(&Attr{Host: host, Path: "p"}, []byte("x"))
+		if s := b.Seal(testID(uint64(i+1)), 0); s.Host != host {
+			t.Errorf("host %q, want %q", s.Host, host)
 		}
 	}
 	if s := b.Seal(testID(9), 0); s.Host != "" {
