@@ -148,9 +148,11 @@ func (b *bench) measure(size int, mode string, writers int) (*Case, error) {
 		{"tail -F | nc", !b.o.tailNC || mode != ModeBlock, b.tailNC, &c.TailNC},
 	}
 	for _, attr := range b.o.attrs {
-		run := func(p tally.Plan, mode string) (*Rate, error) { return b.ftfuse(p, mode, attr) }
+		run := func(p tally.Plan, mode string) (*Rate, error) { return b.ftfuse(p, mode, attr, false) }
 		ways = append(ways, way{"ftfuse " + attr, false, run, map[string]**Rate{AttrOpen: &c.Open, AttrWrite: &c.Write}[attr]})
 	}
+	run := func(p tally.Plan, mode string) (*Rate, error) { return b.ftfuse(p, mode, AttrOpen, true) }
+	ways = append(ways, way{"ftfuse " + wayRelay, !b.o.relay, run, &c.Relay})
 	for _, way := range ways {
 		if way.skip {
 			continue

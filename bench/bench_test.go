@@ -147,8 +147,11 @@ func TestGoals(t *testing.T) {
 	check(AttrOpen, "accepted: 0.80 of plain file want 0.70: reached", "arrived: 1 lines/s want 220000: MISSED")
 	c.Mode, c.Writers = ModeBlock, 4
 	check(AttrWrite, "arrived: want 0.33 of tail|nc (not run)")
+	c.Size, c.Open.LineS, c.Relay = 128, 100, &Rate{LineS: 59, PerGB: 0.5}
+	check(wayRelay, "arrived: 0.59 of direct want 0.60: MISSED", "the relay alone: 0.50 CPU s/GB want at most 0.50: reached")
 	c.Open = nil
 	check(AttrOpen)
+	check(wayRelay, "arrived: want 0.60 of direct (not run)", "the relay alone: 0.50 CPU s/GB want at most 0.50: reached")
 }
 
 // Half of full speed is half of what lines of the paced program's length have reached.

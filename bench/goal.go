@@ -16,6 +16,12 @@ func (g goal) String() string {
 	switch {
 	case g.none:
 		return fmt.Sprintf("%s: want %.2f %s\t(not run)", g.what, g.want, g.unit)
+	case g.unit == unitPerGB:
+		word := "reached"
+		if g.got > g.want {
+			word = "MISSED"
+		}
+		return fmt.Sprintf("%s: %.2f %s\twant at most %.2f: %s", g.what, g.got, g.unit, g.want, word)
 	case g.unit == "ms":
 		return fmt.Sprintf("%s: %.1f %s\t%s", g.what, g.got, g.unit, atMost(g.got, g.want, g.unit))
 	}
@@ -53,8 +59,16 @@ const (
 	fairLines = 100
 )
 
-// goals are what the issues ask of the case in one attribution: issue 2 of write, issue 3
-// of open.
+// What issue 4 asks of a relay between: the share of the direct rate that arrives, and the
+// CPU seconds of the relay alone for a GB.
+const (
+	relayShare = 0.6
+	relayPerGB = 0.5
+	unitPerGB  = "CPU s/GB"
+)
+
+// goals are what the issues ask of the case on one way: issue 2 of write, issue 3 of open,
+// issue 4 of a relay between.
 func (c Case) goals(attr string) []goal {
 	f := c.of(attr)
 	if f == nil {
@@ -76,6 +90,9 @@ func (c Case) goals(attr string) []goal {
 		}
 	}
 	switch {
+	case attr == wayRelay && c.Mode == ModeBlock && c.Size == 128:
+		add(ratio("arrived", f.LineS, c.Open, arrived, relayShare, "direct"))
+		add(goal{what: "the relay alone", got: f.PerGB, want: relayPerGB, unit: unitPerGB})
 	case attr == AttrWrite && c.Writers == 4 && c.Mode == ModeBlock:
 		add(ratio("arrived", f.LineS, c.TailNC, arrived, map[int]float64{10: 0.2, 128: 0.33, 1024: 0.33, 4096: 0.33}[c.Size], "tail|nc"))
 	case attr == AttrWrite && c.Writers == 4:

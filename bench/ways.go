@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,12 +14,19 @@ import (
 	"ftfuse/bench/tally"
 )
 
+// wayRelay is the way through a relay, in attribution open.
+const wayRelay = "relay"
+
 // pair starts a fresh mount and receiver.
-func (b *bench) pair(name, attr string) (*rig.Pair, error) {
+func (b *bench) pair(name, attr string) (*rig.Pair, error) { return b.chain(name, attr, false) }
+
+// chain is pair, with a relay between if relayed is set.
+func (b *bench) chain(name, attr string, relayed bool) (*rig.Pair, error) {
 	p, err := rig.NewPair(b.bin, filepath.Join(b.dir, name))
 	if err != nil {
 		return nil, err
 	}
+	p.Relayed = relayed
 	p.Queue, p.Attribution = fmt.Sprintf("durability = %q", b.o.durability), attr
 	if err := p.StartBoth(b.ctx); err != nil {
 		p.Close()
@@ -27,44 +35,63 @@ func (b *bench) pair(name, attr string) (*rig.Pair, error) {
 	return p, nil
 }
 
-// logs are the ends of both roles' logs, for an error.
+// logs are the ends of the roles' logs, for an error.
 func logs(p *rig.Pair) string {
-	return fmt.Sprintf("\nmount: %s\nreceive: %s", tailOf(p.MountRole), tailOf(p.ReceiveRole))
+	var text strings.Builder
+	for _, r := range p.Roles() {
+		fmt.Fprintf(&text, "\n%s: %s", r.Name, tailOf(r))
+	}
+	return text.String()
 }
 
 // cost is what the roles of a pair used since startCost.
 type cost struct {
-	mount, receive []int // processes
-	cpu, disk      float64
-	watch          *rig.Watch
+	mount, relay, receive []int // processes
+	cpu, disk, relayCPU   float64
+	watch                 *rig.Watch
 }
 
 func startCost(p *rig.Pair) (*cost, error) {
 	c := &cost{mount: p.MountRole.Family(), receive: p.ReceiveRole.Family()}
-	c.watch = rig.StartWatch(append(append([]int(nil), c.mount...), c.receive...)...)
+	if p.RelayRole != nil {
+		c.relay = p.RelayRole.Family()
+	}
+	c.watch = rig.StartWatch(c.all()...)
 	var err error
-	if c.cpu, c.disk, err = c.spent(); err != nil {
+	if c.cpu, c.disk, c.relayCPU, err = c.spent(); err != nil {
 		c.watch.Stop()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *cost) spent() (cpu, disk float64, err error) {
-	return spent(append(append([]int(nil), c.mount...), c.receive...))
+// all are the processes of every role.
+func (c *cost) all() []int { return slices.Concat(c.mount, c.relay, c.receive) }
+
+// spent is what all roles have used so far, and what CPU the relay has.
+func (c *cost) spent() (cpu, disk, relay float64, err error) {
+	if cpu, disk, err = spent(c.all()); err == nil {
+		relay, _, err = spent(c.relay)
+	}
+	return cpu, disk, relay, err
 }
 
 // into stops looking and puts the figures into r.
 func (c *cost) into(r *Rate) error {
-	cpu, disk, err := c.spent()
+	cpu, disk, relay, err := c.spent()
 	peak := c.watch.Stop()
 	if err != nil {
 		return err
 	}
-	mount, receive := sum(peak[:len(c.mount)]), sum(peak[len(c.mount):])
+	m, n := len(c.mount), len(c.mount)+len(c.relay)
+	mount, receive := sum(peak[:m]), sum(peak[n:])
 	r.Mount, r.Receive = &mount, &receive
 	r.CPU = (cpu - c.cpu) / float64(r.Lines) * 1e6
 	r.Written = (disk - c.disk) / float64(r.Bytes)
+	if n > m {
+		between := sum(peak[m:n])
+		r.Relay, r.PerGB = &between, (relay-c.relayCPU)/float64(r.Bytes)*1e9
+	}
 	return nil
 }
 
@@ -76,9 +103,10 @@ func sum(all []rig.Memory) rig.Memory {
 	return m
 }
 
-// ftfuse is the writers on a mount, until the last byte is in the receiver's file.
-func (b *bench) ftfuse(p tally.Plan, mode, attr string) (_ *Rate, err error) {
-	pair, err := b.pair("ftfuse", attr)
+// ftfuse is the writers on a mount, until the last byte is in the receiver's file; through a
+// relay if relayed is set.
+func (b *bench) ftfuse(p tally.Plan, mode, attr string, relayed bool) (_ *Rate, err error) {
+	pair, err := b.chain("ftfuse", attr, relayed)
 	if err != nil {
 		return nil, err
 	}

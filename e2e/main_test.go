@@ -147,11 +147,9 @@ func watch(t *testing.T, p *rig.Pair) {
 		if !t.Failed() {
 			return
 		}
-		for _, r := range []*rig.Role{p.MountRole, p.ReceiveRole} {
-			if r != nil {
-				lines := r.Log()
-				t.Logf("log of %s:\n  %s", r.Name, strings.Join(lines[max(0, len(lines)-25):], "\n  "))
-			}
+		for _, r := range p.Roles() {
+			lines := r.Log()
+			t.Logf("log of %s:\n  %s", r.Name, strings.Join(lines[max(0, len(lines)-25):], "\n  "))
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -18,8 +19,8 @@ const FUSE = 0x65735546
 // StopIn is how long a role may take to drain and stop.
 const StopIn = 30 * time.Second
 
-// Pair is a source and an aggregator on this machine: one mount, one receiver, their
-// state, their output and the TOML files, all below Dir. Set the text fields before the
+// Pair is a source and an aggregator on this machine, with a relay between them if Relayed
+// is set: their state, their output and the TOML files, all below Dir. Set the text fields before the
 // first start; they are TOML lines put into the tables their names say.
 type Pair struct {
 	Bin  string    // the ftfuse binary
@@ -39,8 +40,11 @@ type Pair struct {
 	MountState   string // state_dir of the source, default Dir/source
 	ReceiveState string // state_dir of the aggregator, default Dir/aggregator
 	Addr         string // where the receiver listens, default a free port of the loopback
+	Relayed      bool   // the mount sends to a relay, which sends to the receiver
+	Relay        string // in [relay]
+	RelayAddr    string // where the relay listens, default a free port of the loopback
 
-	MountRole, ReceiveRole *Role
+	MountRole, RelayRole, ReceiveRole *Role // RelayRole is nil where there is none
 }
 
 // NewPair returns a pair below dir, which is made if it is not there.
@@ -49,8 +53,12 @@ func NewPair(bin, dir string) (*Pair, error) {
 	if err != nil {
 		return nil, err
 	}
+	relay, err := FreeAddr()
+	if err != nil {
+		return nil, err
+	}
 	p := &Pair{
-		Bin: bin, Dir: dir, Host: "web-01", Addr: addr,
+		Bin: bin, Dir: dir, Host: "web-01", Addr: addr, RelayAddr: relay,
 		MountState: filepath.Join(dir, "source"), ReceiveState: filepath.Join(dir, "aggregator"),
 	}
 	for _, d := range []string{p.Point(), p.MountState, p.ReceiveState, p.OutDir()} {
@@ -89,14 +97,21 @@ func (p *Pair) MountConfig() string { return filepath.Join(p.Dir, "mount.toml") 
 // ReceiveConfig is the path of the receiver's TOML file.
 func (p *Pair) ReceiveConfig() string { return filepath.Join(p.Dir, "receive.toml") }
 
-// WriteConfigs writes both TOML files. The starts do it too.
+// RelayConfig is the path of the relay's TOML file.
+func (p *Pair) RelayConfig() string { return filepath.Join(p.Dir, "relay.toml") }
+
+// WriteConfigs writes the TOML files. The starts do it too.
 func (p *Pair) WriteConfigs() error {
 	rules := p.Rules
 	if p.Attribution != "" {
 		rules += fmt.Sprintf("\n[[mount.rule]]\npath = \"**\"\nattribution = %q\n", p.Attribution)
 	}
+	next := p.Addr
+	if p.Relayed {
+		next = p.RelayAddr
+	}
 	mount := fmt.Sprintf("host = %q\nstate_dir = %q\n%s\n\n[queue]\n%s\n\n%s\n\n[mount]\npoint = %q\n%s\n\n%s\n\n[[mount.forward]]\nprimary = [%q]\n",
-		p.Host, p.MountState, p.Top, p.Queue, p.MountTop, p.Point(), p.Mount, rules, p.Addr)
+		p.Host, p.MountState, p.Top, p.Queue, p.MountTop, p.Point(), p.Mount, rules, next)
 	outputs := p.Outputs
 	if outputs == "" {
 		outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\n", p.OutDir())
@@ -108,6 +123,14 @@ func (p *Pair) WriteConfigs() error {
 	}
 	if err := os.WriteFile(p.ReceiveConfig(), []byte(receive), 0o644); err != nil {
 		return fmt.Errorf("write the receiver's configuration: %w", err)
+	}
+	if !p.Relayed {
+		return nil
+	}
+	relay := fmt.Sprintf("host = \"relay\"\nstate_dir = %q\n%s\n\n[queue]\n%s\n\n[relay]\nlisten = %q\n%s\n\n[[relay.forward]]\nprimary = [%q]\n",
+		filepath.Join(p.Dir, "relay"), p.Top, p.Queue, p.RelayAddr, p.Relay, p.Addr)
+	if err := os.WriteFile(p.RelayConfig(), []byte(relay), 0o644); err != nil {
+		return fmt.Errorf("write the relay's configuration: %w", err)
 	}
 	return nil
 }
@@ -126,6 +149,13 @@ func (p *Pair) StartReceive(ctx context.Context, env ...string) error {
 	return err
 }
 
+// StartRelay starts the relay with env added and waits until it serves.
+func (p *Pair) StartRelay(ctx context.Context, env ...string) error {
+	r, err := p.start(ctx, "relay", p.RelayConfig(), env)
+	p.RelayRole = r
+	return err
+}
+
 func (p *Pair) start(ctx context.Context, role, config string, env []string) (*Role, error) {
 	if err := p.WriteConfigs(); err != nil {
 		return nil, err
@@ -137,22 +167,29 @@ func (p *Pair) start(ctx context.Context, role, config string, env []string) (*R
 	return r, r.Ready(ctx)
 }
 
-// StartBoth starts the receiver, then the mount.
+// StartBoth starts the receiver, the relay if there is one, then the mount.
 func (p *Pair) StartBoth(ctx context.Context) error {
 	if err := p.StartReceive(ctx); err != nil {
 		return err
 	}
+	if p.Relayed {
+		if err := p.StartRelay(ctx); err != nil {
+			return err
+		}
+	}
 	return p.StartMount(ctx)
 }
 
-// Stop stops the mount, which drains to the receiver, then the receiver, in order. Both
-// must exit with 0.
+// Roles are those that were started, in the order that data takes.
+func (p *Pair) Roles() []*Role {
+	return slices.DeleteFunc([]*Role{p.MountRole, p.RelayRole, p.ReceiveRole}, func(r *Role) bool { return r == nil })
+}
+
+// Stop stops the mount, which drains to the next, then that and so on. All must exit with 0.
 func (p *Pair) Stop() error {
 	var err error
-	for _, r := range []*Role{p.MountRole, p.ReceiveRole} {
-		if r != nil {
-			err = errors.Join(err, r.Stop(StopIn))
-		}
+	for _, r := range p.Roles() {
+		err = errors.Join(err, r.Stop(StopIn))
 	}
 	return err
 }
@@ -163,10 +200,8 @@ func (p *Pair) Captures() string { return p.MountRole.ReadyAttr("capture") }
 // Close kills what still runs and takes the mount point away. It is for the end, good or
 // bad, and can be called twice.
 func (p *Pair) Close() {
-	for _, r := range []*Role{p.MountRole, p.ReceiveRole} {
-		if r != nil {
-			_ = r.Kill() // what has ended already is not an error
-		}
+	for _, r := range p.Roles() {
+		_ = r.Kill() // what has ended already is not an error
 	}
 	for range 8 { // stacked or stale mounts, bounded
 		if syscall.Unmount(p.Point(), syscall.MNT_DETACH) != nil {

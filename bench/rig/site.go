@@ -228,7 +228,7 @@ func (h *Host) Do(f func() error) error { return h.net.Do(f) }
 
 // close ends the role, good or bad, and takes the mount point and the network away.
 func (h *Host) close() {
-	_ = h.Kill() // what has ended already is not an error
+	_ = h.Kill()  // what has ended already is not an error
 	for range 8 { // stacked or stale mounts, bounded
 		if syscall.Unmount(h.Point(), syscall.MNT_DETACH) != nil {
 			break
