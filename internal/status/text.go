@@ -1,0 +1,252 @@
+package status
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+)
+
+// Text writes r for people. Nothing in it can be taken for a terminal's control
+// sequences, whatever peers call themselves.
+func Text(w io.Writer, r *Role) error {
+	t := &text{r: r}
+	t.head()
+	t.queue()
+	for i := range r.Forward {
+		t.group(&r.Forward[i])
+	}
+	t.peers()
+	t.counts()
+	for _, s := range r.Trouble {
+		t.line("  look: %s", s)
+	}
+	_, err := io.WriteString(w, t.b.String())
+	return err
+}
+
+// text builds the form for people.
+type text struct {
+	r *Role
+	b strings.Builder
+}
+
+// line writes one line: what stands in args cannot end it.
+func (t *text) line(format string, args ...any) { t.b.WriteString(cells(format, args...) + "\n") }
+
+// cells formats one line or a row of cells: nothing in args can end a line or a cell.
+func cells(format string, args ...any) string {
+	for i, a := range args {
+		if s, ok := a.(string); ok {
+			args[i] = printable(s)
+		}
+	}
+	return fmt.Sprintf(format, args...)
+}
+
+// table writes aligned rows; the cells of a row are parted by tabs.
+func (t *text) table(head string, rows []string) {
+	if len(rows) == 0 {
+		return
+	}
+	w := tabwriter.NewWriter(&t.b, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "  "+head)
+	for _, row := range rows {
+		fmt.Fprintln(w, "  "+row)
+	}
+	w.Flush() // to a strings.Builder, which does not fail
+}
+
+func (t *text) head() {
+	r := t.r
+	state := "serving"
+	if why := r.NotReady(); why != "" {
+		state = "not ready: " + why
+	}
+	where := r.Listen
+	if r.Point != "" {
+		where = r.Point
+	}
+	how := "plain TCP"
+	if r.TLS {
+		how = "TLS"
+	}
+	t.line("%s: %s, %s, %s, up %s", r.Role, where, state, how, age(r.Now.Sub(r.Started)))
+	t.line("  host %s, node %s, version %s, pid %d", r.Host, r.Node, r.Version, r.PID)
+}
+
+func (t *text) queue() {
+	q := &t.r.Queue
+	t.line("  queue: %s of %s, %s on disk in %d files", bytes(q.Bytes), bytes(q.MaxBytes), bytes(q.DiskBytes), q.Segments)
+	if q.DeliveredLanes > 0 {
+		t.line("  delivered set: %d lanes, %d ranges, %s", q.DeliveredLanes, q.DeliveredRanges, bytes(q.DeliveredBytes))
+	}
+	if q.Quarantined > 0 {
+		t.line("  damaged files set aside: %d; `ftfuse queue verify` names them", q.Quarantined)
+	}
+	var rows []string
+	for _, c := range q.Cursors {
+		oldest := "-"
+		if !c.Oldest.IsZero() {
+			oldest = age(t.r.Now.Sub(c.Oldest))
+		}
+		rows = append(rows, cells("%s\t%d\t%d\t%s\t%s", c.Name, c.Backlog.Batches, c.Backlog.Records, bytes(int64(c.Backlog.Bytes)), oldest))
+	}
+	t.table("CURSOR\tBATCHES\tRECORDS\tPAYLOAD\tOLDEST", rows)
+}
+
+func (t *text) group(g *Group) {
+	t.line("  forward %s (%s): %d lanes, next node has %d batches, last node has %d, %d not final", g.Name, g.Mode, g.Lanes, g.Acked, g.Final, g.AwaitingFinal)
+	if g.Failovers+g.Failbacks+g.Resent.Batches+g.FinalResent+g.Relabelled+g.Waiting > 0 {
+		t.line("    failovers %d, failbacks %d, resent to another %d batches (%s), withdrawn %d, resent for final %d, relabelled %d, refused everywhere %d",
+			g.Failovers, g.Failbacks, g.Resent.Batches, bytes(int64(g.Resent.Bytes)), g.Withdrawn, g.FinalResent, g.Relabelled, g.Waiting)
+	}
+	if g.LastRefusal != "" {
+		t.line("    last refusal: %s", g.LastRefusal)
+	}
+	var rows []string
+	for i := range g.Destinations {
+		rows = append(rows, t.destination(&g.Destinations[i]))
+	}
+	t.table("DESTINATION\tKIND\tSTATE\tLANES\tIN FLIGHT\tLAST ACK\tROUND TRIP\tLAST ERROR", rows)
+}
+
+func (t *text) destination(d *Destination) string {
+	kind := "secondary"
+	if d.Primary {
+		kind = "primary"
+	}
+	state := d.State
+	if d.State == StateHoldDown && !d.HoldUntil.IsZero() {
+		state += " for " + age(d.HoldUntil.Sub(t.r.Now))
+	} else if !d.Since.IsZero() {
+		state += " " + age(t.r.Now.Sub(d.Since))
+	}
+	ack, rtt, failure := "-", "-", "-"
+	if !d.LastAck.IsZero() {
+		ack = age(t.r.Now.Sub(d.LastAck)) + " ago"
+	}
+	if d.RTT > 0 {
+		rtt = time.Duration(d.RTT * float64(time.Second)).Round(10 * time.Microsecond).String()
+	}
+	if d.LastError != "" {
+		failure = d.LastError
+	}
+	return cells("%s\t%s\t%s\t%d\t%d (%s of %s)\t%s\t%s\t%s", d.Address, kind, state, d.Lanes, d.InFlight, bytes(d.InFlightBytes), bytes(d.Window), ack, rtt, failure)
+}
+
+// maxPeers is how many connections the table shows; the document has all.
+const maxPeers = 20
+
+func (t *text) peers() {
+	p := t.r.Peers
+	if p == nil {
+		return
+	}
+	t.line("  peers: %d connected, %d turned away, %d denied, %d failed handshakes", len(p.Connections), p.TurnedAway, p.Denied, p.Failed)
+	var rows []string
+	for i, c := range p.Connections {
+		if i == maxPeers {
+			rows = append(rows, cells("and %d more\t\t\t\t\t\t", len(p.Connections)-i))
+			break
+		}
+		last, state := "-", "reading"
+		if !c.LastBatch.IsZero() {
+			last = age(t.r.Now.Sub(c.LastBatch)) + " ago"
+		}
+		if c.Blocked {
+			state = "held up"
+		}
+		rows = append(rows, cells("%s\t%s\t%s\t%s\t%d\t%s\t%s", c.Host, c.Role, c.Address, state, c.Batches, bytes(int64(c.Bytes)), last))
+	}
+	t.table("PEER\tROLE\tADDRESS\tSTATE\tBATCHES\tSEALED\tLAST BATCH", rows)
+}
+
+func (t *text) counts() {
+	r := t.r
+	rows := []string{row("accepted", r.Accepted), row("delivered", r.Delivered)}
+	if r.Resent.Batches > 0 {
+		rows = append(rows, row("taken, resent", r.Resent))
+	}
+	for _, l := range r.Dropped {
+		rows = append(rows, row("dropped, "+l.Reason, l.Tally))
+	}
+	for _, l := range r.DroppedElsewhere {
+		rows = append(rows, row("dropped elsewhere, "+l.Reason, l.Tally))
+	}
+	t.table("\tBATCHES\tRECORDS\tPAYLOAD", rows)
+	if r.Duplicates > 0 {
+		t.line("  duplicates refused: %d batches", r.Duplicates)
+	}
+	if r.Peers != nil {
+		for _, reason := range sortedKeys(r.Peers.Refused) {
+			t.line("  refused, %s: %d batches", reason, r.Peers.Refused[reason])
+		}
+	}
+	for _, c := range r.Counters {
+		if c.Value == 0 {
+			continue
+		}
+		name := strings.ReplaceAll(c.Name, "_", " ")
+		if c.Rule != "" {
+			name += " (" + c.Rule + ")"
+		}
+		t.line("  %s: %d", name, c.Value)
+	}
+}
+
+func row(what string, t Tally) string {
+	return cells("%s\t%d\t%d\t%s", what, t.Batches, t.Records, bytes(int64(t.Bytes)))
+}
+
+// bytes writes n with three digits and a binary unit.
+func bytes(n int64) string {
+	if n < 0 {
+		n = 0
+	}
+	v, unit := float64(n), 0
+	for v >= 1000 && unit < len(units)-1 {
+		v /= 1024
+		unit++
+	}
+	switch {
+	case unit == 0:
+		return fmt.Sprintf("%d B", n)
+	case v < 10:
+		return fmt.Sprintf("%.2f %s", v, units[unit])
+	case v < 100:
+		return fmt.Sprintf("%.1f %s", v, units[unit])
+	}
+	return fmt.Sprintf("%.0f %s", v, units[unit])
+}
+
+var units = []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
+
+// age writes d as people read it.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return max(d, 0).Round(time.Millisecond).String()
+	case d < time.Minute:
+		return d.Round(100 * time.Millisecond).String()
+	case d < 48*time.Hour:
+		return d.Round(time.Second).String()
+	}
+	return fmt.Sprintf("%dd%dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+}
+
+// printable puts ? in the place of what a terminal would act on.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
+}
+
+func sortedKeys(m map[string]uint64) []string { return slices.Sorted(maps.Keys(m)) }
