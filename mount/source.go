@@ -41,6 +41,8 @@ type source struct {
 	refused map[uint64]transport.Verdict
 	lanes   map[batch.Lane]*finals
 	changed bool // what is final, since it was stored
+
+	skipped transport.SkipSet // downstream, as it was heard
 }
 
 type finals struct {
@@ -153,6 +155,19 @@ func (s *source) Final(lane batch.Lane, r []batch.Range) {
 	}
 	f.dirty, s.changed = true, true
 }
+
+// Skipped is for the log: with one destination nobody waits for what was dropped there.
+func (s *source) Skipped(lane batch.Lane, skips []transport.Skip) {
+	for i := range skips {
+		for _, fresh := range s.skipped.Add(lane, skips[i]) {
+			s.log.Warn("batches were dropped on their way", "lane", lane.String(), "batches", fresh.Ranges.String(), "reason", fresh.Reason,
+				"records", fresh.Records, "bytes", fresh.Payload)
+		}
+	}
+}
+
+// Skips says nothing yet.
+func (s *source) Skips() []transport.LaneSkips { return nil }
 
 // stuck reports whether nothing is left in the queue but batches that were refused.
 func (s *source) stuck() bool {

@@ -27,6 +27,8 @@ type handler struct {
 	final       func(...batch.ID)
 	finalRanges func(batch.Lane, ...batch.Range)
 
+	skipped transport.SkipSet // upstream, as it was heard
+
 	mu   sync.Mutex
 	told map[batch.Lane]string // address of the connection that was told what is final
 }
@@ -47,6 +49,14 @@ func (h *handler) Horizon(p transport.Peer, lane batch.Lane, below uint64) {
 	delivered := h.q.Delivered(lane) // before the sink is asked: what it lets go in between is final
 	if final := h.sink.Final(lane, &delivered, below); len(final) > 0 {
 		h.finalRanges(lane, final...)
+	}
+}
+
+// Skip logs what was dropped on the way here: nobody behind this node is to hear of it.
+func (h *handler) Skip(p transport.Peer, lane batch.Lane, skips []transport.Skip) {
+	for _, fresh := range h.skipped.Add(lane, skips...) {
+		h.log.Warn("batches were dropped on their way here", "peer", p.String(), "lane", lane.String(), "batches", fresh.Ranges.String(),
+			"reason", fresh.Reason, "records", fresh.Records, "bytes", fresh.Payload)
 	}
 }
 

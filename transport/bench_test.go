@@ -40,6 +40,8 @@ func (s *endlessSource) Acked(uint64) {
 func (s *endlessSource) Final(batch.Lane, []batch.Range) {}
 func (s *endlessSource) Refused(uint64, Verdict)         {}
 func (s *endlessSource) Horizon() []LaneHorizon          { return nil }
+func (s *endlessSource) Skipped(batch.Lane, []Skip)      {}
+func (s *endlessSource) Skips() []LaneSkips              { return nil }
 
 // taker takes everything at once and holds the newest 64, as a queue that serves its
 // reader from memory does.
@@ -54,6 +56,7 @@ func (h *taker) Batch(_ context.Context, _ Peer, b batch.Sealed, reply func(Verd
 	reply(Verdict{Code: Taken})
 }
 func (*taker) Horizon(Peer, batch.Lane, uint64) {}
+func (*taker) Skip(Peer, batch.Lane, []Skip)    {}
 
 // BenchmarkLoopback sends batches over loopback until the last one is acked, each
 // checked against its CRC; BenchmarkRawTCP is the same bytes by write and read alone.

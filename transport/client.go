@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,15 +11,19 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"ftfuse/internal/batch"
 )
 
 // ClientOptions are the options of a Client. Zero values mean the defaults.
 type ClientOptions struct {
 	Identity Identity
-	Address  string // HOST:PORT
-	// Dial connects to Address; nil is plain TCP. ctx ends when the time for it is up.
+	Address  string // HOST:PORT; a HOST with several IP addresses is looked up, and they are tried in turn, at each connect
+	// Resolver looks Address up; nil is one of the client's own.
+	Resolver *Resolver
+	// TLS, if set, is asked for the configuration of each connection; its ServerName is
+	// filled in from Address. nil is plain TCP.
+	TLS func() *tls.Config
+	// Dial, if set, connects instead, to whatever it likes; TLS comes on top. ctx ends when
+	// the time for it is up.
 	Dial      func(ctx context.Context, network, address string) (net.Conn, error)
 	Window    int64  // bytes in flight, the peer's own window permitting
 	MaxData   uint32 // longest sealed batch this node takes, told to the peer
@@ -31,7 +36,10 @@ type ClientOptions struct {
 	// OnConnect, if set, is called after each handshake, before the first batch goes
 	// out: the time to offer again what was refused.
 	OnConnect func(Peer)
-	Logger    *slog.Logger
+	// OnState, if set, is called for each change of state, in their order. It must not
+	// block; it may call the client's methods, but for Run and Drain.
+	OnState func(StateChange)
+	Logger  *slog.Logger
 }
 
 // Client brings the batches of one Source to one destination. Its methods are safe
@@ -46,25 +54,13 @@ type Client struct {
 	ran     chan struct{} // held by Run
 	probe   atomic.Bool   // the peer was busy: try one batch first
 
+	notify   sync.Mutex // held over a change of state and its OnState
 	mu       sync.Mutex
 	st       ClientStats
 	drain    chan struct{} // closed by Drain
 	draining bool
 	ended    chan struct{} // closed when Run returns
 }
-
-// State is what a Client is doing.
-type State string
-
-// The states.
-const (
-	StateIdle       State = "idle"       // Run was not called
-	StateConnecting State = "connecting" // or in the handshake
-	StateConnected  State = "connected"
-	StateDraining   State = "draining" // connected, and one side wants no new batches
-	StateWaiting    State = "waiting"  // for the next try
-	StateStopped    State = "stopped"
-)
 
 // ClientStats is a snapshot.
 type ClientStats struct {
@@ -76,6 +72,7 @@ type ClientStats struct {
 	InFlightBytes int64
 	Window        int64         // bytes that may be in flight
 	LastAck       time.Time     // zero: none yet
+	OldestSent    time.Time     // when the oldest batch without an answer was written first; zero: there is none
 	RTT           time.Duration // of the newest PING that was answered
 	Connects      uint64        // handshakes done
 	Failures      uint64        // tries and connections that failed
@@ -95,8 +92,11 @@ func NewClient(o ClientOptions, s Source) *Client {
 	o.Connect = orDefault(o.Connect, DefaultDial)
 	o.MinWait = orDefault(o.MinWait, DefaultMinWait)
 	o.MaxWait = max(orDefault(o.MaxWait, DefaultMaxWait), o.MinWait)
+	if o.Resolver == nil {
+		o.Resolver = new(Resolver)
+	}
 	if o.Dial == nil {
-		o.Dial = new(net.Dialer).DialContext
+		o.Dial = (&dialer{r: o.Resolver}).dial
 	}
 	c := &Client{
 		o: o, t: timing{o.Heartbeat, o.DeadAfter, o.Handshake}.withDefaults(), src: s, log: o.Logger,
@@ -120,7 +120,7 @@ func (c *Client) Run(ctx context.Context) error {
 		return errors.New("transport: Client.Run called twice")
 	}
 	defer close(c.ended)
-	defer c.setState(StateStopped)
+	defer c.setState(StateStopped, nil)
 	wait := c.o.MinWait
 	for {
 		err := c.connectAndServe(ctx, &wait)
@@ -134,7 +134,7 @@ func (c *Client) Run(ctx context.Context) error {
 			return nil
 		}
 		c.failed(err)
-		c.setState(StateWaiting)
+		c.setState(StateWaiting, err)
 		// Half to all of wait, so that the peers of a node that restarts do not all come at
 		// once.
 		timer := time.NewTimer(wait/2 + rand.N(wait/2+1))
@@ -179,15 +179,19 @@ func (c *Client) failed(err error) {
 // connectAndServe makes one connection and serves it to its end. wait is set back when
 // the connection had been of use.
 func (c *Client) connectAndServe(ctx context.Context, wait *time.Duration) error {
-	c.setState(StateConnecting)
+	c.setState(StateConnecting, nil)
 	dctx, cancel := context.WithTimeout(ctx, c.o.Connect)
 	nc, err := c.o.Dial(dctx, "tcp", c.o.Address)
 	cancel()
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", c.o.Address, err)
 	}
+	if c.o.TLS != nil {
+		nc = clientTLS(nc, c.o.TLS(), c.o.Address)
+	}
 	s := newSession(ctx, c, nc)
 	err = s.run()
+	c.flights.forget(nil) // an ack comes on the connection that the batch went out on, or never
 	if s.useful {
 		*wait = c.o.MinWait
 	}
@@ -242,19 +246,67 @@ func (c *Client) drainWithNothingLeft() <-chan struct{} {
 // Stats returns a snapshot.
 func (c *Client) Stats() ClientStats {
 	n, bytes := c.flights.size()
+	oldest := c.flights.oldest()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := c.st
-	st.InFlight, st.InFlightBytes = n, bytes
+	st.InFlight, st.InFlightBytes, st.OldestSent = n, bytes, oldest
 	return st
 }
 
-func (c *Client) setState(s State) {
+// RecalledBatch is what Recall took back.
+type RecalledBatch struct {
+	Seq  uint64
+	Sent bool // perhaps: it was, or is just being, written to a connection
+}
+
+// Recall takes back those of seqs that are not answered, so that the source can send them
+// another way: the client does not send them again, they take no room in the window, and
+// Drain does not wait for them.
+//
+// What a client has from Next is then in the result, or comes back through Acked or
+// Refused: a batch that Next gave while Recall ran comes as Refused with the code
+// Recalled, and was never sent. A recalled batch that was sent may still be reported by
+// Acked, as long as its connection lives and Forget was not called.
+func (c *Client) Recall(seqs ...uint64) []RecalledBatch { return c.flights.recallThese(seqs) }
+
+// RecallAll is Recall for all that is not answered.
+func (c *Client) RecallAll() []RecalledBatch { return c.flights.recallAll() }
+
+// Forget ends the wait for acks of batches that were recalled.
+func (c *Client) Forget(seqs ...uint64) {
+	set := make(map[uint64]struct{}, len(seqs))
+	for _, seq := range seqs {
+		set[seq] = struct{}{}
+	}
+	c.flights.forget(set)
+}
+
+// setState changes the state and tells OnState; err is what led there.
+func (c *Client) setState(s State, err error) { c.changeState(s, err, func(*ClientStats) {}) }
+
+func (c *Client) changeState(s State, err error, and func(*ClientStats)) {
+	c.notify.Lock()
+	defer c.notify.Unlock()
+	change := StateChange{State: s, At: time.Now()}
+	changed := false
 	c.update(func(st *ClientStats) {
-		if st.State != s {
-			st.State, st.Since = s, time.Now()
+		if changed = st.State != s; changed {
+			st.State, st.Since = s, change.At
 		}
+		and(st)
+		change.Peer = st.Peer
 	})
+	if !changed || c.o.OnState == nil {
+		return
+	}
+	if s == StateWaiting {
+		if err == nil {
+			err = errPeerDrained
+		}
+		change.Why, change.Err = why(err), err
+	}
+	c.o.OnState(change)
 }
 
 func (c *Client) update(change func(*ClientStats)) {
@@ -271,161 +323,3 @@ func (e *sourceError) Unwrap() error { return e.err }
 
 // errPeerDrained is the end of a connection that the peer had asked to drain.
 var errPeerDrained = errors.New("transport: the peer asked for no more")
-
-// flight is one batch that was taken from the Source and not answered.
-type flight struct {
-	seq     uint64
-	b       batch.Sealed
-	sent    bool   // at least once, on whatever connection
-	session uint64 // the connection it was last written to
-	badCRC  bool   // refused once for its CRC
-	done    bool
-}
-
-// cost is what a flight counts for in the window.
-func (f *flight) cost() int64 { return int64(len(f.b.Data)) + batchOverhead }
-
-// flights are the batches in flight, in the order of the Source.
-type flights struct {
-	mu      sync.Mutex
-	order   []*flight // done ones in front are cut off
-	byID    map[batch.ID]*flight
-	bytes   int64
-	changed chan struct{} // holds a token after each change that someone may wait for
-}
-
-func (f *flights) init() {
-	f.byID = make(map[batch.ID]*flight)
-	f.changed = make(chan struct{}, 1)
-}
-
-func (f *flights) size() (n int, bytes int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.byID), f.bytes
-}
-
-// add takes one more. It returns false for an id that is in flight already.
-func (f *flights) add(fl *flight) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.byID[fl.b.ID] != nil {
-		return false
-	}
-	f.byID[fl.b.ID] = fl
-	f.order = append(f.order, fl)
-	f.bytes += fl.cost()
-	return true
-}
-
-// left returns what is not answered, in order.
-func (f *flights) left() []*flight {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var out []*flight
-	for _, fl := range f.order {
-		if !fl.done {
-			out = append(out, fl)
-		}
-	}
-	return out
-}
-
-// mark notes that fl is about to be written to a connection. It returns what to write,
-// or send false when an answer has come meanwhile.
-func (f *flights) mark(fl *flight, session uint64) (b batch.Sealed, send bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	b = fl.b
-	if fl.sent {
-		b.Flags |= batch.FlagResent
-	}
-	fl.sent, fl.session = true, session
-	return b, !fl.done
-}
-
-// outstanding is how many batches a connection was given and has not answered.
-func (f *flights) outstanding(session uint64) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n := 0
-	for _, fl := range f.byID {
-		if fl.session == session {
-			n++
-		}
-	}
-	return n
-}
-
-// settle ends the flights of lane in set and appends their numbers in the Source to
-// seqs. Numbers that are not in flight, an answer that came twice, are nothing.
-func (f *flights) settle(lane batch.Lane, set batch.Ranges, seqs []uint64) []uint64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, r := range set.All() {
-		if r.Last-r.First >= uint64(len(f.byID)) { // wider than all there is: look from the other side
-			for id, fl := range f.byID {
-				if id.Lane == lane && id.N >= r.First && id.N <= r.Last {
-					seqs = append(seqs, fl.seq)
-					f.end(fl)
-				}
-			}
-			continue
-		}
-		for n := r.First; ; n++ {
-			if fl := f.byID[batch.ID{Lane: lane, N: n}]; fl != nil {
-				seqs = append(seqs, fl.seq)
-				f.end(fl)
-			}
-			if n == r.Last {
-				break
-			}
-		}
-	}
-	f.signal()
-	return seqs
-}
-
-// isDone reports whether fl was answered.
-func (f *flights) isDone(fl *flight) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return fl.done
-}
-
-// find returns the flight of id, or nil.
-func (f *flights) find(id batch.ID) *flight {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.byID[id]
-}
-
-// drop ends one flight without an ack.
-func (f *flights) drop(fl *flight) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !fl.done {
-		f.end(fl)
-	}
-	f.signal()
-}
-
-func (f *flights) end(fl *flight) {
-	fl.done = true
-	f.bytes -= fl.cost()
-	delete(f.byID, fl.b.ID)
-	fl.b.Data = nil // the bytes may go now
-	n := 0
-	for n < len(f.order) && f.order[n].done {
-		f.order[n] = nil
-		n++
-	}
-	f.order = f.order[n:]
-}
-
-func (f *flights) signal() {
-	select {
-	case f.changed <- struct{}{}:
-	default:
-	}
-}

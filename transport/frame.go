@@ -13,7 +13,7 @@ import (
 // Type says what a frame carries.
 type Type uint8
 
-// The frames of docs/protocol.md, "Frames". Skip is described there and not sent yet.
+// The frames of docs/protocol.md, "Frames".
 const (
 	typeHello   Type = 1
 	typeWelcome Type = 2

@@ -27,7 +27,7 @@ func goldenFrames() map[string][]byte {
 	}, N: 77}
 	b := batch.Sealed{
 		ID: id, CRC: batch.Checksum([]byte("sealed bytes")), Flags: batch.FlagResent, Records: 5, Payload: 600,
-		Time: 1_763_800_000_000_000_000, Via: []batch.Node{testNode(0xb2)}, Data: []byte("sealed bytes"),
+		Time: 1_763_800_000_000_000_000, Via: []batch.Node{testNode(0xb2)}, Host: "web-01", Data: []byte("sealed bytes"),
 	}
 	h := hello{
 		minVersion: 1, maxVersion: 1, node: testNode(0xc3), maxData: 4 << 20, window: 64 << 20, features: 0,
@@ -47,6 +47,7 @@ func goldenFrames() map[string][]byte {
 		"ack":     appendSets(nil, typeAck, set()),
 		"final":   appendSets(nil, typeFinal, set()),
 		"refuse":  appendRefuse(nil, id, Verdict{BadCRC, "CRC"}),
+		"skip":    appendSkips(nil, id.Lane, []Skip{{Reason: "max_age", Ranges: rangesOf([]batch.Range{{First: 3, Last: 9}, {First: 11, Last: 11}}), Records: 800, Payload: 90_000}}),
 		"horizon": appendHorizons(nil, []LaneHorizon{{id.Lane, 70}}),
 		"ping":    appendToken(nil, typePing, 123456789),
 		"pong":    appendToken(nil, typePong, 123456789),
@@ -96,6 +97,8 @@ func parseAny(h frameHeader, meta []byte) (err error) {
 		_, _, err = parseRefuse(meta)
 	case typeHorizon:
 		err = parseHorizons(meta, func(LaneHorizon) {})
+	case typeSkip:
+		_, _, err = parseSkip(meta)
 	case typePing, typePong:
 		_, err = parseToken(meta)
 	case typeBye:
@@ -319,7 +322,10 @@ func FuzzPeers(f *testing.F) {
 		ended := make(chan struct{})
 		if toServer {
 			s := NewServer(ServerOptions{Identity: Identity{Node: testNode(0xee)}, Logger: discard, MaxData: 1 << 16}, crcChecker{t})
-			c := newServerConn(t.Context(), s, theirs)
+			c, err := s.add(t.Context(), theirs)
+			if err != nil {
+				t.Fatal(err)
+			}
 			go func() { c.run(); close(ended) }()
 			p = append(okHello(), p...)
 		} else {
@@ -345,3 +351,4 @@ func (c crcChecker) Batch(_ context.Context, _ Peer, b batch.Sealed, reply func(
 	reply(Verdict{Code: Taken})
 }
 func (crcChecker) Horizon(Peer, batch.Lane, uint64) {}
+func (crcChecker) Skip(Peer, batch.Lane, []Skip)    {}

@@ -71,6 +71,7 @@ type testHandler struct {
 	got      []batch.Sealed
 	seen     map[batch.ID]uint32
 	horizons []LaneHorizon
+	skips    SkipSet
 	changed  chan struct{}
 	before   func(ctx context.Context, b batch.Sealed) *Verdict // nil or a verdict instead of the usual
 }
@@ -108,6 +109,11 @@ func (h *testHandler) Horizon(_ Peer, lane batch.Lane, below uint64) {
 	h.signal()
 }
 
+func (h *testHandler) Skip(_ Peer, lane batch.Lane, skips []Skip) {
+	h.skips.Add(lane, skips...)
+	h.signal()
+}
+
 func (h *testHandler) signal() {
 	select {
 	case h.changed <- struct{}{}:
@@ -130,6 +136,8 @@ type testSource struct {
 	refused map[uint64]Verdict
 	final   map[batch.Lane]*batch.Ranges
 	horizon []LaneHorizon
+	skips   []LaneSkips
+	skipped SkipSet
 	fail    error
 	pushed  chan struct{}
 	changed chan struct{}
@@ -201,6 +209,16 @@ func (s *testSource) Horizon() []LaneHorizon {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]LaneHorizon(nil), s.horizon...)
+}
+
+func (s *testSource) Skips() []LaneSkips {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]LaneSkips(nil), s.skips...)
+}
+
+func (s *testSource) Skipped(lane batch.Lane, skips []Skip) {
+	s.change(func() { s.skipped.Add(lane, skips...) })
 }
 
 // await waits until ok, looking again after each change.

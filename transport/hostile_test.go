@@ -256,7 +256,7 @@ func TestTooManyConnections(t *testing.T) {
 // them make the server allocate next to nothing; idle ones cost little.
 func TestAnnouncedBytesCostNothing(t *testing.T) {
 	h := newTestHandler()
-	s, ln := serve(t, ServerOptions{DeadAfter: time.Hour, Heartbeat: time.Hour, MaxConns: 500, Logger: discard}, h)
+	s, ln := serve(t, ServerOptions{DeadAfter: time.Hour, Heartbeat: time.Hour, MaxConns: 500, MaxConnsPerAddress: 500, Logger: discard}, h)
 	const idle, announcing = 200, 200
 	b := testBatch(testLane(1), 1, nil)
 	head := appendBatch(nil, &b, testNode(1))
@@ -357,3 +357,4 @@ func (h *hoarder) Batch(_ context.Context, _ Peer, _ batch.Sealed, reply func(Ve
 	h.replies <- reply
 }
 func (h *hoarder) Horizon(Peer, batch.Lane, uint64) {}
+func (h *hoarder) Skip(Peer, batch.Lane, []Skip)    {}

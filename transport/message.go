@@ -66,6 +66,7 @@ func appendBatch(b []byte, s *batch.Sealed, last batch.Node) []byte {
 		b = append(b, s.Via[i][:]...)
 	}
 	b = append(b, last[:]...)
+	b = appendText(b, s.Host)
 	return endFrame(b, at, typeBatch, len(s.Data))
 }
 
@@ -93,6 +94,7 @@ func parseBatch(p []byte) (batch.Sealed, error) {
 			copy(s.Via[i][:], nodes[i*batch.NodeSize:])
 		}
 	}
+	s.Host = f.text()
 	return s, f.err("BATCH")
 }
 

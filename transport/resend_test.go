@@ -93,7 +93,7 @@ func TestReconnectsLoseAndDoubleNothing(t *testing.T) {
 // TestDamagedOnTheWay: a flipped byte inside a batch is refused, not acked, and the
 // batch sent again; a flipped byte in a frame's header or fields ends the connection.
 func TestDamagedOnTheWay(t *testing.T) {
-	const fields = frameHeaderSize + batch.IDSize + 27 + batch.NodeSize
+	const fields = frameHeaderSize + batch.IDSize + 27 + batch.NodeSize + 1 // no host
 	hello := int64(len((&hello{host: "web-01", role: "mount", product: "test"}).append(nil, typeHello)))
 	for name, c := range map[string]struct {
 		at       int64
@@ -254,6 +254,7 @@ func (h *fileHandler) Batch(_ context.Context, _ Peer, b batch.Sealed, reply fun
 	reply(Verdict{Code: Taken})
 }
 func (h *fileHandler) Horizon(Peer, batch.Lane, uint64) {}
+func (h *fileHandler) Skip(Peer, batch.Lane, []Skip)    {}
 
 func runServerProcess(file string) {
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)

@@ -2,12 +2,15 @@ package transport
 
 import (
 	"bufio"
+	"container/list"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +38,9 @@ type serverConn struct {
 	ready  atomic.Bool // the handshake is done; peer and since do not change any more
 	since  time.Time
 
+	address          string        // what it is counted by
+	early, earlyHere *list.Element // in Server.places, under its lock
+
 	wake chan struct{} // the writer has something to do
 	mu   sync.Mutex
 	out  outbox
@@ -42,6 +48,8 @@ type serverConn struct {
 	lanes     map[batch.Lane]struct{} // what the peer sent or announced; under mu
 	allLanes  bool
 	lastBatch time.Time // under mu
+	may       mayCache
+	denied    atomic.Uint64
 	batches   atomic.Uint64
 	bytes     atomic.Uint64
 	refusals  atomic.Uint64
@@ -52,15 +60,19 @@ type serverConn struct {
 // outbox is what the writer is to send.
 type outbox struct {
 	acks, finals map[batch.Lane]*batch.Ranges
-	frames       []byte // REFUSE frames, encoded
+	skips        SkipSet // what waits to be told
+	frames       []byte  // REFUSE frames, encoded
 	pong         uint64
 	havePong     bool
 	drain        bool
 }
 
-func newServerConn(ctx context.Context, s *Server, nc net.Conn) *serverConn {
+func newServerConn(ctx context.Context, s *Server, nc net.Conn, address string) *serverConn {
+	if s.o.TLS != nil {
+		nc = tls.Server(newEarlyConn(nc), s.o.TLS())
+	}
 	c := &serverConn{
-		s: s, nc: nc, wake: make(chan struct{}, 1), lanes: make(map[batch.Lane]struct{}),
+		s: s, nc: nc, address: address, wake: make(chan struct{}, 1), lanes: make(map[batch.Lane]struct{}),
 		out: outbox{acks: make(map[batch.Lane]*batch.Ranges), finals: make(map[batch.Lane]*batch.Ranges)},
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
@@ -77,7 +89,10 @@ func (c *serverConn) run() {
 		c.cancel(err)
 		stop()
 		c.sayBye(err)
-		c.s.log.Warn("handshake with a peer failed", "addr", c.nc.RemoteAddr().String(), "error", err)
+		c.s.failed.Add(1)
+		if without, ok := c.s.limit.allow("handshake " + c.address); ok {
+			c.s.log.Warn("handshake with a peer failed", "addr", c.nc.RemoteAddr().String(), "error", err, "more", without)
+		}
 		return
 	}
 	c.s.log.Info("peer connected", "peer", c.peer.String(), "node", c.peer.Node.String(), "product", c.peer.Product)
@@ -111,8 +126,12 @@ func (c *serverConn) sayBye(err error) {
 	if errors.As(err, &h) {
 		code, text, ok = h.code, h.Error(), true
 	}
-	if !ok {
-		_ = c.nc.Close()
+	if errors.Is(err, errEvicted) {
+		code, text, ok = ByeTooMany, err.Error(), c.s.telling.Add(1) <= maxTelling
+		defer c.s.telling.Add(-1)
+	}
+	if !ok || errors.Is(err, errTLS) {
+		closeNow(c.nc)
 		return
 	}
 	_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
@@ -137,17 +156,10 @@ func (c *serverConn) handshake() error {
 	if err := c.nc.SetDeadline(time.Now().Add(c.s.t.handshake)); err != nil {
 		return err
 	}
-	head, meta, err := c.frames.next()
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return &handshakeError{ByeTimeout, fmt.Errorf("no HELLO within %v: %w", c.s.t.handshake, err)}
+	if err := handshakeTLS(c.ctx, c.nc); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("read HELLO: %w", err)
-	}
-	if head.kind != typeHello {
-		return fmt.Errorf("%w: %v before HELLO", ErrFrame, head.kind)
-	}
-	m, err := parseHello(meta)
+	m, err := c.readHello()
 	if err != nil {
 		return err
 	}
@@ -158,16 +170,15 @@ func (c *serverConn) handshake() error {
 	}
 	c.peer = Peer{
 		Node: m.node, Host: m.host, Role: m.role, Product: m.product,
-		Addr: c.nc.RemoteAddr().String(), Version: version,
+		Addr: c.nc.RemoteAddr().String(), Version: version, Names: peerNames(c.nc),
 	}
 	id := c.s.o.Identity
 	if m.node == id.Node {
 		return &handshakeError{ByeLoop, fmt.Errorf("peer %v is this very node %v: a forward points back here", c.peer, m.node)}
 	}
-	if c.s.o.Admit != nil {
-		if err := c.s.o.Admit(c.peer, c.nc); err != nil {
-			return &handshakeError{ByeDenied, fmt.Errorf("%w: %v: %w", errDenied, c.peer, err)}
-		}
+	if err := c.s.admit(c.peer, c.nc); err != nil {
+		c.s.deniedPeers.Add(1)
+		return &handshakeError{ByeDenied, fmt.Errorf("%w: %v: %w", errDenied, c.peer, err)}
 	}
 	w := hello{
 		minVersion: version, maxVersion: version, node: id.Node, maxData: c.s.o.MaxData, window: c.s.o.Window,
@@ -179,16 +190,58 @@ func (c *serverConn) handshake() error {
 	if err := c.nc.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
+	return c.begin()
+}
+
+// readHello reads the first frame.
+func (c *serverConn) readHello() (hello, error) {
+	head, meta, err := c.frames.next()
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return hello{}, &handshakeError{ByeTimeout, fmt.Errorf("no HELLO within %v: %w", c.s.t.handshake, err)}
+	case err != nil:
+		return hello{}, fmt.Errorf("read HELLO: %w", err)
+	case head.kind != typeHello:
+		return hello{}, fmt.Errorf("%w: %v before HELLO", ErrFrame, head.kind)
+	}
+	return parseHello(meta)
+}
+
+// begin makes the connection one of those that count, when its handshake is done.
+func (c *serverConn) begin() error {
 	// The client always reads, so its window never stays closed.
 	setUserTimeout(c.nc, c.s.t.deadAfter-c.s.t.heartbeat)
 	c.wire.silence = c.s.t.deadAfter
 	c.frames.lim = limits{meta: maxMeta, data: c.s.o.MaxData}
+	if tc, ok := c.nc.(*tls.Conn); ok {
+		if early, ok := tc.NetConn().(*earlyConn); ok { // else the listener's own TLS
+			early.lift()
+		}
+	}
 	c.since = time.Now()
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if !c.s.places.ready(c) {
+		return errEvicted
+	}
 	c.ready.Store(true)
 	select {
 	case <-c.s.stopping: // Shutdown may have looked before ready was set
 		c.drain()
 	default:
+	}
+	return nil
+}
+
+// admit refuses peers that are not wanted.
+func (s *Server) admit(p Peer, nc net.Conn) error {
+	if s.o.Admission != nil {
+		if err := s.o.Admission().Peer(p); err != nil {
+			return err
+		}
+	}
+	if s.o.Admit != nil {
+		return s.o.Admit(p, nc)
 	}
 	return nil
 }
@@ -213,9 +266,15 @@ func (c *serverConn) read() error {
 			if token, err = parseToken(meta); err == nil {
 				c.post(func(o *outbox) { o.pong, o.havePong = token, true })
 			}
-		case typePong, typeDrain, typeSkip:
+		case typeSkip:
+			var lane batch.Lane
+			var skip Skip
+			if lane, skip, err = parseSkip(meta); err == nil {
+				c.s.h.Skip(c.peer, lane, []Skip{skip})
+			}
+		case typePong, typeDrain:
 			// A PONG has done its work by coming. A client that drains needs nothing but
-			// its acks. SKIP is reserved.
+			// its acks.
 		case typeBye:
 			bye, err := parseBye(meta)
 			if err != nil {
@@ -289,10 +348,48 @@ func (c *serverConn) verify(b *batch.Sealed) Verdict {
 	if slices.Contains(b.Via, c.s.o.Identity.Node) {
 		return Verdict{Loop, fmt.Sprintf("came through %s before", c.s.o.Identity.Host)}
 	}
+	if b.Via[len(b.Via)-1] != c.peer.Node {
+		return c.deny(fmt.Sprintf("was sent by node %v, and names %v as its sender", c.peer.Node, b.Via[len(b.Via)-1]))
+	}
+	if !c.may.speak(c.s.o.Admission, c.peer, b.Host) {
+		return c.deny(fmt.Sprintf("was sealed on host %q, for which a peer with a certificate of %s may not speak; list it under allow if it may", b.Host, strings.Join(c.peer.Names, ", ")))
+	}
 	if crc := batch.Checksum(b.Data); crc != b.CRC {
 		return Verdict{BadCRC, fmt.Sprintf("CRC-32C of %d bytes is %08x, want %08x", len(b.Data), crc, b.CRC)}
 	}
 	return Verdict{}
+}
+
+// deny counts a batch that the peer must not send.
+func (c *serverConn) deny(why string) Verdict {
+	c.denied.Add(1)
+	c.s.deniedBatches.Add(1)
+	return Verdict{Denied, why}
+}
+
+// mayCache remembers for which hosts a peer may speak. One goroutine uses it.
+type mayCache struct {
+	a     *Admission
+	hosts map[string]bool
+}
+
+func (m *mayCache) speak(admission func() *Admission, p Peer, host string) bool {
+	if admission == nil {
+		return true
+	}
+	a := admission()
+	if a == nil {
+		return true
+	}
+	if m.a != a || len(m.hosts) > 4096 {
+		m.a, m.hosts = a, make(map[string]bool)
+	}
+	ok, known := m.hosts[host]
+	if !known {
+		ok = a.May(p, host)
+		m.hosts[host] = ok
+	}
+	return ok
 }
 
 // interested notes that the peer is to hear of lane.
@@ -311,6 +408,6 @@ func (c *serverConn) stats() PeerStats {
 	defer c.mu.Unlock()
 	return PeerStats{
 		Peer: c.peer, Since: c.since, LastBatch: c.lastBatch, Batches: c.batches.Load(), Bytes: c.bytes.Load(),
-		Refused: c.refusals.Load(), Pending: c.pending.Load(), Blocked: c.blocked.Load(),
+		Refused: c.refusals.Load(), Denied: c.denied.Load(), Pending: c.pending.Load(), Blocked: c.blocked.Load(),
 	}
 }

@@ -27,11 +27,23 @@ func (c *serverConn) ack(id batch.ID) {
 	c.post(func(o *outbox) { addTo(o.acks, id.Lane, batch.Range{First: id.N, Last: id.N}) })
 }
 
-// refuse tells the peer that it keeps id. It fails when too much waits for a peer that
-// does not read.
+// refuse logs and tells the peer that it keeps id.
 func (c *serverConn) refuse(id batch.ID, v Verdict) error {
+	without, ok := 0, true
+	if v.Code == Denied { // a peer may be made to send any number of them
+		without, ok = c.s.limit.allow("denied " + c.address)
+	}
+	if ok {
+		c.s.log.Warn("refused a batch", "peer", c.peer.String(), "names", c.peer.Names, "batch", id.String(),
+			"code", v.Code.String(), "reason", v.Text, "more", without)
+	}
+	return c.keep(id, v)
+}
+
+// keep tells the peer that it keeps id. It fails when too much waits for a peer that
+// does not read.
+func (c *serverConn) keep(id batch.ID, v Verdict) error {
 	c.refusals.Add(1)
-	c.s.log.Warn("refused a batch", "peer", c.peer.String(), "batch", id.String(), "code", v.Code.String(), "reason", v.Text)
 	var waiting int
 	c.post(func(o *outbox) {
 		o.frames = appendRefuse(o.frames, id, v)
@@ -54,6 +66,19 @@ func (c *serverConn) final(each func(add func(batch.Lane, batch.Range))) {
 	some := len(c.out.finals) > 0
 	c.mu.Unlock()
 	if some {
+		c.wakeWriter()
+	}
+}
+
+// skip tells the peer what was dropped, where it is interested.
+func (c *serverConn) skip(lane batch.Lane, skips []Skip) {
+	c.mu.Lock()
+	_, ok := c.lanes[lane]
+	if ok = ok || c.allLanes; ok {
+		c.out.skips.Add(lane, skips...)
+	}
+	c.mu.Unlock()
+	if ok {
 		c.wakeWriter()
 	}
 }
@@ -137,6 +162,9 @@ func (c *serverConn) takeOutbox(buf []byte, drained *bool) []byte {
 	}
 	o.frames = o.frames[:0]
 	buf = appendSets(buf, typeFinal, o.finals)
+	for _, l := range o.skips.take() {
+		buf = appendSkips(buf, l.Lane, l.Skips)
+	}
 	if o.havePong {
 		buf = appendToken(buf, typePong, o.pong)
 		o.havePong = false

@@ -42,6 +42,7 @@ type session struct {
 	bufs   net.Buffers
 	broken bool                  // a frame was not written whole
 	told   map[batch.Lane]uint64 // the horizons announced on this connection
+	skips  SkipSet               // the skips told on this connection
 
 	mu         sync.Mutex
 	ctl        control
@@ -85,7 +86,7 @@ func (s *session) run() error {
 	wg.Go(func() {
 		select {
 		case <-s.c.drain:
-			s.c.setState(StateDraining)
+			s.c.setState(StateDraining, nil)
 			s.stopPull()
 			s.c.flights.signal()
 		case <-s.ctx.Done():
@@ -128,6 +129,10 @@ func (s *session) close(err error) {
 	abort(s.nc)
 }
 
+// errNoBye is the end of a connection that the peer closed without a word, as the kernel
+// does for a process that was killed.
+var errNoBye = errors.New("peer closed the connection without a BYE")
+
 // errBusy is the end of a connection to a peer that takes nothing now.
 var errBusy = errors.New("peer is busy")
 
@@ -135,6 +140,9 @@ var errBusy = errors.New("peer is busy")
 func (s *session) handshake() error {
 	c := s.c
 	if err := s.nc.SetDeadline(time.Now().Add(c.t.handshake)); err != nil {
+		return err
+	}
+	if err := handshakeTLS(s.ctx, s.nc); err != nil {
 		return err
 	}
 	id := c.o.Identity
@@ -172,7 +180,7 @@ func (s *session) handshake() error {
 	}
 	s.peer = Peer{
 		Node: w.node, Host: w.host, Role: w.role, Product: w.product,
-		Addr: s.nc.RemoteAddr().String(), Version: w.minVersion,
+		Addr: s.nc.RemoteAddr().String(), Version: w.minVersion, Names: peerNames(s.nc),
 	}
 	s.window, s.maxData = c.o.Window, w.maxData
 	if w.window > 0 {
@@ -180,9 +188,8 @@ func (s *session) handshake() error {
 	}
 	s.wire.silence = c.t.deadAfter
 	s.frames.lim = limits{meta: maxMeta}
-	c.update(func(st *ClientStats) {
+	c.changeState(StateConnected, nil, func(st *ClientStats) {
 		st.Connects++
-		st.State, st.Since = StateConnected, time.Now()
 		st.Peer, st.Window, st.LastError = s.peer, s.window, ""
 		s.number = st.Connects
 	})
@@ -192,7 +199,7 @@ func (s *session) handshake() error {
 // send announces the horizons, sends again what was not answered, and then what the
 // Source gives. It returns nil when one side wants no more and all is answered.
 func (s *session) send() error {
-	if err := s.sendHorizon(); err != nil {
+	if err := s.announce(); err != nil {
 		return err
 	}
 	for _, fl := range s.c.flights.left() {
@@ -214,8 +221,10 @@ func (s *session) send() error {
 		if err := s.waitFor(s.pull, func() bool { return s.hasRoom() }); err != nil {
 			break
 		}
+		s.c.flights.pull()
 		seq, b, err := s.c.src.Next(s.pull)
 		if err != nil {
+			s.c.flights.unpull()
 			if s.pull.Err() != nil {
 				break
 			}
@@ -223,10 +232,15 @@ func (s *session) send() error {
 		}
 		fl := &flight{seq: seq, b: b}
 		if v := s.sendable(&b); v.Code != Taken {
+			s.c.flights.unpull()
 			s.surface(fl, v)
 			continue
 		}
-		if !s.c.flights.add(fl) {
+		switch s.c.flights.add(fl) {
+		case isBack:
+			s.c.src.Refused(seq, Verdict{Recalled, "taken back before it was sent"})
+			continue
+		case isDouble:
 			continue // in flight already: its answer counts for both
 		}
 		if err := s.sendFlight(fl); err != nil {
@@ -293,7 +307,7 @@ func (s *session) read() error {
 	for {
 		h, meta, err := s.frames.next()
 		if err == io.EOF {
-			return errors.New("peer closed the connection without a BYE")
+			return errNoBye
 		}
 		if err != nil {
 			return err
@@ -320,10 +334,15 @@ func (s *session) read() error {
 			s.mu.Lock()
 			s.peerDrains = true
 			s.mu.Unlock()
-			s.c.setState(StateDraining)
+			s.c.setState(StateDraining, nil)
 			s.stopPull()
 			s.c.flights.signal()
-		case typeSkip: // reserved
+		case typeSkip:
+			var lane batch.Lane
+			var skip Skip
+			if lane, skip, err = parseSkip(meta); err == nil {
+				s.c.src.Skipped(lane, []Skip{skip})
+			}
 		case typeBye:
 			bye, err := parseBye(meta)
 			if err != nil {
@@ -365,6 +384,9 @@ func (s *session) refused(meta []byte) error {
 	fl := s.c.flights.find(id)
 	if fl == nil {
 		return nil
+	}
+	if v.Code == Recalled { // no peer says that: it means something on this side
+		v.Code = TooLarge
 	}
 	switch {
 	case v.Code == Busy:

@@ -51,9 +51,9 @@ func (s *session) writeLocked(p []byte, data ...[]byte) error {
 	return nil
 }
 
-// sendHorizon announces what moved since the last time.
-func (s *session) sendHorizon() error {
-	all := s.c.src.Horizon()
+// announce tells the horizons that moved since the last time, and what was dropped since.
+func (s *session) announce() error {
+	all, skips := s.c.src.Horizon(), s.c.src.Skips()
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
 	var moved []LaneHorizon
@@ -61,12 +61,17 @@ func (s *session) sendHorizon() error {
 		if below, told := s.told[h.Lane]; !told || below != h.Below {
 			moved = append(moved, h)
 			s.told[h.Lane] = h.Below
+			s.skips.Merge(h.Lane, h.Below)
 		}
 	}
-	if moved == nil {
+	buf := appendHorizons(nil, moved)
+	for _, l := range skips {
+		buf = appendSkips(buf, l.Lane, s.skips.Add(l.Lane, l.Skips...))
+	}
+	if buf == nil {
 		return nil
 	}
-	return s.writeLocked(appendHorizons(nil, moved))
+	return s.writeLocked(buf)
 }
 
 // post changes what the control goroutine is to write, and wakes it.
@@ -115,7 +120,7 @@ func (s *session) control() {
 			}
 		}
 		if err == nil && tick {
-			err = s.sendHorizon()
+			err = s.announce()
 		}
 		if err != nil {
 			s.cancel(err)

@@ -30,16 +30,17 @@ const (
 
 // Defaults of the options.
 const (
-	DefaultMaxData   = 4 << 20               // longest sealed batch, in bytes
-	DefaultWindow    = 64 << 20              // bytes in flight
-	DefaultHeartbeat = time.Second           // between two PINGs
-	DefaultDeadAfter = 4 * time.Second       // of silence
-	DefaultHandshake = 5 * time.Second       // from the connection to the last byte of the handshake
-	DefaultDial      = 3 * time.Second       // to connect
-	DefaultMinWait   = 50 * time.Millisecond // before the first reconnect
-	DefaultMaxWait   = time.Second           // between two reconnects
-	DefaultMaxConns  = 1024                  // of a server
-	ackEvery         = time.Millisecond      // the least time between two ACK frames
+	DefaultMaxData            = 4 << 20                 // longest sealed batch, in bytes
+	DefaultWindow             = 64 << 20                // bytes in flight
+	DefaultHeartbeat          = time.Second             // between two PINGs
+	DefaultDeadAfter          = 3500 * time.Millisecond // of silence
+	DefaultHandshake          = 5 * time.Second         // from the connection to the last byte of the handshake
+	DefaultDial               = 3 * time.Second         // to connect
+	DefaultMinWait            = 50 * time.Millisecond   // before the first reconnect
+	DefaultMaxWait            = time.Second             // between two reconnects
+	DefaultMaxConns           = 1024                    // of a server
+	DefaultMaxConnsPerAddress = 64                      // of a server
+	ackEvery                  = time.Millisecond        // the least time between two ACK frames
 )
 
 // Code is a verdict on one batch.
@@ -57,9 +58,12 @@ const (
 	Denied    Code = 6 // not from this peer
 	Busy      Code = 7 // not now: sent again on another connection
 	TooLarge  Code = 8 // longer than what the node takes; said by the sender itself
+	Recalled  Code = 9 // never sent: Recall was called while Next gave it; said by the client itself
 )
 
-var codeNames = [...]string{"taken", "duplicate", "bad crc", "version", "conflict", "loop", "denied", "busy", "too large"}
+var codeNames = [...]string{
+	"taken", "duplicate", "bad crc", "version", "conflict", "loop", "denied", "busy", "too large", "recalled",
+}
 
 // String is the code in words.
 func (c Code) String() string {
@@ -126,6 +130,9 @@ type Peer struct {
 	Product string // version of its ftfuse
 	Addr    string // its network address
 	Version uint16 // protocol version spoken
+	// Names are those of its verified certificate, in lower case: the DNS names and the
+	// common name. nil without TLS: then all of the above is only what the peer says.
+	Names []string
 }
 
 // String is role, host and address.
@@ -153,6 +160,9 @@ type Handler interface {
 	// every lane of a peer at the beginning of a connection, and again as it moves. It
 	// must not block.
 	Horizon(p Peer, lane batch.Lane, below uint64)
+	// Skip tells that a node upstream dropped batches of lane. It comes again and again,
+	// also for what was told before: a SkipSet says what is new. It must not block.
+	Skip(p Peer, lane batch.Lane, skips []Skip)
 }
 
 // Source gives a Client its batches and takes what became of them. Its methods are
@@ -168,8 +178,12 @@ type Source interface {
 	// Final tells what of lane the last node has in its output. It comes at any time,
 	// also for what was acked long ago, and more than once.
 	Final(lane batch.Lane, r []batch.Range)
+	// Skipped tells that the next node, or one behind it, dropped batches of lane. It comes
+	// again and again, also for what was told before: a SkipSet says what is new.
+	Skipped(lane batch.Lane, skips []Skip)
 	// Refused tells that the next node will not take the batch. The client forgets it;
-	// the source keeps it and may give it to Next again, best after a reconnect.
+	// the source keeps it and may give it to Next again, best after a reconnect. With the
+	// code Recalled nothing was sent, see Client.Recall.
 	Refused(seq uint64, v Verdict)
 	// Horizon lists what to announce: every lane whose finals the source wants to hear
 	// of, also one of which nothing is final yet (Below 1). The server tells what became
@@ -177,4 +191,8 @@ type Source interface {
 	// asked at the start of each connection and at every heartbeat; only what moved
 	// travels.
 	Horizon() []LaneHorizon
+	// Skips lists what this node dropped, and what it heard that others before it did. It
+	// is asked when Horizon is; only what the peer has not been told on this connection
+	// travels.
+	Skips() []LaneSkips
 }

@@ -126,6 +126,16 @@ func abort(nc net.Conn) {
 	if t := tcp(nc); t != nil {
 		_ = t.SetLinger(0)
 	}
+	closeNow(nc)
+}
+
+// closeNow closes nc without a word: the Close of a TLS connection would wait up to 5 s
+// to say good-bye to a peer that does not read.
+func closeNow(nc net.Conn) {
+	if t := tcp(nc); t != nil {
+		_ = t.Close()
+		return
+	}
 	_ = nc.Close()
 }
 

@@ -1,0 +1,42 @@
+package transport
+
+import (
+	"sync"
+	"time"
+)
+
+// logEvery is how often one kind of trouble with one peer is logged.
+const logEvery = 10 * time.Second
+
+// logLimit keeps what hostile or broken peers can cause as often as they like from
+// filling the log. The zero value is ready for use; safe for concurrent use.
+type logLimit struct {
+	mu   sync.Mutex
+	seen map[string]*logged
+}
+
+type logged struct {
+	at      time.Time
+	without int // left out since
+}
+
+// allow reports whether to log about key now, and how often it was left out before.
+func (l *logLimit) allow(key string) (without int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	e := l.seen[key]
+	if e != nil && now.Sub(e.at) < logEvery {
+		e.without++
+		return 0, false
+	}
+	if e == nil {
+		if l.seen == nil || len(l.seen) >= 1024 {
+			l.seen = make(map[string]*logged)
+		}
+		e = &logged{}
+		l.seen[key] = e
+	}
+	without, e.without, e.at = e.without, 0, now
+	return without, true
+}
