@@ -14,6 +14,7 @@ func (f families) role(r *status.Role) {
 	f.tally("delivered", "acknowledged by the next node (each group counts), or in the outputs.", r.Delivered)
 	f.tally("received_resent", "taken that another receiver may have too.", r.Resent)
 	f.counter("duplicate_batches", "Batches that came again and were answered from the delivered set.", r.Duplicates)
+	f.counter("relabelled_batches", "Batches refused as conflicts, sent on under a new id.", r.Relabelled)
 	f.losses("dropped", "dropped by this node", r.Dropped)
 	f.losses("dropped_elsewhere", "dropped by other nodes, as they told", r.DroppedElsewhere)
 	f.queue(&r.Queue)
@@ -62,21 +63,16 @@ func (f families) group(g *status.Group) {
 	}
 	counter("acked_batches", "Batches that the next node has on its disk.", g.Acked)
 	counter("final_batches", "Batches that the last node has in its output.", g.Final)
-	counter("final_resent_batches", "Batches sent again because they were not final in time.", g.FinalResent)
 	counter("failovers", "Times that lanes were moved away from a destination.", g.Failovers)
 	counter("failbacks", "Times that lanes were moved back to a destination.", g.Failbacks)
-	counter("resent_batches", "Batches sent to one destination after they were in flight to another.", g.Resent.Batches)
-	counter("resent_records", "Records sent to one destination after they were in flight to another.", g.Resent.Records)
-	counter("resent_bytes", "Bytes that programs wrote, sent to one destination after they were in flight to another.", g.Resent.Bytes)
-	counter("withdrawn_batches", "Batches taken back from a second destination because the first one had them.", g.Withdrawn)
-	counter("relabelled_batches", "Batches refused as conflicts and sent on under a new id.", g.Relabelled)
-	counter("refusals", "Refusals by a destination.", g.RefusedFor)
+	counter("resent_batches", "Batches sent to one destination after they were in flight to another.", g.Resent)
 	gauge := func(name, help string, v float64) {
 		f.add(prometheus.GaugeValue, "group_"+name, help, "peer", g.Name, v)
 	}
-	gauge("awaiting_final_batches", "Batches that the next node has, and of which nobody knows yet that the last one has.", float64(g.AwaitingFinal))
-	gauge("waiting_batches", "Batches that every destination refused; they are tried again.", float64(g.Waiting))
-	gauge("lanes", "Lanes that the group sends.", float64(g.Lanes))
+	gauge("awaiting_final_batches", "Batches that the next node has, kept until they are final.", float64(g.AwaitingFinal.Batches))
+	gauge("awaiting_final_records", "Records that the next node has, kept until they are final.", float64(g.AwaitingFinal.Records))
+	gauge("awaiting_final_bytes", "Bytes that programs wrote, which the next node has, kept until they are final.", float64(g.AwaitingFinal.Bytes))
+	gauge("refused_batches", "Batches that every destination refuses now; they are tried again.", float64(g.Refused))
 	for i := range g.Destinations {
 		f.destination(g.Name, &g.Destinations[i])
 	}
@@ -87,10 +83,11 @@ func (f families) destination(group string, d *status.Destination) {
 	gauge := func(name, help string, v float64) {
 		f.add(prometheus.GaugeValue, "destination_"+name, help, "peer", who, v)
 	}
-	gauge("connected", "1 while the destination is connected, in use or not.", boolean(d.State == status.StateConnected || d.State == status.StateHoldDown))
+	gauge("connected", "1 while the destination is connected, in use or not.", boolean(connected(d.State)))
 	gauge("used", "1 while the destination is connected and may get batches.", boolean(d.State == status.StateConnected))
 	gauge("primary", "1 for a primary destination, 0 for a secondary.", boolean(d.Primary))
-	gauge("lanes", "Lanes that go to the destination.", float64(d.Lanes))
+	gauge("flows", "Lanes, or buckets of a host, whose home the destination is.", float64(d.Flows))
+	gauge("waiting_batches", "Batches that wait for room in the window of the destination.", float64(d.Waiting))
 	gauge("in_flight_batches", "Batches sent, or about to be, and not answered.", float64(d.InFlight))
 	gauge("in_flight_bytes", "Bytes of sealed batches sent, or about to be, and not answered.", float64(d.InFlightBytes))
 	gauge("window_bytes", "Bytes that may be in flight.", float64(d.Window))
@@ -108,11 +105,21 @@ func (f families) destination(group string, d *status.Destination) {
 	counter("refused_batches", "Batches refused.", d.Refused)
 }
 
+// connected reports whether there is a connection in this state.
+func connected(state string) bool {
+	switch state {
+	case status.StateConnected, status.StateHoldDown, status.StateStalled, status.StateDraining:
+		return true
+	}
+	return false
+}
+
 func (f families) peers(p *status.Peers) {
 	f.gauge("peers", "Connections of peers.", float64(len(p.Connections)))
 	f.counter("peers_turned_away", "Connections above the limits.", p.TurnedAway)
-	f.counter("peers_denied", "Peers and batches refused, because the peer may not speak for their host.", p.Denied)
-	f.counter("handshakes_failed", "Connections that did not end their handshake.", p.Failed)
+	f.counter("peers_denied", "Handshakes of peers that may not speak for their host.", p.Denied)
+	f.counter("peers_evicted", "Connections that gave way to others before their handshake was done.", p.Evicted)
+	f.counter("handshakes_failed", "Handshakes that failed, those of denied peers included.", p.Failed)
 	f.gauge("pending_bytes", "Bytes taken from peers and not on disk yet.", float64(p.Pending))
 	f.counter("refused_batches", "Batches refused, for any reason.", 0)
 	for reason, n := range p.Refused {

@@ -38,6 +38,7 @@ type Role struct {
 	Resent     Tally  `json:"resent"`     // taken with the mark that another receiver may have them too
 
 	Dropped          []Loss `json:"dropped,omitzero"`           // by this node
+	Relabelled       uint64 `json:"relabelled_batches"`         // refused as conflicts, sent on under a new id
 	DroppedElsewhere []Loss `json:"dropped_elsewhere,omitzero"` // as other nodes told; since the start
 
 	Counters []Counter `json:"counters,omitzero"` // what only this role counts
@@ -95,28 +96,23 @@ const (
 	StateConnecting = "connecting"  // no connection now; tried again and again
 	StateFailedOver = "failed over" // its lanes went to others; tried again and again
 	StateHoldDown   = "hold-down"   // healthy again, not used before HoldUntil
+	StateStalled    = "stalled"     // connected, and stays behind; its lanes go to others
 	StateDraining   = "draining"    // it said that it stops
 )
 
 // Group is one forward group.
 type Group struct {
-	Name   string `json:"name"`
-	Mode   string `json:"mode"`
-	Cursor string `json:"cursor,omitzero"` // the queue's; of broadcast each destination has its own
-	Lanes  int    `json:"lanes"`           // known now
+	Name    string   `json:"name"`
+	Mode    string   `json:"mode"`
+	Cursors []string `json:"cursors"` // of the queue: one; of broadcast one for each primary
 
-	Acked         uint64 `json:"acked_batches"`          // the next node has them on its disk
-	Final         uint64 `json:"final_batches"`          // the last node has them in its output
-	AwaitingFinal uint64 `json:"awaiting_final_batches"` // acked, and not known to be final
-	FinalResent   uint64 `json:"final_resent_batches"`   // sent again because they were not final in time
-	Failovers     uint64 `json:"failovers"`
-	Failbacks     uint64 `json:"failbacks"`
-	Resent        Tally  `json:"resent"`     // sent to one destination after they were in flight to another
-	Withdrawn     uint64 `json:"withdrawn"`  // of those, taken back because a late ack came first
-	Relabelled    uint64 `json:"relabelled"` // refused as conflicts and given a new id
-	Waiting       uint64 `json:"waiting"`    // batches that every destination refused (loops); tried again later
-	RefusedFor    uint64 `json:"refused"`    // refusals of any kind
-	LastRefusal   string `json:"last_refusal,omitzero"`
+	Acked         uint64 `json:"acked_batches"`      // the next nodes have them on their disks; each cursor counts
+	Final         uint64 `json:"final_batches"`      // the last nodes have them in their outputs
+	AwaitingFinal Tally  `json:"awaiting_final"`     // acked, kept until they are final (keep_until)
+	Resent        uint64 `json:"resent_batches"`     // sent to one destination after they were in flight to another
+	Failovers     uint64 `json:"failovers"`          // flows that left a destination that failed
+	Failbacks     uint64 `json:"failbacks"`          // flows that went back
+	Refused       uint64 `json:"refused_everywhere"` // batches that every destination refuses now; tried again
 
 	Destinations []Destination `json:"destinations"`
 }
@@ -130,8 +126,9 @@ type Destination struct {
 	State      string    `json:"state"`
 	Since      time.Time `json:"since,omitzero"`
 	HoldUntil  time.Time `json:"hold_until,omitzero"`
-	Peer       string    `json:"peer,omitzero"` // the host that it says it is
-	Lanes      int       `json:"lanes"`
+	Peer       string    `json:"peer,omitzero"`   // the host that it says it is
+	Flows      int       `json:"flows"`           // lanes, or buckets of a host, whose home it is
+	Waiting    int       `json:"waiting_batches"` // for room in the window
 
 	InFlight      int       `json:"in_flight_batches"`
 	InFlightBytes int64     `json:"in_flight_bytes"`
@@ -152,8 +149,9 @@ type Destination struct {
 type Peers struct {
 	Connections []Peer            `json:"connections"`
 	TurnedAway  uint64            `json:"turned_away"` // connections above the limits
-	Denied      uint64            `json:"denied"`      // peers and batches that may not speak for their host
-	Failed      uint64            `json:"failed"`      // handshakes
+	Denied      uint64            `json:"denied"`      // handshakes of peers that may not speak for their host
+	Failed      uint64            `json:"failed"`      // handshakes that failed, those of denied peers included
+	Evicted     uint64            `json:"evicted"`     // connections that gave way to others before their handshake was done
 	Pending     int64             `json:"pending_bytes"`
 	Refused     map[string]uint64 `json:"refused,omitzero"` // batches, by reason
 }

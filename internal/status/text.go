@@ -100,19 +100,21 @@ func (t *text) queue() {
 }
 
 func (t *text) group(g *Group) {
-	t.line("  forward %s (%s): %d lanes, next node has %d batches, last node has %d, %d not final", g.Name, g.Mode, g.Lanes, g.Acked, g.Final, g.AwaitingFinal)
-	if g.Failovers+g.Failbacks+g.Resent.Batches+g.FinalResent+g.Relabelled+g.Waiting > 0 {
-		t.line("    failovers %d, failbacks %d, resent to another %d batches (%s), withdrawn %d, resent for final %d, relabelled %d, refused everywhere %d",
-			g.Failovers, g.Failbacks, g.Resent.Batches, bytes(int64(g.Resent.Bytes)), g.Withdrawn, g.FinalResent, g.Relabelled, g.Waiting)
+	t.line("  forward %s (%s): the next node has %d batches, the last node has %d", g.Name, g.Mode, g.Acked, g.Final)
+	if n := g.AwaitingFinal; n.Batches > 0 {
+		t.line("    %d batches (%s) are with the next node and kept until they are final", n.Batches, bytes(int64(n.Bytes)))
 	}
-	if g.LastRefusal != "" {
-		t.line("    last refusal: %s", g.LastRefusal)
+	if g.Failovers+g.Failbacks+g.Resent > 0 {
+		t.line("    failovers %d, failbacks %d, batches sent to a second destination %d", g.Failovers, g.Failbacks, g.Resent)
+	}
+	if g.Refused > 0 {
+		t.line("    %d batches are refused by every destination, and tried again", g.Refused)
 	}
 	var rows []string
 	for i := range g.Destinations {
 		rows = append(rows, t.destination(&g.Destinations[i]))
 	}
-	t.table("DESTINATION\tKIND\tSTATE\tLANES\tIN FLIGHT\tLAST ACK\tROUND TRIP\tLAST ERROR", rows)
+	t.table("DESTINATION\tKIND\tSTATE\tFLOWS\tIN FLIGHT\tLAST ACK\tROUND TRIP\tLAST ERROR", rows)
 }
 
 func (t *text) destination(d *Destination) string {
@@ -136,7 +138,7 @@ func (t *text) destination(d *Destination) string {
 	if d.LastError != "" {
 		failure = d.LastError
 	}
-	return cells("%s\t%s\t%s\t%d\t%d (%s of %s)\t%s\t%s\t%s", d.Address, kind, state, d.Lanes, d.InFlight, bytes(d.InFlightBytes), bytes(d.Window), ack, rtt, failure)
+	return cells("%s\t%s\t%s\t%d\t%d (%s of %s)\t%s\t%s\t%s", d.Address, kind, state, d.Flows, d.InFlight, bytes(d.InFlightBytes), bytes(d.Window), ack, rtt, failure)
 }
 
 // maxPeers is how many connections the table shows; the document has all.
@@ -181,6 +183,9 @@ func (t *text) counts() {
 	t.table("\tBATCHES\tRECORDS\tPAYLOAD", rows)
 	if r.Duplicates > 0 {
 		t.line("  duplicates refused: %d batches", r.Duplicates)
+	}
+	if r.Relabelled > 0 {
+		t.line("  sent on under a new id after a conflict: %d batches", r.Relabelled)
 	}
 	if r.Peers != nil {
 		for _, reason := range sortedKeys(r.Peers.Refused) {
