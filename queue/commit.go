@@ -254,9 +254,14 @@ func (c *committer) commit(g *group) error {
 	} else if c.held == nil && len(q.pending.txns) == 0 {
 		q.delivered.encode(ch.puts) // horizons; no Txn is in between
 	}
-	drained := q.encodeAcks(ch.puts)
 	a.total.add(sum)
 	a.last = max(a.last, newest)
+	if g != nil {
+		q.settleNew(a, g.items)
+	}
+	drained := q.encodeAcks(ch.puts)
+	told := q.untold
+	q.untold = nil
 	ch.puts[segmentKey(classSegment, a.num)] = a.encodeRecord()
 	ch.puts[keyRoot] = rootRecord{q.node, newest}.encode()
 	q.mu.Unlock()
@@ -265,5 +270,6 @@ func (c *committer) commit(g *group) error {
 		return err
 	}
 	c.publish(g, newest)
+	q.tell(told)
 	return c.remove(drained)
 }

@@ -12,8 +12,8 @@ import (
 	"ftfuse/internal/batch"
 )
 
-// Cursor is a named consumer of the queue. Next may be called by one goroutine at a
-// time; Ack and Rewind by any.
+// Cursor is a named consumer of the queue. Next and NextHead may be called by one
+// goroutine at a time; Fetch, Ack and Rewind by any.
 type Cursor struct {
 	q    *Queue
 	name string
@@ -24,6 +24,7 @@ type Cursor struct {
 	next  uint64
 	given map[uint64]givenItem // given and not acked
 	parts map[uint64]tally     // by segment: what of it was acked
+	late  map[uint64]uint64    // replaced when it was given: what its ack is for
 	dirty bool
 	epoch uint64 // counts Rewinds
 }
@@ -31,11 +32,11 @@ type Cursor struct {
 type givenItem struct {
 	tally
 	time int64
-	held bool // the consumer has it: given since the last Rewind
+	held bool // the consumer has it: by Next or Fetch since the last Rewind
 }
 
 func newCursor(q *Queue, name string) *Cursor {
-	return &Cursor{q: q, name: name, wake: make(chan struct{}, 1), given: map[uint64]givenItem{}, parts: map[uint64]tally{}}
+	return &Cursor{q: q, name: name, wake: make(chan struct{}, 1), given: map[uint64]givenItem{}, late: map[uint64]uint64{}, parts: map[uint64]tally{}}
 }
 
 // Name returns the cursor's name.
@@ -45,23 +46,29 @@ func (c *Cursor) Name() string { return c.name }
 // one. It returns ctx's error, ErrClosed, or an error that wraps ErrFailed. Entries that
 // cannot be read are counted as lost and stepped over.
 func (c *Cursor) Next(ctx context.Context) (Item, error) {
+	h, err := c.nextEntry(ctx, false)
+	return Item{Seq: h.seq, Entry: h.e}, err
+}
+
+// nextEntry is Next, or NextHead.
+func (c *Cursor) nextEntry(ctx context.Context, headOnly bool) (head, error) {
 	for {
 		if err := ctx.Err(); err != nil {
-			return Item{}, err
+			return head{}, err
 		}
 		c.q.mu.Lock()
-		it, seg, seq, err := c.look()
+		it, seg, seq, err := c.look(headOnly)
 		epoch := c.epoch
 		c.q.mu.Unlock()
 		switch {
 		case err != nil:
-			return Item{}, err
+			return head{}, err
 		case it != nil:
-			return Item{Seq: it.seq, Entry: it.e}, nil
+			return it.head(), nil
 		case seg != nil:
-			item, ok, err := c.fromDisk(seg, seq, epoch)
+			h, ok, err := c.fromDisk(seg, seq, epoch, headOnly)
 			if err != nil || ok {
-				return item, err
+				return h, err
 			}
 			continue
 		}
@@ -76,7 +83,7 @@ func (c *Cursor) Next(ctx context.Context) (Item, error) {
 
 // look finds what is next: an item in memory, or the segment to read seq from, or
 // neither. The caller holds mu.
-func (c *Cursor) look() (*memItem, *segment, uint64, error) {
+func (c *Cursor) look(headOnly bool) (*memItem, *segment, uint64, error) {
 	q := c.q
 	if err := q.state(); err != nil {
 		return nil, nil, 0, err
@@ -95,49 +102,39 @@ func (c *Cursor) look() (*memItem, *segment, uint64, error) {
 			return nil, seg, seq, nil
 		}
 		if q.expired(it.e.Batch, time.Now()) {
-			q.loseEntry(q.segmentOf(seq), seq, &head{seq: seq, dataLen: uint32(len(it.e.Batch.Data)), e: it.e}, LostExpired, nil)
+			h := it.head()
+			q.loseEntry(q.segmentOf(seq), seq, &h, LostExpired, nil)
 			continue
 		}
-		c.give(seq, &it.e, it.size)
+		c.give(seq, &it.e, it.size, !headOnly)
 		return it, nil, 0, nil
 	}
 	return nil, nil, 0, nil
 }
 
-func (c *Cursor) give(seq uint64, e *Entry, size int64) {
-	c.given[seq] = givenItem{tally: entryTally(e, size), time: e.Batch.Time, held: true}
+func (c *Cursor) give(seq uint64, e *Entry, size int64, held bool) {
+	c.given[seq] = givenItem{tally: entryTally(e, size), time: e.Batch.Time, held: held}
 	c.next = seq + 1
 }
 
 // fromDisk reads seq. It returns false where the caller has to look again.
-func (c *Cursor) fromDisk(seg *segment, seq, epoch uint64) (Item, bool, error) {
-	h, found, err := seg.read(seq, false)
+func (c *Cursor) fromDisk(seg *segment, seq, epoch uint64, headOnly bool) (head, bool, error) {
+	h, found, err := seg.read(seq, headOnly)
 	q := c.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if c.epoch != epoch || c.next != seq || c.acked.Contains(seq) || errors.Is(err, errReopen) || q.closed {
-		return Item{}, false, nil
+		return head{}, false, nil
 	}
-	if err == nil && !found {
-		err = fmt.Errorf("%w: entry %d is not in %s", errDamaged, seq, seg.path)
-	}
-	if err != nil {
-		if !isDamage(err) {
-			return Item{}, false, fmt.Errorf("read entry %d: %w", seq, err)
-		}
-		known := &h
-		if h.seq == 0 {
-			known = nil
-		}
-		q.loseEntry(seg, seq, known, LostCorrupt, err)
-		return Item{}, false, nil
+	if err = missing(seg, seq, found, err); err != nil {
+		return head{}, false, q.unreadable(seg, seq, &h, err)
 	}
 	if q.expired(h.e.Batch, time.Now()) {
 		q.loseEntry(seg, seq, &h, LostExpired, nil)
-		return Item{}, false, nil
+		return head{}, false, nil
 	}
-	c.give(seq, &h.e, h.size())
-	return Item{Seq: seq, Entry: h.e}, true, nil
+	c.give(seq, &h.e, h.size(), !headOnly)
+	return h, true, nil
 }
 
 // isDamage says whether err tells of what is on the disk, and not of this process (out
@@ -153,6 +150,11 @@ func (c *Cursor) Ack(seq uint64) {
 	q := c.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if now, ok := c.late[seq]; ok {
+		delete(c.late, seq)
+		q.ackLate(c, now)
+		return
+	}
 	g, ok := c.given[seq]
 	if !ok || c.acked.Contains(seq) {
 		return
@@ -160,6 +162,21 @@ func (c *Cursor) Ack(seq uint64) {
 	seg := q.segmentOf(seq)
 	c.take(seg, seq, g.tally)
 	q.passIfAll(seg, seq, g.tally)
+}
+
+// ackLate acks seq, which took the place of an entry that c has acked since: what it
+// stands for is where it was to go. The caller holds mu.
+func (q *Queue) ackLate(c *Cursor, seq uint64) {
+	seg := q.segmentOf(seq)
+	if seg == nil || c.acked.Contains(seq) {
+		return
+	}
+	t, err := q.tallyOf(seg, seq)
+	if err != nil {
+		return // it is found, and counted, when it is read
+	}
+	c.take(seg, seq, t)
+	q.passIfAll(seg, seq, t)
 }
 
 // take notes that this cursor is done with seq. The caller holds mu.

@@ -3,6 +3,7 @@ package queue
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 
 	"ftfuse/internal/batch"
 )
@@ -13,8 +14,11 @@ const keepCRCs = 1024
 // chunkSize is how many CRCs are stored in one value, so that a commit writes little.
 const chunkSize = 64
 
-// delivered is the delivered set as of the newest submitted Txn.
-type delivered struct {
+// DeliveredSet is the set of batches that a node has taken: ranges by lane, and the CRCs
+// of the newest numbers of each, so that a second content under one id is noticed. It is
+// what a queue opened with Options.Dedupe keeps; by itself it stores nothing. It is not
+// safe for concurrent use.
+type DeliveredSet struct {
 	lanes  map[batch.Lane]*laneSet
 	nextIx uint32
 	dirty  map[batch.Lane]*laneSet
@@ -36,12 +40,13 @@ type crcChunk struct {
 	dirty bool
 }
 
-func newDelivered() delivered {
-	return delivered{lanes: map[batch.Lane]*laneSet{}, dirty: map[batch.Lane]*laneSet{}}
+// NewDeliveredSet returns the empty set.
+func NewDeliveredSet() *DeliveredSet {
+	return &DeliveredSet{lanes: map[batch.Lane]*laneSet{}, dirty: map[batch.Lane]*laneSet{}}
 }
 
-// look says whether id is in the set, and whether its CRC there is another one.
-func (d *delivered) look(id batch.ID, crc uint32) (known, conflict bool) {
+// Look says whether id is in the set, and whether its CRC there is another one.
+func (d *DeliveredSet) Look(id batch.ID, crc uint32) (known, conflict bool) {
 	l := d.lanes[id.Lane]
 	if l == nil || !l.ids.Contains(id.N) {
 		return false, false
@@ -53,7 +58,7 @@ func (d *delivered) look(id batch.ID, crc uint32) (known, conflict bool) {
 	return true, c.crc[id.N%chunkSize] != crc
 }
 
-func (d *delivered) lane(lane batch.Lane) *laneSet {
+func (d *DeliveredSet) lane(lane batch.Lane) *laneSet {
 	l := d.lanes[lane]
 	if l == nil {
 		l = &laneSet{ix: d.nextIx, chunks: map[uint64]*crcChunk{}}
@@ -64,8 +69,8 @@ func (d *delivered) lane(lane batch.Lane) *laneSet {
 	return l
 }
 
-// add puts id into the set.
-func (d *delivered) add(id batch.ID, crc uint32) {
+// Add puts id into the set.
+func (d *DeliveredSet) Add(id batch.ID, crc uint32) {
 	l := d.lane(id.Lane)
 	l.ids.Add(id.N)
 	if id.N > l.newest {
@@ -105,12 +110,10 @@ func (l *laneSet) forget() {
 	}
 }
 
-// merge makes everything below one range.
-func (d *delivered) merge(lane batch.Lane, below uint64) {
-	if l := d.lanes[lane]; l != nil {
-		if r := l.ids.All(); len(r) > 0 && r[0].First == 1 && r[0].Last >= below-1 {
-			return
-		}
+// Merge notes that every number of lane below below is final: their part becomes one range.
+func (d *DeliveredSet) Merge(lane batch.Lane, below uint64) {
+	if l := d.lanes[lane]; below <= 1 || l != nil && l.ids.Next() >= below {
+		return
 	}
 	l := d.lane(lane)
 	l.ids.AddRange(batch.Range{First: 1, Last: below - 1})
@@ -120,8 +123,49 @@ func (d *delivered) merge(lane batch.Lane, below uint64) {
 	}
 }
 
+// Ranges returns a copy of what the set has of lane.
+func (d *DeliveredSet) Ranges(lane batch.Lane) batch.Ranges {
+	if l := d.lanes[lane]; l != nil {
+		return l.ids.Clone()
+	}
+	return batch.Ranges{}
+}
+
+// Lanes returns the lanes of which the set has something, in no order.
+func (d *DeliveredSet) Lanes() []batch.Lane {
+	lanes := make([]batch.Lane, 0, len(d.lanes))
+	for l := range d.lanes {
+		lanes = append(lanes, l)
+	}
+	return lanes
+}
+
+// DeliveredStats says how large a delivered set is.
+type DeliveredStats struct {
+	Lanes  int
+	Ranges int
+	CRCs   int   // numbers whose CRC is kept
+	Bytes  int64 // of all keys and values, as they are stored
+}
+
+// Stats returns the size of the set.
+func (d *DeliveredSet) Stats() (s DeliveredStats) {
+	const sum = 4 // of each stored value
+	for _, l := range d.lanes {
+		s.Lanes++
+		s.Ranges += l.ids.Len()
+		s.Bytes += int64(1 + batch.LaneSize + sum + 12 + len(l.ids.Append(nil)))
+		for _, c := range l.chunks {
+			known := bits.OnesCount64(c.known)
+			s.CRCs += known
+			s.Bytes += int64(13 + sum + 8 + 4*known)
+		}
+	}
+	return s
+}
+
 // encode puts what changed since the last call into puts (nil: delete).
-func (d *delivered) encode(puts map[string][]byte) {
+func (d *DeliveredSet) encode(puts map[string][]byte) {
 	for lane, l := range d.dirty {
 		l.encode(lane, puts)
 	}
@@ -174,7 +218,7 @@ func parseChunk(b []byte) (*crcChunk, error) {
 
 // load takes one stored value of the set. Lanes must come before their chunks, which
 // the order of the keys ('l' before 'x') gives; byIx collects them.
-func (d *delivered) load(key string, v []byte, byIx map[uint32]*laneSet) error {
+func (d *DeliveredSet) load(key string, v []byte, byIx map[uint32]*laneSet) error {
 	switch key[0] {
 	case classLane:
 		lane, err := batch.ParseLane([]byte(key[1:]))

@@ -38,7 +38,12 @@ func (q *Queue) encodeAcks(puts map[string][]byte) (drained []*segment) {
 			c.dirty = false
 		}
 	}
+	for _, c := range q.retired {
+		puts[string(classCursor)+c.name] = nil
+	}
+	q.retired = nil
 	puts[keyLosses] = q.losses.encode()
+	q.lost.encode(puts)
 	return drained
 }
 

@@ -16,6 +16,7 @@ const (
 	LostExpired    = "expired"
 	LostCorrupt    = "corrupt"
 	LostRepair     = "repair"
+	LostNoCursor   = "no_cursor" // whoever needed it is not configured any more
 )
 
 // losses counts what was lost since the queue was made, by reason.
@@ -77,18 +78,22 @@ func (q *Queue) loseEntry(seg *segment, seq uint64, h *head, reason string, caus
 		t = entryTally(&h.e, h.size())
 		id, named = h.e.Batch.ID, true
 	}
-	open := false
+	open, copies := false, true
 	for _, c := range q.cursors {
 		if !c.acked.Contains(seq) {
 			c.take(seg, seq, t)
-			open = true
+			open, copies = true, copies && q.copyOnly(c)
 		}
 	}
 	if !open {
 		return
 	}
 	q.pass(seg, seq, t)
-	q.lose(reason, t)
+	if named {
+		q.loseID(Loss{Seq: seq, ID: id, Reason: reason, Copy: copies}, t)
+	} else {
+		q.lose(reason, t)
+	}
 	attrs := []any{slog.String("reason", reason), slog.Uint64("seq", seq), slog.Uint64("records", t.Records), slog.Uint64("bytes", t.Payload)}
 	if named {
 		attrs = append(attrs, slog.String("batch", id.String()))
@@ -104,7 +109,7 @@ func (q *Queue) loseEntry(seg *segment, seq uint64, h *head, reason string, caus
 // dropNew counts and names an entry that a full queue does not take. The caller holds mu.
 func (q *Queue) dropNew(e *Entry) {
 	t := entryTally(e, e.size())
-	q.lose(LostDropNewest, t)
+	q.loseID(Loss{ID: e.Batch.ID, Reason: LostDropNewest}, t)
 	q.log.Warn("a batch was not taken into the full queue", slog.String("reason", LostDropNewest),
 		slog.Uint64("records", t.Records), slog.Uint64("bytes", t.Payload), slog.String("batch", e.Batch.ID.String()))
 }
@@ -133,12 +138,11 @@ func (q *Queue) dropSeq(seq uint64, reason string) {
 // headOf returns the head of a committed entry, from memory or disk. The caller holds mu.
 func (q *Queue) headOf(seg *segment, seq uint64) (*head, error) {
 	if it := q.mem.get(seq); it != nil {
-		return &head{seq: seq, dataLen: uint32(len(it.e.Batch.Data)), e: it.e}, nil
+		h := it.head()
+		return &h, nil
 	}
 	h, found, err := seg.read(seq, true)
-	if err == nil && !found {
-		err = fmt.Errorf("%w: entry %d is not in %s", errDamaged, seq, seg.path)
-	}
+	err = missing(seg, seq, found, err)
 	if h.seq == 0 {
 		return nil, err
 	}

@@ -32,47 +32,71 @@ func Open(dir string, o Options) (*Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := &Queue{
-		dir: dir, o: o, log: o.Logger, lock: lock,
-		submit: make(chan struct{}, 1), room: make(chan struct{}),
-		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), failed: make(chan struct{}),
-	}
+	q := newQueue(dir, o, lock)
 	if err := q.load(); err != nil {
 		q.closeFiles()
 		return nil, fmt.Errorf("open queue %s: %w", dir, err)
 	}
 	go (&committer{q: q}).run()
+	if q.o.OnLoss != nil {
+		go q.tellLosses()
+	} else {
+		close(q.tellDone)
+	}
 	return q, nil
 }
 
+func newQueue(dir string, o Options, lock *os.File) *Queue {
+	return &Queue{
+		dir: dir, o: o, log: o.Logger, lock: lock,
+		cache: &blockCache{}, replacing: map[uint64]bool{}, submit: make(chan struct{}, 1), room: make(chan struct{}),
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), tellKick: make(chan struct{}, 1), tellDone: make(chan struct{}), failed: make(chan struct{}),
+	}
+}
+
 func (q *Queue) load() error {
-	nums, err := segmentNumbers(q.dir)
+	nums, records, err := q.loadState()
 	if err != nil {
 		return err
 	}
-	for _, n := range nums {
-		if err := settle(filepath.Join(q.dir, segmentName(n))); err != nil {
-			return err
-		}
-	}
-	l, st, err := q.newest(nums)
-	if err != nil {
-		return err
-	}
-	q.st, q.node = st, l.root.node
-	q.kv, q.delivered, q.losses = l.kv, l.delivered, l.losses
-	q.committed, q.nextSeq = l.root.newest, l.root.newest+1
-	q.segs = l.segs
-	for _, s := range q.segs {
-		q.live += int64(s.total.minus(s.passed).Bytes)
-	}
-	q.loadCursors(l.cursors)
+	q.loadCursors(records)
 	if err := q.begin(nums); err != nil {
+		return err
+	}
+	if err := q.settleCursors(); err != nil {
 		return err
 	}
 	q.remakeReserve()
 	return nil
 }
+
+// loadState reads the newest state, all but the cursors, which it returns.
+func (q *Queue) loadState() ([]uint64, map[string]cursorRecord, error) {
+	nums, err := segmentNumbers(q.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range nums {
+		if err := settle(q.segmentPath(n)); err != nil {
+			return nil, nil, err
+		}
+	}
+	l, st, err := q.newest(nums)
+	if err != nil {
+		return nil, nil, err
+	}
+	q.st, q.node = st, l.root.node
+	q.kv, q.delivered, q.losses, q.lost = l.kv, l.delivered, l.losses, l.lost
+	q.committed, q.nextSeq = l.root.newest, l.root.newest+1
+	q.segs = l.segs
+	for _, s := range q.segs {
+		s.cache = q.cache
+		q.live += int64(s.total.minus(s.passed).Bytes)
+	}
+	return nums, l.cursors, nil
+}
+
+func (q *Queue) segmentPath(num uint64) string { return filepath.Join(q.dir, segmentName(num)) }
 
 // newest reads the newest state, or makes the first one.
 func (q *Queue) newest(nums []uint64) (*loaded, *stored, error) {
@@ -80,13 +104,13 @@ func (q *Queue) newest(nums []uint64) (*loaded, *stored, error) {
 		if err := q.neverUsed(); err != nil {
 			return nil, nil, err
 		}
-		l := &loaded{kv: map[string][]byte{}, delivered: newDelivered(), losses: losses{}}
+		l := &loaded{kv: map[string][]byte{}, delivered: NewDeliveredSet(), losses: losses{}, lost: newLostLanes()}
 		if _, err := rand.Read(l.root.node[:]); err != nil {
 			return nil, nil, fmt.Errorf("draw a node id: %w", err)
 		}
 		return l, newStored(), nil
 	}
-	path := filepath.Join(q.dir, segmentName(nums[len(nums)-1]))
+	path := q.segmentPath(nums[len(nums)-1])
 	p, err := openPages(path)
 	if err != nil {
 		return nil, nil, newestDamaged(err)
@@ -131,7 +155,7 @@ func (q *Queue) begin(nums []uint64) error {
 	damaged := map[uint64]bool{}
 	keep := q.segs[:0]
 	for _, s := range q.segs {
-		s.path = filepath.Join(q.dir, segmentName(s.num))
+		s.path = q.segmentPath(s.num)
 		damaged[s.num] = s.damaged
 		if s.drained() && s.passed == s.total {
 			puts[segmentKey(classSegment, s.num)] = nil
@@ -156,14 +180,14 @@ func (q *Queue) begin(nums []uint64) error {
 	for _, c := range q.cursors {
 		c.dirty = true
 	}
-	s := &segment{num: next, first: q.nextSeq, last: q.committed}
+	s := &segment{num: next, first: q.nextSeq, last: q.committed, cache: q.cache}
 	if err := q.bear(s, puts, q.st, true); err != nil {
 		return err
 	}
 	q.segs = append(q.segs, s)
 	for _, n := range nums {
 		if !known[n] { // drained, and a kill came before it was removed
-			if err := q.discard(&segment{path: filepath.Join(q.dir, segmentName(n)), damaged: damaged[n]}); err != nil {
+			if err := q.discard(&segment{path: q.segmentPath(n), damaged: damaged[n]}); err != nil {
 				return fmt.Errorf("remove a drained segment: %w", err)
 			}
 		}
@@ -205,30 +229,38 @@ func (q *Queue) loadCursors(records map[string]cursorRecord) {
 		if ok {
 			c.acked = r.acked
 		} else {
+			q.newCursors = true
 			c.acked = q.passedRanges(records)
 			if len(records) > 0 {
 				q.log.Info("a new cursor begins with the oldest batch in the queue", slog.String("cursor", name))
 			}
 		}
-		for _, s := range q.segs {
-			switch part, partly := r.parts[s.num]; {
-			case partly:
-				c.parts[s.num] = part
-			case s.count() > 0 && countIn(c.acked, s.first, s.last) == s.count():
-				c.parts[s.num] = s.total
-			case !ok:
-				c.parts[s.num] = s.passed
-			}
-		}
-		c.next = c.acked.Next()
+		c.loadParts(r, ok)
 		q.cursors = append(q.cursors, c)
 	}
-	for name := range records {
+	for name, r := range records {
 		if _, err := q.Cursor(name); err != nil {
-			q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", name))
-			delete(q.st.vals, string(classCursor)+name)
+			c := newCursor(q, name)
+			c.acked = r.acked
+			c.loadParts(r, true)
+			q.retired = append(q.retired, c)
 		}
 	}
+}
+
+// loadParts sets what of each segment is acked, from its record if it is stored.
+func (c *Cursor) loadParts(r cursorRecord, stored bool) {
+	for _, s := range c.q.segs {
+		switch part, partly := r.parts[s.num]; {
+		case partly:
+			c.parts[s.num] = part
+		case s.count() > 0 && countIn(c.acked, s.first, s.last) == s.count():
+			c.parts[s.num] = s.total
+		case !stored:
+			c.parts[s.num] = s.passed
+		}
+	}
+	c.next = c.acked.Next()
 }
 
 // passedRanges is what all of the stored cursors have acked, in a set of its own.

@@ -13,8 +13,8 @@
 //   - Damage is found, set aside, counted and named; what is undamaged goes on.
 //   - After a failed commit nothing is tried again: Failed is closed, Err says why.
 //
-// All methods are safe for concurrent use, but for Cursor.Next: one goroutine at a
-// time for each cursor. The formats are described in docs/protocol.md.
+// All methods are safe for concurrent use, but for Cursor.Next and NextHead: one
+// goroutine at a time for each cursor. The formats are described in docs/protocol.md.
 package queue
 
 import (
@@ -94,6 +94,13 @@ type Txn struct {
 	// Entries are appended in this order. With Options.Dedupe, entries whose id is in
 	// the delivered set already are taken out before Prepare is called.
 	Entries []Entry
+	// Replace is empty, or has for each of Entries the seq of an entry whose place it takes,
+	// in the same commit: which cursors need it is what then holds for the old one, and
+	// nobody needs that any more. All ids must be new. The old entries must have been
+	// committed; Submit returns ErrGone where one is needed by nobody any more. A cursor
+	// that was given the old one may still ack it, which counts for the new one. MaxBytes
+	// does not count.
+	Replace []uint64
 	// Set is applied in this order. The queue keeps the values; the caller must not
 	// write to them again.
 	Set []KV
@@ -107,6 +114,9 @@ type Txn struct {
 	// Beyond takes the Entries though MaxBytes are there already: they were accepted
 	// before, and whoever would make room may wait for them. A full disk holds them.
 	Beyond bool
+	// Again takes Entries although their ids are in the delivered set (with another CRC it is
+	// ErrConflict still), and waits while the queue is full, whatever OnFull says.
+	Again bool
 	// Done is optional. It is called once from the committer's goroutine, in commit
 	// order, with nil when the commit is on disk, or with the error that stopped the
 	// queue. It must not block. For a duplicate it comes not before the original is
@@ -152,8 +162,26 @@ type Options struct {
 	IdleBytes    int64         // a drained segment larger than this is given back ...
 	IdleAfter    time.Duration // ... once nothing was committed for this long
 	Dedupe       bool          // keep a delivered set and refuse what is in it
-	Cursors      []string      // names; at least one
-	Logger       *slog.Logger
+	// Cursors are the names; at least one. One that is new begins with the oldest batch that
+	// some cursor still needed: with nothing queued it gets new batches only, and a group
+	// that was renamed loses none. What a cursor that is gone alone needed is dropped and
+	// counted as LostNoCursor.
+	Cursors []string
+	Logger  *slog.Logger
+
+	// Copies names cursors that only make a copy of what the others pass on: what is dropped
+	// for them alone is a Loss with Copy set, and not in LostRanges.
+	Copies []string
+
+	// Wants is optional: false for a lane that a cursor does not want, which counts as acked
+	// by it when it is committed. What nobody wants is dropped, and counted as LostNoCursor.
+	// It is called with the queue's locks held and must call nothing of it.
+	Wants func(cursor string, lane batch.Lane) bool
+
+	// OnLoss is optional. It is called for every batch that is given up and whose id is
+	// known, in order, from a goroutine of its own, once the loss is on disk. Close waits
+	// for it: it must not call Close.
+	OnLoss func(Loss)
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -203,24 +231,31 @@ type Queue struct {
 
 	submit chan struct{} // held by the one Submit that decides; orders all Txns
 
-	mu        sync.Mutex
-	node      batch.Node
-	nextSeq   uint64 // of the next entry submitted
-	committed uint64 // newest seq on disk
-	pending   group  // submitted, not yet taken by the committer
-	taking    int64  // bytes taken by the committer, not yet on disk
-	mem       window
-	segs      []*segment // ascending; the last is the active one
-	cursors   []*Cursor  // in order of Options.Cursors
-	delivered delivered
-	losses    losses
-	live      int64         // bytes that some cursor has not passed; submitted ones included
-	deletes   []uint64      // blocks of the active segment that every cursor passed
-	room      chan struct{} // closed and replaced when there is more room
-	diskFull  bool
-	closed    bool
-	lastWork  time.Time // newest commit that held a Txn
-	ackSince  time.Time // oldest ack that is not durable; zero: none
+	mu         sync.Mutex
+	node       batch.Node
+	nextSeq    uint64 // of the next entry submitted
+	committed  uint64 // newest seq on disk
+	pending    group  // submitted, not yet taken by the committer
+	taking     int64  // bytes taken by the committer, not yet on disk
+	mem        window
+	cache      *blockCache
+	segs       []*segment      // ascending; the last is the active one
+	cursors    []*Cursor       // in order of Options.Cursors
+	retired    []*Cursor       // stored, and not configured any more; until that is stored
+	newCursors bool            // one was not stored
+	replacing  map[uint64]bool // entries in whose place others were submitted
+	delivered  *DeliveredSet
+	losses     losses
+	lost       lostLanes
+	untold     []Loss        // not durable yet
+	told       []Loss        // durable, OnLoss was not called yet
+	live       int64         // bytes that some cursor has not passed; submitted ones included
+	deletes    []uint64      // blocks of the active segment that every cursor passed
+	room       chan struct{} // closed and replaced when there is more room
+	diskFull   bool
+	closed     bool
+	lastWork   time.Time // newest commit that held a Txn
+	ackSince   time.Time // oldest ack that is not durable; zero: none
 
 	kvMu sync.RWMutex
 	kv   map[string][]byte // as of the newest submitted Txn
@@ -230,11 +265,12 @@ type Queue struct {
 	st   *stored      // committer only: what the newest segment's state holds
 	bufs blockBuffers // committer only
 
-	kick   chan struct{} // something for the committer
-	stop   chan struct{} // closed by Close
-	done   chan struct{} // closed when the committer ended
-	failed chan struct{}
-	err    error // set before failed is closed
+	kick               chan struct{} // something for the committer
+	stop               chan struct{} // closed by Close
+	done               chan struct{} // closed when the committer ended
+	tellKick, tellDone chan struct{} // something for tellLosses; it has ended
+	failed             chan struct{}
+	err                error // set before failed is closed
 }
 
 // Node returns the id drawn when the queue was made.
@@ -275,24 +311,21 @@ func (q *Queue) Cursor(name string) (*Cursor, error) {
 func (q *Queue) Delivered(lane batch.Lane) batch.Ranges {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	var r batch.Ranges
-	if l := q.delivered.lanes[lane]; l != nil {
-		for _, x := range l.ids.All() {
-			r.AddRange(x)
-		}
-	}
-	return r
+	return q.delivered.Ranges(lane)
 }
 
 // Lanes returns the lanes of the delivered set, in no order.
 func (q *Queue) Lanes() []batch.Lane {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	lanes := make([]batch.Lane, 0, len(q.delivered.lanes))
-	for l := range q.delivered.lanes {
-		lanes = append(lanes, l)
-	}
-	return lanes
+	return q.delivered.Lanes()
+}
+
+// DeliveredStats says how large the delivered set is.
+func (q *Queue) DeliveredStats() DeliveredStats {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.delivered.Stats()
 }
 
 // Merge notes the final horizon of a lane: every number below is final, and its part of
@@ -301,7 +334,8 @@ func (q *Queue) Merge(lane batch.Lane, below uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if below > 1 {
-		q.delivered.merge(lane, below)
+		q.delivered.Merge(lane, below)
+		q.lost.merge(lane, below)
 		q.ackLater()
 	}
 }
@@ -331,6 +365,7 @@ func (q *Queue) Close() error {
 		close(q.stop)
 	}
 	<-q.done
+	<-q.tellDone
 	if again {
 		return q.Err()
 	}

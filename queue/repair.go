@@ -221,7 +221,7 @@ func (x *inspection) account(l *loaded) {
 				s.passed.add(t)
 			}
 			if dedupe && seq > l.root.newest {
-				l.delivered.add(h.e.Batch.ID, h.e.Batch.CRC)
+				l.delivered.Add(h.e.Batch.ID, h.e.Batch.CRC)
 			}
 		}
 		s.total.Batches, s.passed.Batches = s.count(), 0

@@ -90,7 +90,7 @@ func (c *committer) roll(reserve bool) error {
 	q := c.q
 	q.mu.Lock()
 	old := q.active()
-	s := &segment{num: old.num + 1, first: q.committed + 1, last: q.committed}
+	s := &segment{num: old.num + 1, first: q.committed + 1, last: q.committed, cache: q.cache}
 	puts := map[string][]byte{segmentKey(classIDs, old.num): old.ids.encode()}
 	q.mu.Unlock()
 

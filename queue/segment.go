@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -27,11 +25,11 @@ type segment struct {
 	damaged     bool // something of it could not be read
 	dirty       bool // the stored record is behind
 
-	io     sync.RWMutex // held to read, and locked to change the three below
-	db     *bbolt.DB    // nil unless it is the active one
-	pages  *pageFile    // opened at the first read
-	root   *subBucket   // bucket of batches of a closed segment
-	cached atomic.Pointer[block]
+	io    sync.RWMutex // held to read, and locked to change the three below
+	db    *bbolt.DB    // nil unless it is the active one
+	pages *pageFile    // opened at the first read
+	root  *subBucket   // bucket of batches of a closed segment
+	cache *blockCache
 
 	// Committer only, active segment only.
 	blocks []blockSpan // ascending; Queue.mu
@@ -97,7 +95,7 @@ func guard(path string, fn func() error) (err error) {
 
 // createSegment makes the file of s under a temporary name.
 func (q *Queue) createSegment(s *segment, need int64) error {
-	s.path = filepath.Join(q.dir, segmentName(s.num))
+	s.path = q.segmentPath(s.num)
 	temp := s.path + tempExt
 	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove what an earlier start left: %w", err)
@@ -319,16 +317,15 @@ func (s *segment) read(seq uint64, headOnly bool) (h head, found bool, err error
 	return h, found, err
 }
 
-// lookup reads seq from its block. The block read last is kept: its place in the file
-// does not change while one of its entries is needed.
+// lookup reads seq from its block.
 func (s *segment) lookup(b subBucket, seq uint64, headOnly bool) (head, bool, error) {
-	bl := s.cached.Load()
-	if bl == nil || seq < bl.first || seq-bl.first >= uint64(len(bl.heads)) {
+	bl := s.cache.find(s.num, seq)
+	if bl == nil {
 		var err error
 		if bl, err = b.findBlock(seq); err != nil || bl == nil {
 			return head{}, false, err
 		}
-		s.cached.Store(bl)
+		s.cache.put(s.num, bl)
 	}
 	return bl.entry(seq, headOnly)
 }
@@ -368,7 +365,7 @@ func (s *segment) close() (err error) {
 	if s.pages != nil {
 		err = errors.Join(err, s.pages.Close())
 		s.pages, s.root = nil, nil
-		s.cached.Store(nil) // it reads from those pages
+		s.cache.drop(s.num)
 	}
 	return err
 }

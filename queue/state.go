@@ -14,6 +14,7 @@ const (
 	classIDs     = 'i' // + segment: which ids a closed segment holds, in order
 	classKV      = 'k' // + key: the role's own state
 	classLane    = 'l' // + lane: delivered set
+	classLost    = 'n' // + lane: what was lost of it
 	classLosses  = 'o' // losses by reason
 	classRoot    = 'r' // node id, newest seq
 	classSegment = 's' // + segment: what a segment holds and what is passed of it
@@ -119,8 +120,9 @@ func (p *pageFile) readStored(m pageMeta) (*stored, error) {
 type loaded struct {
 	root      rootRecord
 	kv        map[string][]byte
-	delivered delivered
+	delivered *DeliveredSet
 	losses    losses
+	lost      lostLanes
 	cursors   map[string]cursorRecord
 	segs      []*segment // ascending
 }
@@ -136,7 +138,7 @@ func (r rootRecord) encode() []byte {
 }
 
 func (s *stored) decode() (*loaded, error) {
-	l := &loaded{kv: map[string][]byte{}, delivered: newDelivered(), losses: losses{}, cursors: map[string]cursorRecord{}}
+	l := &loaded{kv: map[string][]byte{}, delivered: NewDeliveredSet(), losses: losses{}, lost: newLostLanes(), cursors: map[string]cursorRecord{}}
 	keys := make([]string, 0, len(s.vals))
 	for k := range s.vals {
 		keys = append(keys, k)
@@ -172,6 +174,8 @@ func (l *loaded) take(k string, v []byte, byIx map[uint32]*laneSet, bySeg map[ui
 		l.kv[k[1:]] = v
 	case classLane, classChunk:
 		return l.delivered.load(k, v, byIx)
+	case classLost:
+		return l.lost.load(k, v)
 	case classLosses:
 		return l.losses.parse(v)
 	case classCursor:

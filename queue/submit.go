@@ -42,17 +42,24 @@ func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
 	if err := q.state(); err != nil {
 		return Fresh, err
 	}
-	fresh, err := q.dedupe(t.Entries)
+	fresh, err := q.dedupe(t)
 	if err != nil {
 		return Fresh, err
 	}
-	if len(fresh) == 0 && len(t.Entries) > 0 {
+	if len(fresh) == 0 && len(t.Entries) > 0 && len(t.Replace) == 0 {
 		q.enqueue(&Txn{Done: t.Done, Sync: t.Sync}, nil)
 		return Duplicate, nil
 	}
-	status, err := q.admit(ctx, fresh, t.Beyond)
+	status, err := q.admit(ctx, fresh, t)
 	if err == nil {
 		err = q.state() // it may have waited
+	}
+	if err != nil {
+		return Fresh, err
+	}
+	replaces, err := q.checkReplace(t, len(fresh))
+	if err == nil && replaces != nil && status == Dropped {
+		err = fmt.Errorf("submit %d entries in the place of others: %w: the disk is full", len(fresh), ErrFull)
 	}
 	if err != nil {
 		return Fresh, err
@@ -72,7 +79,7 @@ func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
 			q.dropNew(&lost[i])
 		}
 	}
-	q.append(t)
+	q.append(t, replaces)
 	return status, nil
 }
 
@@ -102,7 +109,8 @@ func (q *Queue) state() error {
 }
 
 // dedupe returns the entries whose ids are new.
-func (q *Queue) dedupe(entries []Entry) ([]Entry, error) {
+func (q *Queue) dedupe(t *Txn) ([]Entry, error) {
+	entries := t.Entries
 	if !q.o.Dedupe || len(entries) == 0 {
 		return entries, nil
 	}
@@ -113,14 +121,14 @@ func (q *Queue) dedupe(entries []Entry) ([]Entry, error) {
 	}
 	for i := range entries {
 		s := &entries[i].Batch
-		known, conflict := q.delivered.look(s.ID, s.CRC)
+		known, conflict := q.delivered.Look(s.ID, s.CRC)
 		if crc, twice := own[s.ID]; twice {
 			known, conflict = true, crc != s.CRC
 		}
 		if conflict {
 			return nil, fmt.Errorf("submit batch %v with CRC %08x: %w", s.ID, s.CRC, ErrConflict)
 		}
-		if !known {
+		if !known || t.Again {
 			fresh = append(fresh, entries[i])
 			if own != nil {
 				own[s.ID] = s.CRC
@@ -131,8 +139,13 @@ func (q *Queue) dedupe(entries []Entry) ([]Entry, error) {
 }
 
 // admit waits for room or does what the policy says. The caller holds mu, which is
-// given up while waiting. beyond: the limit does not count.
-func (q *Queue) admit(ctx context.Context, entries []Entry, beyond bool) (Status, error) {
+// given up while waiting.
+func (q *Queue) admit(ctx context.Context, entries []Entry, t *Txn) (Status, error) {
+	beyond := t.Beyond || len(t.Replace) > 0
+	policy := q.o.OnFull
+	if t.Again {
+		policy = Block
+	}
 	var size int64
 	for i := range entries {
 		size += entries[i].size()
@@ -149,11 +162,11 @@ func (q *Queue) admit(ctx context.Context, entries []Entry, beyond bool) (Status
 		}
 		if full || q.diskFull {
 			switch {
-			case q.o.OnFull == Error:
+			case policy == Error:
 				return Fresh, fmt.Errorf("submit %d bytes: %w: %d of %d bytes are waiting", size, ErrFull, q.live, q.o.MaxBytes)
-			case q.o.OnFull == DropNewest:
+			case policy == DropNewest:
 				return Dropped, nil
-			case q.o.OnFull == DropOldest && q.dropOldest(LostDropOldest):
+			case policy == DropOldest && q.dropOldest(LostDropOldest):
 				continue
 			}
 		}
@@ -195,18 +208,22 @@ func (q *Queue) prepare(t *Txn) error {
 }
 
 // append makes t part of the queue. The caller holds mu.
-func (q *Queue) append(t *Txn) {
+func (q *Queue) append(t *Txn, replaces []replacement) {
 	items := make([]*memItem, len(t.Entries))
 	for i := range t.Entries {
 		e := &t.Entries[i]
 		it := &memItem{seq: q.nextSeq, size: e.size(), e: *e}
+		if replaces != nil {
+			it.replaces = replaces[i]
+			q.replacing[it.replaces.seq] = true
+		}
 		q.nextSeq++
 		q.mem.push(it)
 		q.live += it.size
 		items[i] = it
 		q.pending.bytes += it.size
 		if q.o.Dedupe {
-			q.delivered.add(e.Batch.ID, e.Batch.CRC)
+			q.delivered.Add(e.Batch.ID, e.Batch.CRC)
 		}
 	}
 	q.enqueue(t, items)

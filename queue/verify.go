@@ -3,7 +3,6 @@ package queue
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"ftfuse/internal/batch"
 )
@@ -121,7 +120,7 @@ func (x *inspection) look() (err error) {
 	return nil
 }
 
-func (x *inspection) path(num uint64) string { return filepath.Join(x.q.dir, segmentName(num)) }
+func (x *inspection) path(num uint64) string { return x.q.segmentPath(num) }
 
 // judge fills the report's segments: what could not be read, and what must be there as
 // of state and is not.

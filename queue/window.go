@@ -13,6 +13,8 @@ type memItem struct {
 	seq  uint64
 	size int64
 	e    Entry
+
+	replaces replacement
 }
 
 // memItemCost is what an item costs in memory beside its bytes.

@@ -3,6 +3,7 @@ package batch
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -44,7 +45,7 @@ func (s *Ranges) AddRange(r Range) {
 		r.First, r.Last = min(r.First, s.r[j].First), max(r.Last, s.r[j].Last)
 		j++
 	}
-	s.r = append(s.r[:i], append([]Range{r}, s.r[j:]...)...)
+	s.r = slices.Replace(s.r, i, j, r)
 }
 
 // Contains reports whether n is in the set.
@@ -55,6 +56,27 @@ func (s *Ranges) Contains(n uint64) bool {
 
 // All returns a copy of the ranges in ascending order.
 func (s *Ranges) All() []Range { return append([]Range(nil), s.r...) }
+
+// Clone returns a set of its own with the same numbers.
+func (s *Ranges) Clone() Ranges { return Ranges{r: s.All()} }
+
+// Gap returns the smallest number of at least n that is not in the set.
+func (s *Ranges) Gap(n uint64) uint64 {
+	i := sort.Search(len(s.r), func(k int) bool { return s.r[k].Last >= n })
+	if i < len(s.r) && s.r[i].First <= n {
+		return s.r[i].Last + 1
+	}
+	return n
+}
+
+// DropBelow takes every number below n out of the set.
+func (s *Ranges) DropBelow(n uint64) {
+	i := sort.Search(len(s.r), func(k int) bool { return s.r[k].Last >= n })
+	s.r = slices.Delete(s.r, 0, i)
+	if len(s.r) > 0 {
+		s.r[0].First = max(s.r[0].First, n)
+	}
+}
 
 // Len returns the number of ranges, which is what the set costs to keep.
 func (s *Ranges) Len() int { return len(s.r) }

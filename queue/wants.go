@@ -1,0 +1,117 @@
+package queue
+
+import (
+	"fmt"
+	"log/slog"
+
+	"ftfuse/internal/batch"
+)
+
+// skipUnwanted acks it, which is being committed to seg, for every cursor that does not
+// want its lane, and passes it if nobody is left. The caller holds mu.
+func (q *Queue) skipUnwanted(seg *segment, it *memItem) {
+	t := entryTally(&it.e, it.size)
+	id := it.e.Batch.ID
+	wanted, skipped := false, false
+	for _, c := range q.cursors {
+		if q.wants(c, id.Lane) {
+			wanted = true
+		} else if !c.acked.Contains(it.seq) {
+			c.take(seg, it.seq, t)
+			skipped = true
+		}
+	}
+	if q.needed(it.seq) || !skipped && it.replaces.seq == 0 {
+		return
+	}
+	q.pass(seg, it.seq, t)
+	if !wanted {
+		q.loseID(Loss{Seq: it.seq, ID: id, Reason: LostNoCursor}, t)
+		q.log.Warn("a batch that no destination is configured for was dropped", slog.String("reason", LostNoCursor),
+			slog.Uint64("records", t.Records), slog.Uint64("bytes", t.Payload), slog.String("batch", id.String()))
+	}
+}
+
+// settleCursors brings the entries that were stored before this start in line with the
+// cursors of this run: a new one needs not what it does not want, and what only a gone one
+// needed is lost. The gone one stays stored until the commit that says so. Nobody else has
+// the queue yet.
+func (q *Queue) settleCursors() error {
+	if len(q.retired) == 0 && (!q.newCursors || q.o.Wants == nil) {
+		return nil
+	}
+	var lost tally
+	for _, seg := range q.segs {
+		for seq := seg.first; seq <= seg.last; seq++ {
+			t, err := q.settleOld(seg, seq)
+			if err != nil {
+				return err
+			}
+			lost.add(t)
+		}
+	}
+	for _, c := range q.retired {
+		q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", c.name))
+	}
+	if lost.Batches > 0 {
+		q.log.Error("batches that only cursors needed which are no longer configured are dropped", slog.String("reason", LostNoCursor),
+			slog.Uint64("batches", lost.Batches), slog.Uint64("records", lost.Records), slog.Uint64("bytes", lost.Payload))
+	}
+	q.ackLater()
+	return nil
+}
+
+// settleOld is settleCursors for one entry; it returns what was lost.
+func (q *Queue) settleOld(seg *segment, seq uint64) (lost tally, err error) {
+	gone, copies := false, true
+	for _, c := range q.retired {
+		if !c.acked.Contains(seq) {
+			gone, copies = true, copies && q.copyOnly(c)
+		}
+	}
+	if id, ok := seg.ids.id(seq); ok && q.o.Wants != nil {
+		for _, c := range q.cursors {
+			if c.acked.Contains(seq) || q.wants(c, id.Lane) {
+				continue
+			}
+			t, err := q.tallyOf(seg, seq)
+			if isDamage(err) {
+				return lost, nil // it is found, and counted, when it is read
+			} else if err != nil {
+				return lost, fmt.Errorf("read the head of entry %d: %w", seq, err)
+			}
+			c.take(seg, seq, t)
+		}
+	}
+	if !gone || q.needed(seq) {
+		return lost, nil
+	}
+	return q.loseUnneeded(seg, seq, copies)
+}
+
+// loseUnneeded drops an entry that only retired cursors have not acked.
+func (q *Queue) loseUnneeded(seg *segment, seq uint64, copies bool) (tally, error) {
+	h, err := q.headOf(seg, seq)
+	t, reason := tally{Batches: 1}, LostNoCursor
+	id, named := seg.ids.id(seq)
+	switch {
+	case err != nil && !isDamage(err):
+		return t, fmt.Errorf("read the head of entry %d: %w", seq, err)
+	case err != nil:
+		seg.damaged, reason = true, LostCorrupt
+	}
+	if h != nil {
+		t, id, named = entryTally(&h.e, h.size()), h.e.Batch.ID, true
+	}
+	q.pass(seg, seq, t)
+	if named {
+		q.loseID(Loss{Seq: seq, ID: id, Reason: reason, Copy: copies}, t)
+	} else {
+		q.lose(reason, t)
+	}
+	return t, nil
+}
+
+func (q *Queue) wants(c *Cursor, lane batch.Lane) bool {
+	return q.o.Wants == nil || q.o.Wants(c.name, lane)
+}
