@@ -3,6 +3,7 @@ package rig
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // ErrNoLink is returned for a fault of a link by a site on the loopback.
@@ -19,8 +20,18 @@ const (
 
 // Cut drops every TCP packet that goes one way, without a word: the host can speak and not
 // hear, or hear and not speak. Both ways one after the other is a cable pulled. What was set
-// before by Cut, Lose or Reset stays in force beside it.
-func (h *Host) Cut(way Way) error { return h.fault(way, "drop") }
+// before by Cut, Lose or Reset stays in force beside it. Given peers, only what comes from
+// them or goes to them is dropped.
+func (h *Host) Cut(way Way, peers ...*Host) error {
+	if len(peers) == 0 {
+		return h.fault(way, "drop")
+	}
+	addrs := make([]string, len(peers))
+	for i, p := range peers {
+		addrs[i] = p.IP
+	}
+	return h.fault(way, fmt.Sprintf("ip %s { %s } drop", map[Way]string{In: "saddr", Out: "daddr"}[way], strings.Join(addrs, ", ")))
+}
 
 // Lose drops share percent (1 to 100) of the TCP packets that go one way, at random.
 func (h *Host) Lose(way Way, share int) error {

@@ -85,6 +85,7 @@ func TestFaultsOfALink(t *testing.T) {
 		"deaf":         func() error { return b.Cut(In) },
 		"dumb":         func() error { return b.Cut(Out) },
 		"pulled":       func() error { return errors.Join(b.Cut(In), b.Cut(Out)) },
+		"no way to a":  func() error { return b.Cut(Out, a) },
 		"client deaf":  func() error { return a.Cut(In) },
 		"all are lost": func() error { return b.Lose(In, 100) },
 	} {
@@ -100,6 +101,10 @@ func TestFaultsOfALink(t *testing.T) {
 		}
 		good()
 	}
+	if err := errors.Join(b.Cut(In, b), b.Cut(Out, b)); err != nil { // none that a has part in
+		t.Fatal(err)
+	}
+	good()
 	if err := b.Reset(100); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"ftfuse/bench/rig"
+	"ftfuse/bench/tally"
+)
+
+// trouble is one thing that can befall a host that passes on or receives. It ends with the
+// host as well as before.
+type trouble struct {
+	name string
+	do   func(t *testing.T, h *rig.Host, for_ time.Duration) error
+}
+
+// troubles are those of issue 4's list.
+func (s *site) troubles() []trouble {
+	wait := func(t *testing.T, d time.Duration) error { return rig.Wait(t.Context(), d) }
+	all := []trouble{
+		{"kill -9", func(t *testing.T, h *rig.Host, d time.Duration) error {
+			return errors.Join(h.Kill(), wait(t, d), h.Start(t.Context()))
+		}},
+		{"freeze", func(t *testing.T, h *rig.Host, d time.Duration) error {
+			return errors.Join(h.Freeze(), wait(t, d), h.Thaw())
+		}},
+		{"flap, 1 s up and 1 s down", func(t *testing.T, h *rig.Host, d time.Duration) error {
+			for range max(2, int(d/(2*time.Second))) {
+				if err := errors.Join(h.Kill(), wait(t, time.Second), h.Start(t.Context()), wait(t, time.Second)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+	}
+	if !s.Linked() {
+		return all
+	}
+	link := func(name string, fault func(h *rig.Host) error) trouble {
+		return trouble{name, func(t *testing.T, h *rig.Host, d time.Duration) error {
+			return errors.Join(fault(h), wait(t, d), h.Heal())
+		}}
+	}
+	return append(all,
+		link("deaf", func(h *rig.Host) error { return h.Cut(rig.In) }),
+		link("dumb", func(h *rig.Host) error { return h.Cut(rig.Out) }),
+		link("cable pulled", func(h *rig.Host) error { return errors.Join(h.Cut(rig.In), h.Cut(rig.Out)) }),
+		link("RST storm", func(h *rig.Host) error { return h.Reset(60) }),
+		link("30 % loss", func(h *rig.Host) error { return h.Lose(rig.In, 30) }),
+	)
+}
+
+// chaos lets troubles befall the hosts, one after the other with load between, each trouble
+// once before any comes again, until rounds of them are over.
+func (f *flow) chaos(chance *rand.Rand, hosts []*rig.Host, rounds int, longest time.Duration) {
+	f.s.t.Helper()
+	var left []trouble
+	for range rounds {
+		if len(left) == 0 {
+			left = f.s.troubles()
+		}
+		i := chance.IntN(len(left))
+		now := left[i]
+		left = slices.Delete(left, i, i+1)
+		h := hosts[chance.IntN(len(hosts))]
+		d := time.Duration(chance.Int64N(int64(longest)))
+		f.s.t.Logf("%s of %s for %v", now.name, h.Name, d.Round(time.Millisecond))
+		if err := now.do(f.s.t, h, d); err != nil {
+			f.s.t.Fatalf("%s of %s: %v", now.name, h.Name, err)
+		}
+	}
+}
+
+// twoStages is the network of issue 4: two sources, two relays in each of two colos, two
+// aggregators.
+//
+//	s1 ─┐   ┌─ a1 ─┐   ┌─ b1 ─┐   ┌─ g1
+//	    ├───┤      ├───┤      ├───┤
+//	s2 ─┘   └─ a2 ─┘   └─ b2 ─┘   └─ g2
+func twoStages(t *testing.T, mode string) *site {
+	t.Helper()
+	s := newSite(t)
+	to := func(hosts ...*rig.Host) group { return group{mode: mode, primary: hosts} }
+	g := []*rig.Host{s.agg("g1"), s.agg("g2")}
+	last := to(g...)
+	if mode == "any" {
+		last = group{mode: mode, primary: g[:1], secondary: g[1:]}
+	}
+	b := []*rig.Host{s.relay("b1", "", last), s.relay("b2", "", last)}
+	a := []*rig.Host{s.relay("a1", "", to(b...)), s.relay("a2", "", to(b...))}
+	s.source("s1", "", to(a...))
+	s.source("s2", "", to(a...))
+	return s
+}
+
+// Whatever befalls relays and aggregators under load, each line stands at every aggregator
+// (broadcast) or at one of them, once; at two of them only lines of batches that both were
+// told may have been sent before.
+func TestTwoStagesOfRelaysInTrouble(t *testing.T) {
+	for _, mode := range []string{"any", "hash", "broadcast"} {
+		t.Run(mode, func(t *testing.T) {
+			s := twoStages(t, mode)
+			chance := seeded(t)
+			s.start()
+			f := s.startFlow(2, rig.Job{Size: 64, Lines: tally.MaxLines, Rate: flowRate()})
+			f.moves(1)
+			f.chaos(chance, append(slices.Clone(s.relays), s.aggs...), chaosRounds(), chaosLongest())
+			f.finish()
+			f.settle(mode == "broadcast")
+			s.stop()
+			v, err := f.count()
+			must(t, err)
+			f.exact(v, mode == "broadcast")
+			if mode != "broadcast" {
+				must(t, s.flagged(v))
+			}
+		})
+	}
+}
+
+// flowRate is how many lines a second each writer writes.
+func flowRate() int {
+	if soak {
+		return 2000
+	}
+	return 1000
+}
+
+func chaosRounds() int {
+	if soak {
+		return 150 // about 20 minutes a mode
+	}
+	return 4
+}
+
+func chaosLongest() time.Duration {
+	if soak {
+		return 12 * time.Second
+	}
+	return 3 * time.Second
+}
+
+// flagged checks that every batch of which lines stand at two aggregators was flagged as sent
+// before at one of them at least.
+func (s *site) flagged(v *verdict) error {
+	if len(v.twice) == 0 {
+		return nil
+	}
+	return fmt.Errorf("lines of these batches stand at two aggregators: %v", v.twice)
+}

@@ -1,0 +1,99 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"testing"
+
+	"ftfuse/bench/rig"
+)
+
+// roleStatus is what these tests read of `ftfuse status --json`.
+type roleStatus struct {
+	Role    string `json:"role"`
+	Host    string `json:"host"`
+	Error   string `json:"error"`
+	Serving bool   `json:"serving"`
+	Queue   struct {
+		Bytes   int64 `json:"bytes"`
+		Cursors []struct {
+			Name    string `json:"name"`
+			Backlog struct {
+				Batches, Records, Bytes uint64
+			} `json:"backlog"`
+			Age float64 `json:"oldest_age_seconds"`
+		} `json:"cursors"`
+		Lanes  int   `json:"delivered_lanes"`
+		Ranges int   `json:"delivered_ranges"`
+		Stored int64 `json:"delivered_bytes"`
+	} `json:"queue"`
+	Forward []struct {
+		Name         string        `json:"name"`
+		Mode         string        `json:"mode"`
+		Failovers    uint64        `json:"failovers"`
+		Failbacks    uint64        `json:"failbacks"`
+		Relabelled   uint64        `json:"relabelled"`
+		Waiting      uint64        `json:"waiting"`
+		Resent       []laneRanges  `json:"resent_ranges"`
+		Destinations []destination `json:"destinations"`
+	} `json:"forward"`
+	Peers *struct {
+		Denied     uint64 `json:"denied"`
+		TurnedAway uint64 `json:"turned_away"`
+		Failed     uint64 `json:"failed"`
+	} `json:"peers"`
+	Duplicates uint64       `json:"duplicates"`
+	Resent     []laneRanges `json:"resent_ranges"`
+	Dropped    []struct {
+		Reason  string `json:"reason"`
+		Records uint64 `json:"records"`
+	} `json:"dropped"`
+}
+
+type destination struct {
+	Address  string `json:"address"`
+	Primary  bool   `json:"primary"`
+	State    string `json:"state"`
+	Lanes    int    `json:"lanes"`
+	InFlight int    `json:"in_flight_batches"`
+}
+
+// laneRanges are batches of one lane, as status names them.
+type laneRanges struct {
+	Lane   string      `json:"lane"`
+	Ranges [][2]uint64 `json:"ranges"`
+}
+
+// backlog is the largest that any cursor of the queue has, in bytes that programs wrote.
+func (r *roleStatus) backlog() (most int64) {
+	for _, c := range r.Queue.Cursors {
+		most = max(most, int64(c.Backlog.Bytes))
+	}
+	return most
+}
+
+// statusOf asks a host's role with the command that operators use.
+func statusOf(t *testing.T, h *rig.Host) *roleStatus {
+	t.Helper()
+	r, err := askStatus(t.Context(), h)
+	must(t, err)
+	return r
+}
+
+func askStatus(ctx context.Context, h *rig.Host) (*roleStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, bin, "status", "-c", h.File(), "--json").Output()
+	var all struct {
+		Roles []*roleStatus `json:"roles"`
+	}
+	if bad := json.Unmarshal(out, &all); bad != nil {
+		return nil, fmt.Errorf("ftfuse status of %s: %w (%w): %s", h.Name, bad, err, out)
+	}
+	if len(all.Roles) != 1 || all.Roles[0].Error != "" || err != nil {
+		return nil, fmt.Errorf("ftfuse status of %s: %d roles (%w): %s", h.Name, len(all.Roles), err, out)
+	}
+	return all.Roles[0], nil
+}
