@@ -139,7 +139,9 @@ func (s *benchSource) Final(_ batch.Lane, r []batch.Range) {
 		close(s.done)
 	}
 }
-func (s *benchSource) Refused(uint64, transport.Verdict) {}
+func (s *benchSource) Refused(uint64, transport.Verdict)    {}
+func (s *benchSource) Skipped(batch.Lane, []transport.Skip) {}
+func (s *benchSource) Skips() []transport.LaneSkips         { return nil }
 func (s *benchSource) Horizon() []transport.LaneHorizon {
 	return []transport.LaneHorizon{{Lane: s.lane, Below: 1}}
 }

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync"
 
 	"ftfuse/internal/batch"
 	"ftfuse/internal/failpoint"
 	"ftfuse/internal/record"
 	"ftfuse/internal/sink"
+	"ftfuse/internal/upstream"
 	"ftfuse/queue"
 	"ftfuse/transport"
 )
@@ -19,45 +19,27 @@ var fpAssigned = failpoint.New("receive/assigned") // the batch is submitted, pe
 // handler takes batches from the transport: the sink decides where every byte will
 // stand, and that is committed with the batch.
 type handler struct {
-	q     *queue.Queue
-	sink  *sink.Sink
-	count *counters
-	log   *slog.Logger
-
-	final       func(...batch.ID)
-	finalRanges func(batch.Lane, ...batch.Range)
-
-	skipped transport.SkipSet // upstream, as it was heard
-
-	mu   sync.Mutex
-	told map[batch.Lane]string // address of the connection that was told what is final
+	q      *queue.Queue
+	sink   *sink.Sink
+	tell   *upstream.Teller
+	resent *resentAccount
+	server *transport.Server
+	count  *counters
+	log    *slog.Logger
 }
 
 var _ transport.Handler = (*handler)(nil)
 
-// Horizon notes that all of lane below below is final at its source, and tells a peer
-// that is new on its connection what else is.
+// Horizon notes what is final at a lane's source, and tells a peer that is new on its
+// connection what else is.
 func (h *handler) Horizon(p transport.Peer, lane batch.Lane, below uint64) {
-	h.q.Merge(lane, below)
-	h.mu.Lock()
-	known := h.told[lane] == p.Addr
-	h.told[lane] = p.Addr
-	h.mu.Unlock()
-	if known {
-		return
-	}
-	delivered := h.q.Delivered(lane) // before the sink is asked: what it lets go in between is final
-	if final := h.sink.Final(lane, &delivered, below); len(final) > 0 {
-		h.finalRanges(lane, final...)
-	}
+	h.tell.Horizon(p, lane, below)
 }
 
-// Skip logs what was dropped on the way here: nobody behind this node is to hear of it.
+// Skip counts what was dropped upstream. It is no reason to wait, or not to take another
+// copy.
 func (h *handler) Skip(p transport.Peer, lane batch.Lane, skips []transport.Skip) {
-	for _, fresh := range h.skipped.Add(lane, skips...) {
-		h.log.Warn("batches were dropped on their way here", "peer", p.String(), "lane", lane.String(), "batches", fresh.Ranges.String(),
-			"reason", fresh.Reason, "records", fresh.Records, "bytes", fresh.Payload)
-	}
+	h.tell.Before(p, lane, skips)
 }
 
 // Batch takes one batch; see transport.Handler.
@@ -74,6 +56,9 @@ func (h *handler) take(ctx context.Context, p transport.Peer, b batch.Sealed, re
 	switch {
 	case errors.Is(err, record.ErrVersion):
 		return transport.Verdict{Code: transport.Version, Text: err.Error()}, false
+	case errors.Is(err, sink.ErrHost):
+		h.count.foreign.Add(1)
+		return transport.Verdict{Code: transport.Denied, Text: err.Error()}, false
 	case err != nil:
 		h.log.Error("batch not taken", "batch", b.ID.String(), "error", err)
 		return transport.Verdict{Code: transport.Busy, Text: err.Error()}, false
@@ -87,6 +72,9 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 	prepare := t.Prepare
 	t.Prepare = func(t *queue.Txn) error {
 		code = transport.Taken
+		if b.Flags&batch.FlagResent != 0 && len(t.Entries) > 0 {
+			t.Set = append(t.Set, h.resent.add(&b)...)
+		}
 		return prepare(t)
 	}
 	t.Done = func(err error) {
@@ -99,7 +87,9 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 	status, err := h.q.Submit(ctx, t)
 	switch {
 	case errors.Is(err, queue.ErrConflict):
-		h.log.Error("refused a batch whose id was taken with another content", "batch", b.ID.String())
+		h.count.conflicts.Add(1)
+		h.log.Error("refused a batch whose id was taken with another content: its host was cloned, or a queue was restored; the sender labels it anew",
+			"batch", b.ID.String(), "host", b.Host)
 		return transport.Verdict{Code: transport.Conflict, Text: err.Error()}, false
 	case err != nil:
 		return transport.Verdict{Code: transport.Busy, Text: err.Error()}, false
@@ -108,12 +98,15 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 	case queue.Duplicate:
 		h.count.duplicates.Add(1)
 		if !h.sink.Expects(b.ID) { // the peer may have missed that it is final
-			h.final(b.ID)
+			h.server.Final(b.ID)
 		}
 	case queue.Fresh:
 		h.count.batches.Add(1)
 		h.count.records.Add(uint64(b.Records))
 		h.count.bytes.Add(b.Payload)
+		if b.Flags&batch.FlagResent != 0 {
+			h.count.resent.add(b)
+		}
 	}
 	if err := fpAssigned.Inject(); err != nil {
 		h.log.Error("failpoint", "error", err)

@@ -254,7 +254,17 @@ func (f *feeder) send(b batch.Sealed) {
 	f.wake()
 }
 
-func (f *feeder) add(recs ...rec) { f.send(f.seal(recs...)) }
+// add sends records, in a batch for each run of one host.
+func (f *feeder) add(recs ...rec) {
+	for len(recs) > 0 {
+		n := 1
+		for n < len(recs) && recs[n].host == recs[0].host {
+			n++
+		}
+		f.send(f.seal(recs[:n]...))
+		recs = recs[n:]
+	}
+}
 
 func (f *feeder) wake() {
 	close(f.changed)
@@ -302,6 +312,9 @@ func (f *feeder) Refused(_ uint64, v transport.Verdict) {
 	f.refused = append(f.refused, v)
 	f.wake()
 }
+
+func (f *feeder) Skipped(batch.Lane, []transport.Skip) {}
+func (f *feeder) Skips() []transport.LaneSkips         { return nil }
 
 func (f *feeder) Horizon() []transport.LaneHorizon {
 	return []transport.LaneHorizon{{Lane: f.lane, Below: 1}}

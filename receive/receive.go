@@ -20,12 +20,14 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
+	"ftfuse/internal/upstream"
 	"ftfuse/queue"
 	"ftfuse/transport"
 )
@@ -57,9 +59,13 @@ type Receiver struct {
 	q       *queue.Queue
 	sink    *sink.Sink
 	handler *handler
+	tell    *upstream.Teller
 	server  *transport.Server
+	secure  *service.Security // nil: plain TCP
 	count   *counters
 	addr    net.Addr
+	wired   chan struct{} // closed when tell is set, or never will be
+	unwired func()        // closes it
 }
 
 // Addr is where it listens.
@@ -68,7 +74,7 @@ func (r *Receiver) Addr() net.Addr { return r.addr }
 // Stats returns what it did since it started.
 func (r *Receiver) Stats() Stats {
 	s := r.count.snapshot()
-	s.Stats = r.sink.Stats()
+	s.Stats, s.ResentLanes, s.DroppedUpstream = r.sink.Stats(), r.handler.resent.all(), r.tell.DroppedUpstream()
 	return s
 }
 
@@ -77,7 +83,8 @@ func RunWith(ctx context.Context, c *config.Config, log *slog.Logger, o Options)
 	if c.Receive == nil {
 		return fmt.Errorf("receive: %s has no [receive]", c.File)
 	}
-	r := &Receiver{c: c, o: o, log: log, count: &counters{}}
+	r := &Receiver{c: c, o: o, log: log, count: &counters{}, wired: make(chan struct{})}
+	r.unwired = sync.OnceFunc(func() { close(r.wired) })
 	defer func() { err = errors.Join(err, r.close()) }()
 	if err := r.open(ctx); err != nil {
 		return err
@@ -91,6 +98,10 @@ func (r *Receiver) open(ctx context.Context) error {
 	if r.lock, err = service.Lock(r.c.RoleDir(config.RoleReceive)); err != nil {
 		return err
 	}
+	files := service.Files{Cert: r.c.TLS.Cert, Key: r.c.TLS.Key, CA: r.c.TLS.CA}
+	if r.secure, err = service.OpenSecurity(files, r.c.Receive.Allow, r.log); err != nil {
+		return err
+	}
 	qc := r.c.QueueFor(config.RoleReceive)
 	if r.q, err = queue.Open(r.c.QueueDir(config.RoleReceive), r.queueOptions(qc)); err != nil {
 		return err
@@ -102,8 +113,28 @@ func (r *Receiver) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.handler = &handler{q: r.q, sink: r.sink, count: r.count, log: r.log, told: map[batch.Lane]string{}}
+	r.tell = upstream.New(r.q, r.finals, r.log)
+	r.unwired()
+	resent, err := openResent(r.q)
+	if err != nil {
+		return err
+	}
+	r.handler = &handler{q: r.q, sink: r.sink, tell: r.tell, resent: resent, count: r.count, log: r.log}
 	return nil
+}
+
+// finals returns what of lane, from below on, is in the output for good.
+func (r *Receiver) finals(lane batch.Lane, below uint64) []batch.Range {
+	delivered := r.q.Delivered(lane) // before the sink is asked: what it lets go in between is final
+	return r.sink.Final(lane, &delivered, below)
+}
+
+// lost tells the peers what the queue lost.
+func (r *Receiver) lost(l queue.Loss) {
+	<-r.wired
+	if r.tell != nil {
+		r.tell.Lost(l)
+	}
 }
 
 func sinkOutputs(outputs []config.Output) []sink.Output {
@@ -119,7 +150,7 @@ func (r *Receiver) queueOptions(qc config.Queue) queue.Options {
 		SegmentBytes: r.o.SegmentBytes,
 		CommitEvery:  qc.CommitEvery, CommitBytes: int64(qc.CommitBytes), MaxBytes: int64(qc.MaxBytes),
 		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge,
-		Dedupe: true, Cursors: []string{cursorName}, Logger: r.log,
+		Dedupe: true, Cursors: []string{cursorName}, OnLoss: r.lost, Logger: r.log,
 	}
 }
 
@@ -138,13 +169,18 @@ func (r *Receiver) serve(ctx context.Context) error {
 	r.addr = ln.Addr()
 	r.server = transport.NewServer(transport.ServerOptions{
 		Identity: transport.Identity{Node: r.q.Node(), Host: r.c.Host, Role: string(config.RoleReceive), Product: "ftfuse"},
-		Logger:   r.log,
+		MaxConns: r.c.Receive.MaxConnections, MaxConnsPerAddress: r.c.Receive.MaxConnectionsPerAddress,
+		TLS: r.secure.Server(), Admission: r.secure.Admission(),
+		Logger: r.log,
 	}, r.handler)
-	r.handler.final, r.handler.finalRanges = r.server.Final, r.server.FinalRanges
+	r.handler.server = r.server
+	r.tell.Attach(r.server)
 
 	p := service.NewParts()
 	p.Start("serve", func(ctx context.Context) error { return r.server.Serve(ctx, ln) })
 	p.Start("apply", r.sink.Apply)
+	p.Start("resent", func(ctx context.Context) error { return r.handler.resent.run(ctx, r.log) })
+	p.Start("certificates", r.secure.Watch)
 	p.Start("checkpoint", func(ctx context.Context) error {
 		return r.sink.Checkpoints(ctx, r.server.Final)
 	})
@@ -160,7 +196,7 @@ func (r *Receiver) serve(ctx context.Context) error {
 	case <-p.Failed():
 	}
 	// In this order: what is taken is written as far as drain got, and synced last.
-	p.Stop("serve", "apply", "checkpoint")
+	p.Stop("serve", "apply", "checkpoint", "resent", "certificates")
 	return p.Err()
 }
 
@@ -185,6 +221,7 @@ func (r *Receiver) drain(p *service.Parts) {
 
 // close gives everything back, in the order that keeps it safe.
 func (r *Receiver) close() error {
+	r.unwired()
 	var errs []error
 	if r.q != nil {
 		errs = append(errs, r.q.Close())

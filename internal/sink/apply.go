@@ -139,6 +139,11 @@ func (a *applier) apply(ctx context.Context, item queue.Item) error {
 	if written { // given again after a Rewind
 		return nil
 	}
+	if len(item.Note) == 0 { // it came before there was an output, or not by Take
+		a.count.passed.Add(1)
+		a.finish(item, nil)
+		return nil
+	}
 	if err := a.note.parse(item.Note); err != nil {
 		return a.buryRedo(item, err)
 	}

@@ -9,6 +9,7 @@ import (
 type counters struct {
 	unmatched      atomic.Uint64 // records that no output wanted ...
 	unmatchedBytes atomic.Uint64 // ... and their bytes
+	passed         atomic.Uint64 // batches without places: the queue had them before there was an output
 	written        atomic.Uint64 // bytes put into output files by this run
 	redone         atomic.Uint64 // bytes of an earlier run found in their place at the start
 	doubles        atomic.Uint64 // extents that may stand twice
@@ -27,6 +28,7 @@ type Dead struct{ Letters, Records, Bytes uint64 }
 // Stats is a snapshot of what a sink did since it was opened.
 type Stats struct {
 	UnmatchedRecords, UnmatchedBytes  uint64
+	PassedBatches                     uint64
 	WrittenBytes, RedoneBytes         uint64
 	PossibleDoubles, Generations      uint64
 	SplitPieces, Checkpoints, Retries uint64
@@ -47,7 +49,8 @@ func (c *counters) addDead(reason string, records uint64, bytes int) {
 func (c *counters) snapshot() Stats {
 	s := Stats{
 		UnmatchedRecords: c.unmatched.Load(), UnmatchedBytes: c.unmatchedBytes.Load(),
-		WrittenBytes: c.written.Load(), RedoneBytes: c.redone.Load(),
+		PassedBatches: c.passed.Load(),
+		WrittenBytes:  c.written.Load(), RedoneBytes: c.redone.Load(),
 		PossibleDoubles: c.doubles.Load(), Generations: c.generations.Load(),
 		SplitPieces: c.pieces.Load(), Checkpoints: c.checkpoints.Load(), Retries: c.retries.Load(),
 		Dead: map[string]Dead{},

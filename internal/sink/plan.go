@@ -3,6 +3,7 @@ package sink
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"sync"
@@ -28,7 +29,7 @@ type plan struct {
 	files   []planFile
 	chunks  []*[chunkBytes]byte // of the pool
 	memory  int64               // of all chunks
-	data    int64               // length of the batch's data, which it keeps in memory
+	data    int64               // length of the batch's data, expanded, which it keeps in memory
 	records uint64
 	noMatch uint64 // records that match no output, and their bytes
 	noBytes uint64
@@ -80,7 +81,7 @@ type planner struct {
 	serial    uint64         // of the batch, for target.serial
 
 	p       *plan
-	data    []byte // the batch's
+	data    []byte // the batch's, expanded
 	lines   uint64 // of the batch so far
 	vals    template.Values
 	scratch []byte
@@ -112,12 +113,14 @@ func newPlanner(s *set) *planner {
 	return pl
 }
 
-// build makes the plan of b. The error is record.ErrMalformed or record.ErrVersion.
+// build makes the plan of b. The error is record.ErrMalformed, record.ErrVersion or
+// ErrHost.
 func (pl *planner) build(b batch.Sealed) (*plan, error) {
 	if err := pl.reader.Reset(b); err != nil {
 		return nil, err
 	}
-	pl.p, pl.data = &plan{data: int64(len(b.Data))}, b.Data
+	pl.data = pl.reader.Bytes()
+	pl.p = &plan{data: int64(len(pl.data))}
 	pl.serial++
 	pl.lines = 0
 	pl.vals = template.Values{ID: b.ID}
@@ -136,6 +139,9 @@ func (pl *planner) build(b batch.Sealed) (*plan, error) {
 			return nil, err
 		}
 		if rt == nil || last.path != rec.Path || last.host != rec.Host {
+			if rec.Host != b.Host {
+				return nil, fmt.Errorf("%w: batch %v of %q holds a record of %q", ErrHost, b.ID, b.Host, rec.Host)
+			}
 			last = source{rec.Host, rec.Path}
 			rt = pl.route(last)
 		}

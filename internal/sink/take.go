@@ -9,6 +9,10 @@ import (
 	"ftfuse/queue"
 )
 
+// ErrHost is returned by Take for a batch that holds records of another host than the one
+// that its envelope names: whoever may speak for the one need not speak for the other.
+var ErrHost = errors.New("sink: records of a host that the batch does not speak for")
+
 // Take decodes b, opens or looks at the files that it will go to, and returns the
 // transaction that commits b together with the place of each of its bytes. from is who
 // gave it, for the log. The caller sets Done and submits it to the sink's queue; Prepare
@@ -17,13 +21,14 @@ import (
 // A batch that can never be read, and the part of one that goes to a file that is
 // refused, become dead letters, on disk when Take returns; the transaction takes the
 // batch then. An error takes nothing: record.ErrVersion is for a batch that another
-// build may read, any other for one to be sent again later.
+// build may read, ErrHost for one that nobody is to take, any other for one to be sent
+// again later.
 func (s *Sink) Take(b batch.Sealed, from string) (*queue.Txn, error) {
 	pl := s.planners.Get().(*planner)
 	pn, err := pl.build(b)
 	s.planners.Put(pl)
 	switch {
-	case errors.Is(err, record.ErrVersion):
+	case errors.Is(err, record.ErrVersion), errors.Is(err, ErrHost):
 		return nil, err
 	case err != nil:
 		return s.bury(b, from, err)

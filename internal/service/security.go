@@ -1,0 +1,90 @@
+package service
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"ftfuse/internal/certs"
+	"ftfuse/internal/control"
+	"ftfuse/transport"
+)
+
+// certsEvery is how often the certificates' files are looked at.
+const certsEvery = 5 * time.Second
+
+// Security is who a role is and whom it lets in, as its certificates and its list say. A
+// nil *Security is plain TCP, which admits everybody. All methods are safe for concurrent
+// use.
+type Security struct {
+	store     *certs.Store
+	admission *transport.Admission
+	log       *slog.Logger
+}
+
+// Files are the PEM files of [tls]. The zero value is none.
+type Files struct{ Cert, Key, CA string }
+
+// OpenSecurity reads the files. allow is the role's list of peers (see
+// transport.NewAdmission). Without files it returns nil.
+func OpenSecurity(f Files, allow map[string][]string, log *slog.Logger) (*Security, error) {
+	if f == (Files{}) {
+		return nil, nil
+	}
+	store, err := certs.Open(f.Cert, f.Key, f.CA)
+	if err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	admission, err := transport.NewAdmission(allow)
+	if err != nil {
+		return nil, err
+	}
+	return &Security{store: store, admission: admission, log: log}, nil
+}
+
+// Server is what transport.ServerOptions.TLS takes.
+func (s *Security) Server() func() *tls.Config {
+	if s == nil {
+		return nil
+	}
+	return s.store.Server
+}
+
+// Client is what transport.ClientOptions.TLS takes.
+func (s *Security) Client() func() *tls.Config {
+	if s == nil {
+		return nil
+	}
+	return s.store.Client
+}
+
+// Admission is what transport.ServerOptions.Admission takes.
+func (s *Security) Admission() func() *transport.Admission {
+	if s == nil {
+		return nil
+	}
+	return func() *transport.Admission { return s.admission }
+}
+
+// Watch reads the files again when they change and on SIGHUP, until ctx ends. Bad ones
+// are refused, and the old ones go on being used. It returns nil.
+func (s *Security) Watch(ctx context.Context) error {
+	if s == nil {
+		<-ctx.Done()
+		return nil
+	}
+	told := func(err error) {
+		if err != nil {
+			s.log.Error("certificates refused, the old ones stay", "error", err)
+			return
+		}
+		s.log.Info("certificates read again", "not_after", s.store.Leaf().NotAfter)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.store.Watch(ctx, certsEvery, told) })
+	return control.OnHangup(ctx, func() { told(s.store.Reload()) })
+}
