@@ -102,11 +102,11 @@ func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
-	s.cancel()
 	var errs []error
 	for _, h := range s.servers {
-		errs = append(errs, h.Close())
+		errs = append(errs, h.Close()) // the connections first: who reads must not take a part for the whole
 	}
+	s.cancel()
 	s.wg.Wait()
 	return errors.Join(errs...)
 }
