@@ -32,10 +32,11 @@ type Role struct {
 	Forward []Group `json:"forward,omitzero"`
 	Peers   *Peers  `json:"peers,omitzero"` // nil: the role listens to nobody
 
-	Accepted   Tally  `json:"accepted"`   // captured, or taken from peers, and on disk
-	Delivered  Tally  `json:"delivered"`  // with the next node (each group counts), or in the outputs
-	Duplicates uint64 `json:"duplicates"` // batches that came again and were answered from the delivered set
-	Resent     Tally  `json:"resent"`     // taken with the mark that another receiver may have them too
+	Accepted     Tally        `json:"accepted"`               // captured, or taken from peers, and on disk
+	Delivered    Tally        `json:"delivered"`              // with the next node (each group counts), or in the outputs
+	ResentRanges []LaneRanges `json:"resent_ranges,omitzero"` // which batches Resent counts, as far as they are remembered
+	Duplicates   uint64       `json:"duplicates"`             // batches that came again and were answered from the delivered set
+	Resent       Tally        `json:"resent"`                 // taken with the mark that another receiver may have them too
 
 	Dropped          []Loss `json:"dropped,omitzero"`           // by this node
 	Relabelled       uint64 `json:"relabelled_batches"`         // refused as conflicts, sent on under a new id
@@ -55,6 +56,12 @@ type Tally struct {
 type Loss struct {
 	Reason string `json:"reason"` // a name: letters, digits and underscores
 	Tally
+}
+
+// LaneRanges names batches of one lane.
+type LaneRanges struct {
+	Lane   string      `json:"lane"`
+	Ranges [][2]uint64 `json:"ranges"` // first and last number of each
 }
 
 // Counter is a number of one role. In the metrics it is ftfuse_<Name>_total, or
@@ -106,13 +113,14 @@ type Group struct {
 	Mode    string   `json:"mode"`
 	Cursors []string `json:"cursors"` // of the queue: one; of broadcast one for each primary
 
-	Acked         uint64 `json:"acked_batches"`      // the next nodes have them on their disks; each cursor counts
-	Final         uint64 `json:"final_batches"`      // the last nodes have them in their outputs
-	AwaitingFinal Tally  `json:"awaiting_final"`     // acked, kept until they are final (keep_until)
-	Resent        uint64 `json:"resent_batches"`     // sent to one destination after they were in flight to another
-	Failovers     uint64 `json:"failovers"`          // flows that left a destination that failed
-	Failbacks     uint64 `json:"failbacks"`          // flows that went back
-	Refused       uint64 `json:"refused_everywhere"` // batches that every destination refuses now; tried again
+	Acked         uint64       `json:"acked_batches"`          // the next nodes have them on their disks; each cursor counts
+	Final         uint64       `json:"final_batches"`          // the last nodes have them in their outputs
+	AwaitingFinal Tally        `json:"awaiting_final"`         // acked, kept until they are final (keep_until)
+	Resent        uint64       `json:"resent_batches"`         // sent to one destination after they were in flight to another
+	ResentRanges  []LaneRanges `json:"resent_ranges,omitzero"` // which those are, as far as they are remembered
+	Failovers     uint64       `json:"failovers"`              // flows that left a destination that failed
+	Failbacks     uint64       `json:"failbacks"`              // flows that went back
+	Refused       uint64       `json:"refused_everywhere"`     // batches that every destination refuses now; tried again
 
 	Destinations []Destination `json:"destinations"`
 }

@@ -30,7 +30,7 @@ func Role() status.Role {
 		},
 		Forward: []status.Group{{
 			Name: "colo", Mode: "any", Cursors: []string{"forward/colo"}, Acked: 100, Final: 90, AwaitingFinal: tally(10),
-			Resent: 2, Failovers: 1, Failbacks: 1, Refused: 3,
+			Resent: 2, ResentRanges: []status.LaneRanges{{Lane: "00/1-2/0/3", Ranges: [][2]uint64{{5, 6}}}}, Failovers: 1, Failbacks: 1, Refused: 3,
 			Destinations: []status.Destination{
 				{
 					Address: "10.0.0.1:7401", Configured: "srv+_ftfuse._tcp.example.org", Cursor: "forward/colo", Primary: true,
@@ -51,7 +51,8 @@ func Role() status.Role {
 			},
 			TurnedAway: 1, Denied: 2, Failed: 3, Evicted: 4, Pending: 5, Refused: map[string]uint64{"conflict": 1, "denied": 2},
 		},
-		Accepted: tally(110), Delivered: tally(100), Resent: tally(2), Duplicates: 9,
+		ResentRanges: []status.LaneRanges{{Lane: "00/1-2/0/3", Ranges: [][2]uint64{{1, 1}, {3, 9}}}},
+		Accepted:     tally(110), Delivered: tally(100), Resent: tally(2), Duplicates: 9,
 		Dropped:          []status.Loss{{Reason: "expired", Tally: tally(1)}, {Reason: "no_cursor", Tally: tally(2)}},
 		DroppedElsewhere: []status.Loss{{Reason: "drop_oldest", Tally: tally(4)}}, Relabelled: 1,
 		Counters: []status.Counter{
