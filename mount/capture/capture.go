@@ -23,17 +23,19 @@ var errShort = errors.New("fewer bytes than the journal says")
 // they wait for it.
 type Capture struct {
 	o    Options
-	lane batch.Lane
+	lane batch.Lane // that of route 0 and bucket 0
 	n    counters
 
 	// Run's goroutine.
 	ctx        context.Context
-	b          *record.Builder
+	lanes      []*lane
+	laneBy     map[laneKey]*lane
+	single     bool  // there is but one lane
+	l          *lane // whose batch is read into
 	win        window
 	attr       record.Attr // of what is cut now
 	piecing    record.Attr // piece's
 	adding     record.Attr // add's
-	number     uint64      // of the newest batch sealed
 	entries    []queue.Entry
 	extra      []kv
 	setSeq     uint64 // the journal's sequence number last stored
@@ -100,24 +102,23 @@ func New(o Options) (*Capture, error) {
 		return nil, err
 	}
 	c := &Capture{
-		o: o, b: record.NewBuilder(o.BatchBytes), in: make([]spool.Entry, 0, 4096),
+		o: o, laneBy: map[laneKey]*lane{}, single: o.oneLane(), in: make([]spool.Entry, 0, 4096),
 		files: map[spool.Number]*file{}, paths: map[string]*path{},
 		arm: make(chan uint64), arrived: make(chan struct{}, 1),
 		wake: make(chan struct{}, 1), complete: make(chan struct{}, 1),
 		timer: time.NewTimer(time.Hour),
 	}
 	c.timer.Stop()
+	if c.single {
+		c.l = c.openLane(laneKey{})
+	}
 	c.n.skips = make([]skipCounter, len(o.Rules))
 	return c, nil
 }
 
-// Lane returns the lane of this start's batches. It is known once Recover returned, and
-// changes only after a Conflict.
+// Lane returns the lane of this start's batches that have route and bucket 0; others differ
+// in these alone. It is known once Recover returned, and changes only after a Conflict.
 func (c *Capture) Lane() batch.Lane { return c.lane }
-
-// Batches returns the number of the newest batch that was sealed; the lane's horizon
-// can be no higher.
-func (c *Capture) Batches() uint64 { return c.n.batches.Load() }
 
 func poke(ch chan struct{}) {
 	select {
@@ -218,13 +219,10 @@ func (c *Capture) submitIfDue() (bool, error) {
 	if !c.isDirty() {
 		return false, nil
 	}
-	c.mu.Lock()
-	busy := c.submitted > c.committed
-	c.mu.Unlock()
-	if busy {
+	if c.busy() {
 		return false, nil
 	}
-	if c.b.Records() == 0 {
+	if !c.filled() && len(c.entries) == 0 {
 		now := time.Now()
 		if c.dirtySince.IsZero() {
 			c.dirtySince = now
@@ -237,15 +235,20 @@ func (c *Capture) submitIfDue() (bool, error) {
 	return true, c.submit(c.ctx, false)
 }
 
+// busy reports whether a transaction is on its way.
+func (c *Capture) busy() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.submitted > c.committed
+}
+
 // busyPoll is how often new entries are looked for while a transaction is on its way:
 // waiting for each would cost its writer a wake-up, and the batch cannot go anyway.
 const busyPoll = time.Millisecond
 
 // sleep waits for an entry, for a file to grow, a request or a commit.
 func (c *Capture) sleep(ctx context.Context) {
-	c.mu.Lock()
-	busy := c.submitted > c.committed
-	c.mu.Unlock()
+	busy := c.busy()
 	wait := time.Duration(-1)
 	var arrived <-chan struct{}
 	if busy {
@@ -307,7 +310,7 @@ func (c *Capture) waiter(ctx context.Context) {
 }
 
 // Conflict tells that the next node has another content under an id of lane: a copy of this
-// source gave out the same ids. If lane is the current one, batches go on under a new epoch.
+// source gave out the same ids. If lane is of the current epoch, batches go on under a new one.
 // What was sealed before keeps its id.
 func (c *Capture) Conflict(lane batch.Lane) { c.contested.Store(&lane) }
 
@@ -315,14 +318,16 @@ func (c *Capture) Conflict(lane batch.Lane) { c.contested.Store(&lane) }
 // stored with the next one.
 func (c *Capture) leaveContested() {
 	was := c.lane
-	if l := c.contested.Load(); l == nil || *l != was {
+	if l := c.contested.Load(); l == nil || l.Origin != was.Origin || l.Epoch != was.Epoch {
 		return
 	}
 	if err := c.newEpoch(); err != nil {
 		c.fail(err)
 		return
 	}
-	c.number = 0
+	for _, l := range c.lanes {
+		l.number = 0
+	}
 	c.o.Logger.Error("batch ids of this epoch were taken with another content: going on under a new epoch; was this machine or its state_dir copied?",
 		"lane", was.String(), "new", c.lane.String())
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"ftfuse/internal/batch"
 	"ftfuse/internal/failpoint"
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
@@ -50,7 +49,7 @@ func (c *Capture) dirtyPath(p *path) {
 
 // isDirty reports whether a transaction would have anything in it.
 func (c *Capture) isDirty() bool {
-	return c.b.Records() > 0 || len(c.entries) > 0 || c.stateDirty()
+	return c.filled() || len(c.entries) > 0 || c.stateDirty()
 }
 
 func (c *Capture) stateDirty() bool {
@@ -80,28 +79,6 @@ func (c *Capture) usedUp() uint64 {
 	return seq
 }
 
-// seal ends the batch. Outside an overwrite it submits it, too, with the state that
-// goes with it.
-func (c *Capture) seal() error {
-	if c.collecting {
-		c.sealBatch()
-		return nil
-	}
-	return c.submit(c.ctx, false)
-}
-
-func (c *Capture) sealBatch() {
-	if c.b.Records() == 0 {
-		return
-	}
-	if !c.collecting { // an overwrite may be undone
-		c.leaveContested()
-	}
-	c.number++
-	s := c.b.Seal(batch.ID{Lane: c.lane, N: c.number}, c.o.Now().UnixNano())
-	c.entries = append(c.entries, queue.Entry{Batch: s})
-}
-
 // settle is what may be given back once a transaction is on disk.
 type settle struct {
 	file *file
@@ -117,11 +94,11 @@ type commit struct {
 	err    error
 }
 
-// submit gives the queue one transaction with the batch and all state that changed.
+// submit gives the queue one transaction with all batches and all state that changed.
 // It waits while too much is in flight and while the queue is full. On an error
 // nothing of it happened.
 func (c *Capture) submit(ctx context.Context, sync bool) error {
-	c.sealBatch()
+	c.sealAll()
 	t := &queue.Txn{Entries: c.entries, Sync: sync}
 	cm := &commit{}
 	t.Set = c.state(cm)

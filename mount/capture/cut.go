@@ -66,8 +66,8 @@ func (c *Capture) cutWrites(f *file, until uint64) (n int64, k int, err error) {
 }
 
 // reach moves the position of f up to it, which was written by path p, and reports whether
-// there is anything of it to cut: not if all of it is before the position, nor if p is not
-// transferred, which moves the position past it.
+// there is anything of it to cut, in the lane of p: not if all of it is before the position,
+// nor if p is not transferred, which moves the position past it.
 func (c *Capture) reach(f *file, it *item, p *path) (more bool, err error) {
 	end := it.end()
 	if it.n == 0 || end <= f.pos {
@@ -81,8 +81,10 @@ func (c *Capture) reach(f *file, it *item, p *path) (more bool, err error) {
 	if p.skip {
 		c.skip(p, uint64(end-f.pos))
 		c.moveTo(f, end)
+		return false, nil
 	}
-	return !p.skip, nil
+	c.turn(p)
+	return true, nil
 }
 
 // run returns how many items from the front of f's queue are to be read at once, and
@@ -98,12 +100,12 @@ func (c *Capture) run(f *file, until uint64) (k int, total int64) {
 		return 1, total
 	}
 	limit := int64(c.o.RunBytes)
-	if free := int64(c.b.Free()); c.b.Records() > 0 {
+	if free := int64(c.l.b.Free()); c.l.b.Records() > 0 {
 		limit = min(limit, free)
 	}
 	for k = 1; k < len(q); k++ {
 		it := &q[k]
-		if it.kind != spool.Write || it.off != end || it.n == 0 || it.n >= largeItem || it.seq > until || it.path != q[0].path && c.pathList[it.path].skip {
+		if it.kind != spool.Write || it.off != end || it.n == 0 || it.n >= largeItem || it.seq > until || it.path != q[0].path && !c.together(it.path, q[0].path) {
 			break
 		}
 		if total+int64(it.n)+int64(k)*12 > limit {
@@ -115,20 +117,28 @@ func (c *Capture) run(f *file, until uint64) (k int, total int64) {
 	return k, total
 }
 
-// cutItems reads the bytes of contiguous extents from the position on and cuts them.
+// together reports whether what is written by path a can be read with what is by b.
+func (c *Capture) together(a, b uint32) bool {
+	p := c.pathList[a]
+	return !p.skip && (c.single || c.laneOf(p) == c.laneOf(c.pathList[b]))
+}
+
+// cutItems reads the bytes of contiguous extents, of one lane, from the position on and cuts
+// them.
 func (c *Capture) cutItems(f *file, items []item) error {
+	c.turn(c.pathList[items[0].path])
 	last := &items[len(items)-1]
 	total := int(last.end() - f.pos)
 	gap := 0
 	if w := f.writers[items[0].writer]; w != nil && len(w.pend) <= maxGap {
 		gap = len(w.pend)
 	}
-	buf := c.b.Space(gap + total)
-	if buf == nil && c.b.Records() > 0 {
-		if err := c.seal(); err != nil {
+	buf := c.l.b.Space(gap + total)
+	if buf == nil && c.l.b.Records() > 0 {
+		if err := c.seal(c.l); err != nil {
 			return err
 		}
-		buf = c.b.Space(gap + total)
+		buf = c.l.b.Space(gap + total)
 	}
 	if buf == nil {
 		return fmt.Errorf("capture: room for %d bytes in a batch: the limit is %d", gap+total, record.MaxBatch)

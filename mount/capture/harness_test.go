@@ -34,6 +34,7 @@ type memQueue struct {
 	commits int
 	rewrite int64 // bytes of values below pend/
 	discard bool
+	seen    func(bytes int) // optional: the batches of each transaction
 	done    chan struct{}
 	last    map[batch.Lane]uint64
 	t       testing.TB
@@ -79,8 +80,10 @@ func (q *memQueue) run() {
 
 // commit needs q.mu.
 func (q *memQueue) commit(t *queue.Txn) {
+	n := 0
 	for _, e := range t.Entries {
 		s := e.Batch
+		n += len(s.Data)
 		if want := q.last[s.ID.Lane] + 1; s.ID.N != want {
 			q.t.Errorf("batch %v, want number %d", s.ID, want)
 		}
@@ -88,6 +91,9 @@ func (q *memQueue) commit(t *queue.Txn) {
 		if !q.discard {
 			q.batches = append(q.batches, s)
 		}
+	}
+	if q.seen != nil {
+		q.seen(n)
 	}
 	for _, v := range t.Set {
 		apply(q.disk, v)

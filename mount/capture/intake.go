@@ -117,5 +117,8 @@ func (c *Capture) fill() (bool, error) {
 	if c.readyHead == len(c.ready) {
 		c.ready, c.readyHead = c.ready[:0], 0
 	}
+	if c.overfull() {
+		return before, c.submit(c.ctx, false)
+	}
 	return before, nil
 }

@@ -224,8 +224,8 @@ func (c *Capture) cutKernel(f *file) (n int64, k int, err error) {
 	}
 	end := it.end()
 	n = min(end-f.pos, maxExtent)
-	if c.b.Records() > 0 {
-		free := int64(c.b.Free() - len(p.name) - len(c.o.Host) - 64)
+	if c.l.b.Records() > 0 {
+		free := int64(c.l.b.Free() - len(p.name) - len(c.o.Host) - 64)
 		if w := f.writers[f.by.writer]; w != nil {
 			free -= int64(len(w.pend))
 		}

@@ -75,6 +75,10 @@ func modelRun(t *testing.T, seed uint64, ops int) {
 			{Path: "no/**"},
 			{Path: "short/*", Transfer: true, MaxLine: 20},
 		},
+		Buckets: pick(1, 1, 4, 16), Codec: record.Codec(pick(0, 0, 1, 2)),
+	}
+	if o.Buckets > 1 {
+		o.TxnBytes, o.Rules[0].Route = pick(100, 10_000, 1<<20), 3
 	}
 	m := &model{rig: newRig(t, o), rnd: rnd, paths: []string{"a", "b", "d/c", "bin/x", "no/y", "short/s"}}
 	m.so = modelOptions(rnd)
@@ -88,6 +92,7 @@ func modelRun(t *testing.T, seed uint64, ops int) {
 	m.disarm()
 	m.finish()
 	m.checkAll(true)
+	m.wantLanes()
 }
 
 var capturePoints = []string{

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/record"
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
 )
@@ -66,7 +67,10 @@ type Options struct {
 	Host   string       // attribute of every record
 	Origin batch.Origin // of the lanes; the queue's node id
 
+	Codec        record.Codec  // of the batches; none
+	Buckets      int           // lanes of a route among which paths are spread, 1 to 16; 1
 	BatchBytes   int           // payload of one batch, 1 MiB
+	TxnBytes     int           // of several lanes together that make a transaction, twice BatchBytes
 	InFlight     int64         // most bytes given to the queue and not yet committed, 8 MiB; see pace
 	MaxLine      int           // for rules that name none, 1 MiB
 	MaxHold      int           // an unfinished line longer than this goes out in pieces as it comes, 16 MiB
@@ -87,7 +91,12 @@ func (o *Options) setDefaults() error {
 	if o.Store == nil || o.Queue == nil {
 		return errors.New("capture: Options need a Store and a Queue")
 	}
+	setDefault(&o.Buckets, 1)
+	if o.Buckets > batch.MaxBuckets {
+		return fmt.Errorf("capture: %d buckets, want 1 to %d", o.Buckets, batch.MaxBuckets)
+	}
 	setDefault(&o.BatchBytes, 1<<20)
+	setDefault(&o.TxnBytes, 2*o.BatchBytes)
 	setDefault(&o.InFlight, 8<<20)
 	setDefault(&o.MaxLine, DefaultMaxLine)
 	setDefault(&o.MaxHold, 16<<20)

@@ -48,7 +48,6 @@ type undo struct {
 	writer  *writer
 	old     writer
 	tail    tail
-	number  uint64
 	pending int64
 	count   int
 	setSeq  uint64
@@ -74,7 +73,7 @@ func (c *Capture) overwrite(ctx context.Context, n spool.Number, e *spool.Entry,
 	w := f.writerOf(it.writer, p)
 	c.leaveContested()
 	u := undo{
-		extra: slices.Clone(c.extra), file: *f, writer: w, old: *w, tail: p.tail, number: c.number,
+		extra: slices.Clone(c.extra), file: *f, writer: w, old: *w, tail: p.tail,
 		pending: c.pendBytes, count: c.pendCount, setSeq: c.setSeq, tally: c.tally,
 	}
 	u.old.pend = append([]byte(nil), w.pend...)
@@ -118,9 +117,9 @@ func (c *Capture) undo(f *file, u *undo) {
 	*w = u.old
 	p.tail = u.tail
 	f.dirty, w.dirty, p.dirty = false, false, false
-	c.number, c.pendBytes, c.pendCount, c.setSeq, c.tally = u.number, u.pending, u.count, u.setSeq, u.tally
-	c.b.Reset()
-	c.entries, c.extra = nil, u.extra
+	c.pendBytes, c.pendCount, c.setSeq, c.tally = u.pending, u.count, u.setSeq, u.tally
+	c.unseal()
+	c.extra = u.extra
 	c.dirtyFiles, c.dirtyWriters, c.dirtyPaths = c.dirtyFiles[:0], c.dirtyWriters[:0], c.dirtyPaths[:0]
 }
 

@@ -21,7 +21,8 @@ type Rule struct {
 	Path     string // doublestar glob on the path below the mount point that a handle was opened with
 	Transfer bool
 	Mode     Mode
-	MaxLine  int // bytes without the line end; 0: Options.MaxLine
+	MaxLine  int    // bytes without the line end; 0: Options.MaxLine
+	Route    uint32 // of the lanes of its paths: which groups of destinations get them; 0: every one
 }
 
 func (r *Rule) check() error {
@@ -49,6 +50,8 @@ type path struct {
 	id      uint32 // in Capture.pathList
 	name    string
 	rule    int // index, -1 for none
+	route   uint32
+	lane    *lane // nil: not asked for yet, see laneOf
 	skip    bool
 	binary  bool
 	maxLine int // at most record's longest, at least 1
@@ -87,7 +90,7 @@ func (c *Capture) newPath(name string) *path {
 	p := &path{name: name, rule: -1, maxLine: c.o.MaxLine}
 	if i := Match(c.o.Rules, name); i >= 0 {
 		r := &c.o.Rules[i]
-		p.rule, p.skip, p.binary = i, !r.Transfer, r.Mode == ModeBinary
+		p.rule, p.skip, p.binary, p.route = i, !r.Transfer, r.Mode == ModeBinary, r.Route
 		if r.MaxLine > 0 {
 			p.maxLine = r.MaxLine
 		}

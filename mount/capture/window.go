@@ -12,7 +12,7 @@ const maxPiece = 1 << 20
 
 // window holds the bytes of one read while they are cut.
 //
-// They are read straight into the builder's buffer, behind the last record, and
+// They are read straight into the buffer of their lane's builder, behind the last record, and
 // become records where they are: a run of whole lines is not copied again. buf[:end]
 // belongs to records; what is cut lies at or behind end, so a record is moved down
 // only where something before it went elsewhere (into an unfinished line). When
@@ -41,14 +41,14 @@ func (v *window) spill(from int) {
 // emit makes pend and behind it the window's bytes a to b one record of w.
 func (c *Capture) emit(w *writer, at *record.Attr, pend []byte, a, b int) error {
 	v := &c.win
-	if v.spilled || len(pend) > a-v.end {
+	if v.spilled || len(pend) > a-v.end || c.laneOfRecord(w, at) != c.l {
 		v.spill(a)
 		return c.add(w, at, pend, v.buf[a:b])
 	}
 	flags := at.Flags
 	at.Flags |= c.breakFlag(w)
 	n := len(pend) + b - a
-	ok := c.b.AddSpace(at, n)
+	ok := c.l.b.AddSpace(at, n)
 	if !ok {
 		at.Flags = flags
 		v.spill(a)
@@ -73,11 +73,12 @@ func (c *Capture) add(w *writer, at *record.Attr, parts ...[]byte) error {
 	own := &c.adding // at may be w's, which a seal stores
 	*own = *at
 	own.Flags |= c.breakFlag(w)
-	for !c.b.Add(own, parts...) {
-		if c.b.Records() == 0 {
+	l := c.laneOfRecord(w, own)
+	for !l.b.Add(own, parts...) {
+		if l.b.Records() == 0 {
 			return fmt.Errorf("capture: add record of file %s, path %q: it does not fit an empty batch", w.file.number, at.Path)
 		}
-		if err := c.seal(); err != nil {
+		if err := c.seal(l); err != nil {
 			return err
 		}
 	}
