@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -119,133 +118,6 @@ func (c *serverConn) run() {
 	}
 }
 
-// sayBye tells the peer why, where there is something to tell, and closes.
-func (c *serverConn) sayBye(err error) {
-	code, text, ok := byeFor(err)
-	var h *handshakeError
-	if errors.As(err, &h) {
-		code, text, ok = h.code, h.Error(), true
-	}
-	if errors.Is(err, errEvicted) {
-		code, text, ok = ByeTooMany, err.Error(), c.s.telling.Add(1) <= maxTelling
-		defer c.s.telling.Add(-1)
-	}
-	if !ok || errors.Is(err, errTLS) {
-		closeNow(c.nc)
-		return
-	}
-	_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
-	if _, err := c.nc.Write(appendBye(nil, code, text)); err != nil {
-		abort(c.nc)
-		return
-	}
-	linger(c.nc)
-}
-
-// handshakeError is a handshake that this side ends.
-type handshakeError struct {
-	code ByeCode
-	err  error
-}
-
-func (e *handshakeError) Error() string { return e.err.Error() }
-func (e *handshakeError) Unwrap() error { return e.err }
-
-// handshake reads HELLO and answers WELCOME.
-func (c *serverConn) handshake() error {
-	if err := c.nc.SetDeadline(time.Now().Add(c.s.t.handshake)); err != nil {
-		return err
-	}
-	if err := handshakeTLS(c.ctx, c.nc); err != nil {
-		return err
-	}
-	m, err := c.readHello()
-	if err != nil {
-		return err
-	}
-	version := min(m.maxVersion, MaxVersion)
-	if version < max(m.minVersion, MinVersion) {
-		return &handshakeError{ByeVersion, fmt.Errorf("peer %s (%s) speaks protocol %d to %d, this node %d to %d",
-			m.host, m.product, m.minVersion, m.maxVersion, MinVersion, MaxVersion)}
-	}
-	c.peer = Peer{
-		Node: m.node, Host: m.host, Role: m.role, Product: m.product,
-		Addr: c.nc.RemoteAddr().String(), Version: version, Names: peerNames(c.nc),
-	}
-	id := c.s.o.Identity
-	if m.node == id.Node {
-		return &handshakeError{ByeLoop, fmt.Errorf("peer %v is this very node %v: a forward points back here", c.peer, m.node)}
-	}
-	if err := c.s.admit(c.peer, c.nc); err != nil {
-		c.s.deniedPeers.Add(1)
-		return &handshakeError{ByeDenied, fmt.Errorf("%w: %v: %w", errDenied, c.peer, err)}
-	}
-	w := hello{
-		minVersion: version, maxVersion: version, node: id.Node, maxData: c.s.o.MaxData, window: c.s.o.Window,
-		host: id.Host, role: id.Role, product: id.Product,
-	}
-	if _, err := c.nc.Write(w.append(nil, typeWelcome)); err != nil {
-		return fmt.Errorf("write WELCOME: %w", err)
-	}
-	if err := c.nc.SetDeadline(time.Time{}); err != nil {
-		return err
-	}
-	return c.begin()
-}
-
-// readHello reads the first frame.
-func (c *serverConn) readHello() (hello, error) {
-	head, meta, err := c.frames.next()
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return hello{}, &handshakeError{ByeTimeout, fmt.Errorf("no HELLO within %v: %w", c.s.t.handshake, err)}
-	case err != nil:
-		return hello{}, fmt.Errorf("read HELLO: %w", err)
-	case head.kind != typeHello:
-		return hello{}, fmt.Errorf("%w: %v before HELLO", ErrFrame, head.kind)
-	}
-	return parseHello(meta)
-}
-
-// begin makes the connection one of those that count, when its handshake is done.
-func (c *serverConn) begin() error {
-	// The client always reads, so its window never stays closed.
-	setUserTimeout(c.nc, c.s.t.deadAfter-c.s.t.heartbeat)
-	c.wire.silence = c.s.t.deadAfter
-	c.frames.lim = limits{meta: maxMeta, data: c.s.o.MaxData}
-	if tc, ok := c.nc.(*tls.Conn); ok {
-		if early, ok := tc.NetConn().(*earlyConn); ok { // else the listener's own TLS
-			early.lift()
-		}
-	}
-	c.since = time.Now()
-	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	if !c.s.places.ready(c) {
-		return errEvicted
-	}
-	c.ready.Store(true)
-	select {
-	case <-c.s.stopping: // Shutdown may have looked before ready was set
-		c.drain()
-	default:
-	}
-	return nil
-}
-
-// admit refuses peers that are not wanted.
-func (s *Server) admit(p Peer, nc net.Conn) error {
-	if s.o.Admission != nil {
-		if err := s.o.Admission().Peer(p); err != nil {
-			return err
-		}
-	}
-	if s.o.Admit != nil {
-		return s.o.Admit(p, nc)
-	}
-	return nil
-}
-
 // read reads frames until the connection ends, and says why it did.
 func (c *serverConn) read() error {
 	for {
@@ -348,8 +220,8 @@ func (c *serverConn) verify(b *batch.Sealed) Verdict {
 	if slices.Contains(b.Via, c.s.o.Identity.Node) {
 		return Verdict{Loop, fmt.Sprintf("came through %s before", c.s.o.Identity.Host)}
 	}
-	if b.Via[len(b.Via)-1] != c.peer.Node {
-		return c.deny(fmt.Sprintf("was sent by node %v, and names %v as its sender", c.peer.Node, b.Via[len(b.Via)-1]))
+	if n := len(b.Via); n == 0 || b.Via[n-1] != c.peer.Node {
+		return c.deny(fmt.Sprintf("does not name its sender, node %v, as the last that it came through", c.peer.Node))
 	}
 	if !c.may.speak(c.s.o.Admission, c.peer, b.Host) {
 		return c.deny(fmt.Sprintf("was sealed on host %q, for which a peer with a certificate of %s may not speak; list it under allow if it may", b.Host, strings.Join(c.peer.Names, ", ")))
