@@ -1,0 +1,98 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Times of draining.
+const (
+	drainPoll      = 10 * time.Millisecond
+	reconnectGrace = time.Second // without any connection of a line
+)
+
+// Drain waits until every batch of the queue is with a next node, ends the connections
+// in order and returns nil; the caller submits nothing meanwhile. It returns an error
+// that says what stays in the queue and why where ctx ends first, where nothing is left
+// but batches that were refused, or where no destination is connected for a second.
+// Run goes on until its own context ends.
+func (f *Forwarder) Drain(ctx context.Context) error {
+	errs := make([]error, len(f.lines))
+	var wg sync.WaitGroup
+	for i, l := range f.lines {
+		wg.Go(func() { errs[i] = l.sendAll(ctx) })
+	}
+	wg.Wait()
+	for _, l := range f.lines {
+		l.mu.Lock()
+		dests := l.dests
+		l.mu.Unlock()
+		for _, d := range dests {
+			wg.Go(func() { _ = d.client.Drain(ctx) }) // what it has left is counted by sendAll
+		}
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// sendAll waits until the line has sent all that it can.
+func (l *line) sendAll(ctx context.Context) error {
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	alone := time.Now()
+	for {
+		left, refused := l.left()
+		if left == 0 {
+			return nil
+		}
+		say := func(why string) error {
+			return fmt.Errorf("%d batches of group %q stay queued: %s", left, l.group.Name, why)
+		}
+		if left == refused {
+			return say("the next nodes refused them")
+		}
+		if l.connected() {
+			alone = time.Now()
+		}
+		if time.Since(alone) > reconnectGrace {
+			return say("no destination is connected: " + l.lastError())
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", say("no time is left"), ctx.Err())
+		}
+	}
+}
+
+// left is how many batches of the queue no next node has, and how many of these were
+// refused wherever they can go.
+func (l *line) left() (left, refused uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.f.store.Stats().Cursors {
+		if c.Name == l.cfg.cursor {
+			left = c.Waiting.Batches - min(c.Waiting.Batches, l.count.unfinal.Batches)
+		}
+	}
+	for e := range l.parked {
+		if len(e.refused) > 0 {
+			refused++
+		}
+	}
+	return left, refused
+}
+
+func (l *line) lastError() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range l.dests {
+		if s := d.client.Stats().LastError; s != "" {
+			return s
+		}
+	}
+	return "not yet"
+}

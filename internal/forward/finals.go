@@ -1,0 +1,301 @@
+package forward
+
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"ftfuse/internal/batch"
+	"ftfuse/queue"
+	"ftfuse/transport"
+)
+
+// prefixFinal begins the keys under which the queue keeps what is final: final/, the
+// cursor's name without forward/, /, the lane in hexadecimal.
+const prefixFinal = "final/"
+
+// Bounds of what is kept of lanes that have nothing in the queue. What of one that is
+// forgotten was not reported yet only leaves a few ranges in a delivered set.
+const (
+	keptEpochs = 16 // of each origin, route and bucket
+	maxLanes   = 128 << 10
+)
+
+// finals is what is final of each lane, by line. It is safe for concurrent use.
+type finals struct {
+	origin batch.Origin // this node's own lanes
+	names  []string     // of the lines
+	wants  func(line int, lane batch.Lane) bool
+
+	mu     sync.Mutex
+	lanes  map[batch.Lane]*laneFinals
+	epochs map[flowKey][]batch.Lane // the lanes that differ in nothing else
+	drop   []queue.KV
+}
+
+// laneFinals is one lane.
+type laneFinals struct {
+	sets    []batch.Ranges // by line
+	wanted  []bool         // by line
+	dirty   []bool         // not stored
+	below   uint64         // what upstream announced
+	tracked int            // batches that lines have
+}
+
+func newFinals(origin batch.Origin, names []string, wants func(int, batch.Lane) bool) *finals {
+	return &finals{origin: origin, names: names, wants: wants, lanes: map[batch.Lane]*laneFinals{}, epochs: map[flowKey][]batch.Lane{}}
+}
+
+// load reads what is stored.
+func (f *finals) load(s store) error {
+	var bad error
+	s.Range(prefixFinal, func(key string, value []byte) bool {
+		at := strings.LastIndexByte(key, '/')
+		name, err := hex.DecodeString(key[at+1:])
+		if err == nil {
+			var lane batch.Lane
+			if lane, err = batch.ParseLane(name); err == nil {
+				err = f.restore(key[:at], lane, value)
+			}
+		}
+		if err != nil {
+			bad = fmt.Errorf("read %q of the queue: %w", key, err)
+		}
+		return bad == nil
+	})
+	return bad
+}
+
+// restore takes in one stored value. That of a cursor which is configured no more goes.
+func (f *finals) restore(prefix string, lane batch.Lane, value []byte) error {
+	set, _, err := batch.ParseRanges(value)
+	if err != nil {
+		return err
+	}
+	for i := range f.names {
+		if f.prefix(i) == prefix {
+			f.lane(lane).sets[i] = set
+			f.lane(lane).dirty[i] = false
+			return nil
+		}
+	}
+	f.drop = append(f.drop, queue.KV{Key: prefix + "/" + hex.EncodeToString(lane.Append(nil))})
+	return nil
+}
+
+func (f *finals) prefix(line int) string {
+	return prefixFinal + strings.TrimPrefix(f.names[line], cursorPrefix)
+}
+
+// lane returns what is known of a lane. One that is new is stored and announced, although
+// nothing is final yet: a server tells what became final in between only for lanes that
+// it was told of. The caller holds mu.
+func (f *finals) lane(id batch.Lane) *laneFinals {
+	lf := f.lanes[id]
+	if lf == nil {
+		n := len(f.names)
+		lf = &laneFinals{sets: make([]batch.Ranges, n), wanted: make([]bool, n), dirty: make([]bool, n), below: 1}
+		for i := range n {
+			lf.wanted[i] = f.wants(i, id)
+			lf.dirty[i] = lf.wanted[i]
+		}
+		f.lanes[id] = lf
+		f.forget(id)
+	}
+	return lf
+}
+
+// track counts a batch that a line has read, and reports whether it is final there
+// already; then it is not counted.
+func (f *finals) track(line int, id batch.ID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lf := f.lane(id.Lane)
+	if lf.sets[line].Contains(id.N) {
+		return true
+	}
+	lf.tracked++
+	return false
+}
+
+func (f *finals) untrack(lane batch.Lane) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if lf := f.lanes[lane]; lf != nil {
+		lf.tracked--
+	}
+}
+
+// add notes what became final at a line and returns what of it is final at every line
+// that the lane goes to.
+func (f *finals) add(line int, lane batch.Lane, ranges []batch.Range) []batch.Range {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lf := f.lane(lane)
+	for _, r := range ranges {
+		lf.sets[line].AddRange(r)
+	}
+	lf.dirty[line] = true
+	for i := range lf.sets {
+		if i != line && lf.wanted[i] {
+			ranges = intersect(ranges, lf.sets[i].All())
+		}
+	}
+	return ranges
+}
+
+// intersect returns the numbers that are in both; each is ascending.
+func intersect(a, b []batch.Range) (both []batch.Range) {
+	for len(a) > 0 && len(b) > 0 {
+		if r := (batch.Range{First: max(a[0].First, b[0].First), Last: min(a[0].Last, b[0].Last)}); r.First <= r.Last {
+			both = append(both, r)
+		}
+		if a[0].Last < b[0].Last {
+			a = a[1:]
+		} else {
+			b = b[1:]
+		}
+	}
+	return both
+}
+
+// everywhere returns what of lane is final at every line that it goes to.
+func (f *finals) everywhere(lane batch.Lane) (set batch.Ranges) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lf := f.lanes[lane]
+	if lf == nil {
+		return set
+	}
+	var all []batch.Range
+	first := true
+	for i := range lf.sets {
+		switch {
+		case !lf.wanted[i]:
+		case first:
+			all, first = lf.sets[i].All(), false
+		default:
+			all = intersect(all, lf.sets[i].All())
+		}
+	}
+	for _, r := range all {
+		set.AddRange(r)
+	}
+	return set
+}
+
+// upstream takes in a horizon that a peer announced: it is true everywhere.
+func (f *finals) upstream(lane batch.Lane, below uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lf := f.lane(lane)
+	if below <= lf.below || lane.Origin == f.origin {
+		return
+	}
+	lf.below = below
+	for i := range lf.sets {
+		if lf.wanted[i] && lf.sets[i].Next() < below {
+			lf.sets[i].AddRange(batch.Range{First: 1, Last: below - 1})
+			lf.dirty[i] = true
+		}
+	}
+}
+
+// horizons lists what a line announces.
+func (f *finals) horizons(line int) []transport.LaneHorizon {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make([]transport.LaneHorizon, 0, len(f.lanes))
+	for lane, lf := range f.lanes {
+		if !lf.wanted[line] {
+			continue
+		}
+		below := lf.below
+		if lane.Origin == f.origin {
+			below = lf.next()
+		}
+		all = append(all, transport.LaneHorizon{Lane: lane, Below: below})
+	}
+	return all
+}
+
+// next is the first number that is not final at every line.
+func (lf *laneFinals) next() uint64 {
+	next := ^uint64(0)
+	for i := range lf.sets {
+		if lf.wanted[i] {
+			next = min(next, lf.sets[i].Next())
+		}
+	}
+	return next
+}
+
+// unstored returns what to store, and counts it as stored.
+func (f *finals) unstored() []queue.KV {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	set := f.drop
+	f.drop = nil
+	for lane, lf := range f.lanes {
+		for i := range lf.dirty {
+			if lf.dirty[i] {
+				lf.dirty[i] = false
+				set = append(set, queue.KV{Key: f.key(i, lane), Value: lf.sets[i].Append(nil)})
+			}
+		}
+	}
+	return set
+}
+
+func (f *finals) key(line int, lane batch.Lane) string {
+	return f.prefix(line) + "/" + hex.EncodeToString(lane.Append(nil))
+}
+
+// forget makes room where there are too many epochs of the like of added, or far too many
+// lanes: one that has nothing in the queue goes.
+func (f *finals) forget(added batch.Lane) {
+	k := keyOf(Any, added)
+	f.epochs[k] = append(f.epochs[k], added)
+	if len(f.epochs[k]) > keptEpochs {
+		f.forgetOldest(k, added)
+	}
+	if len(f.lanes) <= maxLanes {
+		return
+	}
+	looked := 0
+	for lane, lf := range f.lanes { // in no order
+		if lf.tracked == 0 && lane != added {
+			f.remove(lane)
+			return
+		}
+		if looked++; looked == 64 {
+			return
+		}
+	}
+}
+
+func (f *finals) forgetOldest(k flowKey, added batch.Lane) {
+	oldest, found := batch.Lane{}, false
+	for _, lane := range f.epochs[k] {
+		if lane != added && f.lanes[lane].tracked == 0 && (!found || lane.Epoch.Counter < oldest.Epoch.Counter) {
+			oldest, found = lane, true
+		}
+	}
+	if found {
+		f.remove(oldest)
+	}
+}
+
+func (f *finals) remove(lane batch.Lane) {
+	for i := range f.names {
+		f.drop = append(f.drop, queue.KV{Key: f.key(i, lane)})
+	}
+	delete(f.lanes, lane)
+	k := keyOf(Any, lane)
+	f.epochs[k] = slices.DeleteFunc(f.epochs[k], func(l batch.Lane) bool { return l == lane })
+	if len(f.epochs[k]) == 0 {
+		delete(f.epochs, k)
+	}
+}

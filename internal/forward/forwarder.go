@@ -1,0 +1,226 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"ftfuse/internal/batch"
+	"ftfuse/queue"
+	"ftfuse/transport"
+)
+
+// storeEvery is how often what became final is stored. A lost report is harmless: it is
+// told again to whoever announces the lane.
+const storeEvery = time.Second
+
+// Forwarder sends the batches of a queue to groups of destinations. Its methods are safe
+// for concurrent use.
+type Forwarder struct {
+	o        Options
+	log      *slog.Logger
+	store    store
+	lines    []*line
+	wants    func(line int, lane batch.Lane) bool
+	finals   *finals
+	relabels *relabels
+	skips    transport.SkipSet // told downstream
+	dropped  transport.SkipSet // heard from downstream
+
+	mu      sync.Mutex
+	lost    map[string]queue.Tally // heard from downstream, by reason
+	ctx     context.Context        // of Run, for what it starts
+	group   sync.WaitGroup
+	err     error // the first
+	cancel  context.CancelFunc
+	started bool
+}
+
+// New returns a Forwarder. It reads what is stored in the queue; nothing is sent
+// before Run.
+func New(o Options) (*Forwarder, error) {
+	return newForwarder(o, realStore{o.Queue})
+}
+
+func newForwarder(o Options, s store) (*Forwarder, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	f := &Forwarder{o: o, log: o.Logger, store: s, lost: map[string]queue.Tally{}}
+	origin, cursors := batch.Origin(o.Identity.Node), Cursors(o.Groups)
+	wants := Wants(o.Groups, o.Routes, origin)
+	f.wants = func(line int, lane batch.Lane) bool { return wants(cursors[line], lane) }
+	f.finals = newFinals(origin, cursors, f.wants)
+	f.relabels = newRelabels(f, rand.Uint64())
+	if err := errors.Join(f.finals.load(s), f.relabels.load(s)); err != nil {
+		return nil, err
+	}
+	committed := s.Stats().Committed
+	for i := range o.Groups {
+		g := &o.Groups[i]
+		for _, cfg := range g.lines() {
+			c, err := s.Cursor(cfg.cursor)
+			if err != nil {
+				return nil, fmt.Errorf("open the cursor of group %q: %w", g.Name, err)
+			}
+			l := newLine(f, len(f.lines), g, cfg, c)
+			m, sent, err := openMark(s, cfg.cursor)
+			if err != nil {
+				return nil, err
+			}
+			l.mark, l.suspect = m, min(sent, committed)
+			f.lines = append(f.lines, l)
+		}
+	}
+	return f, nil
+}
+
+// Run forwards until ctx ends, and returns nil then, or why it could not go on. It
+// returns when everything it started has ended. It may be called once.
+func (f *Forwarder) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f.mu.Lock()
+	if f.started {
+		f.mu.Unlock()
+		return errors.New("forward: Run called twice")
+	}
+	f.started, f.ctx, f.cancel = true, ctx, cancel
+	f.mu.Unlock()
+	for _, l := range f.lines {
+		if err := l.begin(); err != nil {
+			f.fail(err)
+			break
+		}
+		f.spawn("read the queue", l.read)
+		f.spawn("watch over the destinations", l.clock)
+		f.spawn("look destinations up", l.resolve)
+	}
+	f.spawn("store what is final", f.keep)
+	f.spawn("relabel", f.relabels.run)
+	<-ctx.Done()
+	f.group.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// spawn runs a part until it ends; an error of its own ends the rest. It does nothing
+// before Run and after it.
+func (f *Forwarder) spawn(what string, part func(context.Context) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ctx == nil || f.ctx.Err() != nil {
+		return
+	}
+	ctx := f.ctx
+	f.group.Go(func() {
+		if err := part(ctx); err != nil && ctx.Err() == nil {
+			f.fail(fmt.Errorf("%s: %w", what, err))
+		}
+	})
+}
+
+func (f *Forwarder) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = err
+	}
+	f.cancel()
+}
+
+// keep stores what became final every now and then, until ctx ends.
+func (f *Forwarder) keep(ctx context.Context) error {
+	tick := time.NewTicker(storeEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if set := slices.Concat(f.finals.unstored(), f.relabels.unstored()); len(set) > 0 {
+			if _, err := f.store.Submit(ctx, &queue.Txn{Set: set}); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// Horizon takes in what a peer upstream announced: all of lane below below is final at
+// its source. It is announced downstream, and what is below counts as final here. It
+// does not block.
+func (f *Forwarder) Horizon(lane batch.Lane, below uint64) {
+	f.finals.upstream(lane, below)
+	f.skips.Merge(lane, below)
+	f.dropped.Merge(lane, below)
+}
+
+// Finals returns what of lane is final at every group that it goes to: what a relay
+// tells a peer that comes (back) and announces the lane.
+func (f *Forwarder) Finals(lane batch.Lane) batch.Ranges { return f.finals.everywhere(lane) }
+
+// Skip tells the nodes downstream that batches of lane were dropped, here or upstream,
+// and will not come this way. It does not block.
+func (f *Forwarder) Skip(lane batch.Lane, skips ...transport.Skip) { f.skips.Add(lane, skips...) }
+
+// final passes on what became final at every line.
+func (f *Forwarder) final(lane batch.Lane, ranges []batch.Range) {
+	if len(ranges) == 0 {
+		return
+	}
+	for _, old := range f.relabels.final(lane, ranges) {
+		one := []batch.Range{{First: old.N, Last: old.N}}
+		for _, l := range f.lines {
+			if l.f.wants(l.index, old.Lane) {
+				f.finals.add(l.index, old.Lane, one)
+			}
+		}
+		if f.o.OnFinal != nil {
+			f.o.OnFinal(old.Lane, one)
+		}
+	}
+	if f.o.OnFinal != nil {
+		f.o.OnFinal(lane, ranges)
+	}
+}
+
+// heard counts and passes on what nodes downstream dropped, each batch once.
+func (f *Forwarder) heard(lane batch.Lane, skips []transport.Skip) {
+	fresh := f.dropped.Add(lane, skips...)
+	if len(fresh) == 0 {
+		return
+	}
+	f.mu.Lock()
+	for i := range fresh {
+		s := &fresh[i]
+		t := f.lost[s.Reason]
+		t.Batches += s.Batches()
+		t.Records += s.Records
+		t.Payload += s.Payload
+		f.lost[s.Reason] = t
+		f.log.Warn("a node further down dropped batches", "lane", lane.String(), "numbers", s.Ranges.String(), "reason", s.Reason,
+			"records", s.Records, "bytes", s.Payload)
+	}
+	f.mu.Unlock()
+	if f.o.OnSkip != nil {
+		f.o.OnSkip(lane, fresh)
+	}
+}
+
+// conflict hears of a batch whose id a next node knows with another content.
+func (f *Forwarder) conflict(seq uint64, id batch.ID) {
+	if f.o.OnConflict != nil {
+		f.o.OnConflict(id.Lane)
+	}
+	if f.o.Relabel != nil {
+		f.relabels.add(seq, id)
+	}
+}

@@ -1,0 +1,278 @@
+package forward
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"ftfuse/internal/batch"
+	"ftfuse/queue"
+	"ftfuse/transport"
+)
+
+// Bounds of what a line keeps in memory.
+const (
+	maxAhead   = 128 << 10 // batches that no next node has
+	maxUnfinal = 512 << 10 // batches that wait for their final ack, with KeepFinal
+	idleFlows  = 10 * time.Second
+)
+
+// line feeds the destinations of a group from one cursor: all of them, or, with
+// Broadcast, one primary and its stand-in. Its lock is taken before that of finals and
+// those of queue and client.
+type line struct {
+	f       *Forwarder
+	index   int // in f.lines
+	group   *GroupConfig
+	cfg     lineConfig
+	cursor  cursor
+	log     *slog.Logger
+	start   time.Time
+	mark    *mark
+	suspect uint64 // what is at or below it may have been sent before this start
+
+	mu      sync.Mutex
+	peers   peers
+	dests   []*destination
+	seen    []state // of each destination, when the flows were last steered
+	flows   map[flowKey]*flow
+	lanes   map[batch.Lane]*laneEntries
+	entries map[uint64]*entry
+	ahead   int // entries that are not unfinal
+	parked  map[*entry]struct{}
+	held    map[uint64]struct{} // being relabelled
+	unfinal unfinalSet
+	room    chan struct{} // for the reader
+	kick    chan struct{} // for the clock: there may be an earlier deadline
+	count   counts
+	behind  time.Duration // when it was last looked who stays behind
+	swept   time.Duration
+}
+
+// laneEntries are the batches of one lane that a line tracks.
+type laneEntries struct {
+	lane batch.Lane
+	byN  map[uint64]*entry
+}
+
+// counts are what Stats shows of a line.
+type counts struct {
+	acked, final, doubtful, resent, failovers, failbacks uint64
+	unfinal                                              queue.Tally
+}
+
+func newLine(f *Forwarder, index int, g *GroupConfig, cfg lineConfig, c cursor) *line {
+	return &line{
+		f: f, index: index, group: g, cfg: cfg, cursor: c, log: f.log.With("group", g.Name), start: time.Now(),
+		flows: map[flowKey]*flow{}, lanes: map[batch.Lane]*laneEntries{}, entries: map[uint64]*entry{},
+		parked: map[*entry]struct{}{}, held: map[uint64]struct{}{}, room: make(chan struct{}, 1), kick: make(chan struct{}, 1),
+	}
+}
+
+// now is the time since the line began, by the monotonic clock.
+func (l *line) now() time.Duration { return time.Since(l.start) }
+
+// signal leaves a token for whoever waits for one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// read reads the heads of the cursor, until ctx ends.
+func (l *line) read(ctx context.Context) error {
+	for {
+		if err := l.awaitRoom(ctx); err != nil {
+			return err
+		}
+		h, err := l.cursor.NextHead(ctx)
+		if err != nil {
+			return err
+		}
+		if !l.f.wants(l.index, h.ID.Lane) {
+			l.cursor.Ack(h.Seq)
+			continue
+		}
+		if err := l.mark.cover(ctx, h.Seq); err != nil {
+			return err
+		}
+		l.add(h)
+	}
+}
+
+// awaitRoom waits until one more entry may be read.
+func (l *line) awaitRoom(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		ok := l.ahead < maxAhead && len(l.entries)-l.ahead < maxUnfinal
+		l.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-l.room:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// add takes in a batch that the cursor gave.
+func (l *line) add(h queue.Head) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	if l.f.finals.track(l.index, h.ID) { // reported final before this start, which had not stored that it is acked
+		l.cursor.Ack(h.Seq)
+		return
+	}
+	e := &entry{
+		seq: h.Seq, n: h.ID.N, lane: l.lane(h.ID.Lane), flow: l.flow(keyOf(l.group.Mode, h.ID.Lane)), read: now,
+		size: h.Size, records: h.Records, payload: h.Payload, resent: h.Seq <= l.suspect,
+	}
+	l.entries[e.seq] = e
+	e.lane.byN[e.n] = e
+	e.flow.tracked++
+	l.ahead++
+	if _, held := l.held[e.seq]; held {
+		e.stage = parked
+		l.parked[e] = struct{}{}
+	} else {
+		l.place(e)
+	}
+	if l.ahead == 1 {
+		signal(l.kick)
+	}
+}
+
+func (l *line) lane(id batch.Lane) *laneEntries {
+	le := l.lanes[id]
+	if le == nil {
+		le = &laneEntries{lane: id, byN: map[uint64]*entry{}}
+		l.lanes[id] = le
+	}
+	return le
+}
+
+// flow returns the flow of k. One that is new goes where a restart would send it too.
+func (l *line) flow(k flowKey) *flow {
+	fl := l.flows[k]
+	if fl == nil {
+		fl = newFlow(k)
+		fl.home = l.peers.pick(k, nowhere, nil)
+		l.flows[k] = fl
+	}
+	return fl
+}
+
+// place makes e wait: in its flow, or, where it was refused at home, as a stray at the
+// best destination that did not refuse it; else it is parked.
+func (l *line) place(e *entry) {
+	e.stage, e.at = waits, nil
+	delete(l.parked, e)
+	fl := e.flow
+	if e.refused == nil || fl.home != nowhere && !l.refusedBy(e, fl.home) {
+		fl.insert(e)
+		l.update(fl)
+		return
+	}
+	to := l.peers.pick(fl.key, nowhere, func(i int) bool { return l.refusedBy(e, i) })
+	if to == nowhere {
+		e.stage = parked
+		l.parked[e] = struct{}{}
+		return
+	}
+	d := l.dests[to]
+	e.at = d
+	d.addStray(e)
+	signal(d.wake)
+}
+
+// refusedBy reports whether a destination said no to e, and that still stands: a loop as
+// long as that node is there, all else for the same connection.
+func (l *line) refusedBy(e *entry, dest int) bool {
+	d := l.dests[dest]
+	r, ok := e.refused[d]
+	return ok && (r.conn == d.conns || r.code == transport.Loop && r.node == d.node)
+}
+
+// update puts a flow where its home finds it.
+func (l *line) update(fl *flow) {
+	if fl.home == nowhere {
+		return
+	}
+	d := l.dests[fl.home]
+	d.ready.update(fl)
+	if fl.at >= 0 {
+		signal(d.wake)
+	}
+}
+
+// drop forgets an entry: it is settled, or the queue gave it up.
+func (l *line) drop(e *entry) {
+	if e.stage == unfinal {
+		l.count.unfinal = minus(l.count.unfinal, e)
+	} else {
+		l.ahead--
+	}
+	e.stage = gone
+	delete(l.parked, e)
+	delete(l.entries, e.seq)
+	delete(e.lane.byN, e.n)
+	if len(e.lane.byN) == 0 {
+		delete(l.lanes, e.lane.lane)
+	}
+	l.f.finals.untrack(e.lane.lane)
+	if e.flow.tracked--; e.flow.tracked == 0 {
+		e.flow.idle = l.now()
+	}
+	signal(l.room)
+}
+
+// out ends what destination and flow owe for e, which is fetching or given.
+func (l *line) out(e *entry) {
+	d, now := e.at, l.now()
+	d.out--
+	l.peers.health[d.i].owes(now, d.out > 0)
+	if e.counted {
+		e.counted = false
+		e.flow.out--
+		l.arrive(e.flow)
+	}
+}
+
+// sweep forgets flows that had nothing for a while.
+func (l *line) sweep(now time.Duration) {
+	if now-l.swept < idleFlows {
+		return
+	}
+	l.swept = now
+	for _, d := range l.dests {
+		if l.peers.removed[d.i] && d.out == 0 {
+			d.end()
+		}
+	}
+	for k, fl := range l.flows {
+		if fl.tracked == 0 && now-fl.idle > idleFlows && now >= fl.pinUntil {
+			delete(l.flows, k)
+		}
+	}
+}
+
+func plus(t queue.Tally, e *entry) queue.Tally {
+	t.Batches++
+	t.Records += uint64(e.records)
+	t.Payload += e.payload
+	t.Bytes += uint64(e.size)
+	return t
+}
+
+func minus(t queue.Tally, e *entry) queue.Tally {
+	t.Batches--
+	t.Records -= uint64(e.records)
+	t.Payload -= e.payload
+	t.Bytes -= uint64(e.size)
+	return t
+}

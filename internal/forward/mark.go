@@ -1,0 +1,99 @@
+package forward
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"sync"
+
+	"ftfuse/queue"
+)
+
+// prefixSent begins the keys under which a line stores up to which seq it may have sent:
+// sent/, the cursor's name without forward/; the value is a u64, little-endian.
+const prefixSent = "sent/"
+
+// Distances of the stored number.
+const (
+	markStep  = 4096 // it is stored so far ahead
+	markEarly = 1024 // and again when so little is left
+)
+
+// mark is the number up to which batches may have been sent, stored before they are. A
+// start flags what is at or below it and still there: it may be with somebody.
+type mark struct {
+	s   store
+	key string
+
+	mu     sync.Mutex
+	asked  uint64
+	stored uint64
+	err    error
+	wake   chan struct{} // closed and made anew when stored or err changes
+}
+
+// openMark reads the number that was stored.
+func openMark(s store, cursor string) (m *mark, sent uint64, err error) {
+	m = &mark{s: s, key: prefixSent + strings.TrimPrefix(cursor, cursorPrefix), wake: make(chan struct{})}
+	if v, ok := s.Get(m.key); ok {
+		if len(v) != 8 {
+			return nil, 0, fmt.Errorf("read %q of the queue: %d bytes, want 8", m.key, len(v))
+		}
+		sent = binary.LittleEndian.Uint64(v)
+	}
+	m.asked, m.stored = sent, sent
+	return m, sent, nil
+}
+
+// cover returns when seq may be sent. One goroutine at a time calls it.
+func (m *mark) cover(ctx context.Context, seq uint64) error {
+	if err := m.ahead(ctx, seq); err != nil {
+		return err
+	}
+	for {
+		m.mu.Lock()
+		ok, err, wake := seq <= m.stored, m.err, m.wake
+		m.mu.Unlock()
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// ahead stores a higher number in time.
+func (m *mark) ahead(ctx context.Context, seq uint64) error {
+	m.mu.Lock()
+	need := seq+markEarly > m.asked
+	if need {
+		m.asked = seq + markStep
+	}
+	to := m.asked
+	m.mu.Unlock()
+	if !need {
+		return nil
+	}
+	_, err := m.s.Submit(ctx, &queue.Txn{
+		Set: []queue.KV{{Key: m.key, Value: binary.LittleEndian.AppendUint64(nil, to)}},
+		Done: func(err error) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if err != nil {
+				m.err = fmt.Errorf("store what may be sent: %w", err)
+			} else {
+				m.stored = max(m.stored, to)
+			}
+			close(m.wake)
+			m.wake = make(chan struct{})
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("store what may be sent: %w", err)
+	}
+	return nil
+}

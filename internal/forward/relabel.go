@@ -1,0 +1,252 @@
+package forward
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"ftfuse/internal/batch"
+	"ftfuse/queue"
+)
+
+// prefixRelabel begins the keys that hold, until the new one is final, under which id a
+// batch came that had to be sealed again: relabel/, the new id in hexadecimal; the value
+// is the old id.
+const prefixRelabel = "relabel/"
+
+// relabelAgain is how long a batch waits that cannot be relabelled yet.
+const relabelAgain = time.Second
+
+// relabels seals batches again whose id a next node knows with another content. It is
+// safe for concurrent use.
+type relabels struct {
+	f *Forwarder
+
+	mu    sync.Mutex
+	queue []conflict
+	wake  chan struct{}
+	next  map[batch.Lane]uint64 // number of the newest batch made of each new lane
+	fresh uint64                // the random part of the epochs of this start
+	olds  map[batch.ID]batch.ID // by new id
+	drop  []queue.KV
+	count uint64
+}
+
+// conflict is a batch to relabel.
+type conflict struct {
+	seq uint64
+	id  batch.ID
+}
+
+func newRelabels(f *Forwarder, fresh uint64) *relabels {
+	return &relabels{f: f, wake: make(chan struct{}, 1), next: map[batch.Lane]uint64{}, fresh: fresh, olds: map[batch.ID]batch.ID{}}
+}
+
+// load reads what is stored.
+func (r *relabels) load(s store) error {
+	var bad error
+	s.Range(prefixRelabel, func(key string, value []byte) bool {
+		name, err := hex.DecodeString(key[len(prefixRelabel):])
+		if err == nil {
+			var to, from batch.ID
+			if to, err = batch.ParseID(name); err == nil {
+				if from, err = batch.ParseID(value); err == nil {
+					r.olds[to] = from
+				}
+			}
+		}
+		if err != nil {
+			bad = fmt.Errorf("read %q of the queue: %w", key, err)
+		}
+		return bad == nil
+	})
+	return bad
+}
+
+// add asks for a batch to be relabelled.
+func (r *relabels) add(seq uint64, id batch.ID) {
+	r.mu.Lock()
+	r.queue = append(r.queue, conflict{seq, id})
+	r.mu.Unlock()
+	signal(r.wake)
+}
+
+// run relabels, until ctx ends.
+func (r *relabels) run(ctx context.Context) error {
+	again := time.NewTimer(time.Hour)
+	defer again.Stop()
+	for {
+		select {
+		case <-r.wake:
+		case <-again.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		r.mu.Lock()
+		todo := r.queue
+		r.queue = nil
+		r.mu.Unlock()
+		for _, c := range todo {
+			done, err := r.relabel(ctx, c)
+			if err != nil {
+				return err
+			}
+			if !done {
+				r.mu.Lock()
+				r.queue = append(r.queue, c)
+				r.mu.Unlock()
+				again.Reset(relabelAgain)
+			}
+		}
+	}
+}
+
+// relabel puts a batch that is sealed under a fresh id in the place of c, in one
+// transaction. It returns false where another line has it in flight: what that is
+// answered must count first.
+func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err error) {
+	over := false // the old one is not in the queue any more
+	defer func() {
+		for _, l := range r.f.lines {
+			l.letGo(c.seq, over)
+		}
+	}()
+	for _, l := range r.f.lines {
+		if !l.hold(c.seq) {
+			return false, nil
+		}
+	}
+	it, ok, err := r.f.lines[0].cursor.Fetch(ctx, c.seq)
+	for i := 1; i < len(r.f.lines) && err == nil && !ok; i++ {
+		it, ok, err = r.f.lines[i].cursor.Fetch(ctx, c.seq)
+	}
+	if err != nil {
+		return false, fmt.Errorf("read a batch to relabel: %w", err)
+	}
+	if !ok {
+		over = true
+		return true, nil
+	}
+	id := r.newID(c.id)
+	b, err := r.f.o.Relabel(it.Batch, id)
+	if err != nil {
+		r.f.log.Error("a batch whose id is taken cannot be sealed again; it stays queued, refused", "batch", c.id.String(), "error", err)
+		return true, nil
+	}
+	err = r.replace(ctx, c, id, queue.Entry{Batch: b, Note: it.Note})
+	switch {
+	case errors.Is(err, queue.ErrGone):
+		over = true
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("relabel batch %v: %w", c.id, err)
+	}
+	over = true
+	r.f.log.Error("two contents went under one id: is this host a clone, or its queue restored from a copy? the batch here is relabelled and both are kept",
+		"old", c.id.String(), "new", id.String())
+	return true, nil
+}
+
+// replace commits e in the place of c.
+func (r *relabels) replace(ctx context.Context, c conflict, id batch.ID, e queue.Entry) error {
+	r.mu.Lock()
+	r.olds[id] = c.id // before it can be sent
+	r.mu.Unlock()
+	committed := make(chan error, 1)
+	_, err := r.f.store.Submit(ctx, &queue.Txn{
+		Entries: []queue.Entry{e}, Replace: []uint64{c.seq}, Sync: true,
+		Set:  []queue.KV{{Key: relabelKey(id), Value: c.id.Append(nil)}},
+		Done: func(err error) { committed <- err },
+	})
+	if err == nil {
+		err = <-committed
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		delete(r.olds, id)
+		return err
+	}
+	r.count++
+	return nil
+}
+
+func relabelKey(id batch.ID) string { return prefixRelabel + hex.EncodeToString(id.Append(nil)) }
+
+// newID gives out the next number of this node's own lane for old.
+func (r *relabels) newID(old batch.ID) batch.ID {
+	lane := old.Lane
+	lane.Origin = batch.Origin(r.f.o.Identity.Node)
+	lane.Epoch.Random = r.fresh
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.next[lane]++
+	return batch.ID{Lane: lane, N: r.next[lane]}
+}
+
+// final returns the old ids of what became final of a lane, and forgets them.
+func (r *relabels) final(lane batch.Lane, ranges []batch.Range) (olds []batch.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, old := range r.olds { // few, if any
+		if id.Lane != lane {
+			continue
+		}
+		for _, x := range ranges {
+			if id.N >= x.First && id.N <= x.Last {
+				olds = append(olds, old)
+				delete(r.olds, id)
+				r.drop = append(r.drop, queue.KV{Key: relabelKey(id)})
+				break
+			}
+		}
+	}
+	return olds
+}
+
+// unstored returns what to store, and counts it as stored.
+func (r *relabels) unstored() []queue.KV {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	set := r.drop
+	r.drop = nil
+	return set
+}
+
+// hold makes a line keep its hands off a batch that is to be relabelled. It returns false
+// where that is in flight: its answer is to come first.
+func (l *line) hold(seq uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.entries[seq]
+	switch {
+	case e == nil: // not read yet, or settled
+	case e.stage == fetching || e.stage == given:
+		return false
+	case e.stage == unfinal: // what is behind has it, under the old id
+		l.cursor.Ack(seq)
+		l.drop(e)
+	default:
+		e.stage, e.at = parked, nil
+		l.parked[e] = struct{}{}
+	}
+	l.held[seq] = struct{}{}
+	return true
+}
+
+// letGo ends hold. gone: the batch is not in the queue any more.
+func (l *line) letGo(seq uint64, gone bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.held, seq)
+	if e := l.entries[seq]; e != nil && e.stage == parked {
+		if gone {
+			l.drop(e)
+		} else {
+			l.unpark(e)
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package forward
+
+import "time"
+
+// Bounds of sending again what is not final.
+const (
+	maxTries   = 4   // the wait doubles so often: 16 times final_timeout at most
+	maxResends = 256 // batches at a time
+)
+
+// unfinalSet is the batches that a next node has and that are kept until they are final:
+// one queue for each number of tries, in which they are due in order.
+type unfinalSet struct {
+	queues  [maxTries + 1][]*entry
+	resends map[*entry]struct{} // on their way again
+}
+
+// push notes e, which was just acked.
+func (h *unfinalSet) push(e *entry, now time.Duration, timeout time.Duration) {
+	delete(h.resends, e)
+	e.due = now + timeout<<e.tries
+	h.queues[e.tries] = append(h.queues[e.tries], e)
+}
+
+// front returns the first of queue i that is still kept, or nil.
+func (h *unfinalSet) front(i int) *entry {
+	q := h.queues[i]
+	n := 0
+	for n < len(q) && (q[n].stage != unfinal || q[n].tries != uint8(i)) {
+		q[n] = nil
+		n++
+	}
+	h.queues[i] = q[n:]
+	if len(h.queues[i]) == 0 {
+		h.queues[i] = nil
+		return nil
+	}
+	return h.queues[i][0]
+}
+
+// due is when the first of them is to be sent again; false: never.
+func (h *unfinalSet) due() (at time.Duration, ok bool) {
+	if len(h.resends) >= maxResends {
+		return 0, false
+	}
+	for i := range h.queues {
+		if e := h.front(i); e != nil && (!ok || e.due < at) {
+			at, ok = e.due, true
+		}
+	}
+	return at, ok
+}
+
+// resendDue sends again what has not become final for too long. The caller holds mu.
+func (l *line) resendDue(now time.Duration) {
+	h := &l.unfinal
+	for e := range h.resends {
+		if e.stage == gone {
+			delete(h.resends, e)
+		}
+	}
+	for i := range h.queues {
+		for len(h.resends) < maxResends {
+			e := h.front(i)
+			if e == nil || e.due > now {
+				break
+			}
+			h.queues[i] = h.queues[i][1:]
+			l.resend(e)
+		}
+	}
+}
+
+// resend sends a batch again that a next node has had, the current way.
+func (l *line) resend(e *entry) {
+	if l.unfinal.resends == nil {
+		l.unfinal.resends = map[*entry]struct{}{}
+	}
+	l.unfinal.resends[e] = struct{}{}
+	l.count.unfinal = minus(l.count.unfinal, e)
+	l.count.resent++
+	l.ahead++
+	e.resent = true
+	e.tries = min(e.tries+1, maxTries)
+	l.place(e)
+}
+
+// resendFrom sends everything again that d had before another node came to its place.
+func (l *line) resendFrom(d *destination) {
+	for _, e := range l.entries {
+		if e.stage == unfinal && e.at == d && e.node != d.node {
+			l.resend(e)
+		}
+	}
+}

@@ -1,0 +1,174 @@
+package forward
+
+import (
+	"ftfuse/internal/batch"
+	"ftfuse/transport"
+)
+
+// acked settles a batch that d has on its disk.
+func (l *line) acked(d *destination, seq uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	l.on(d, now, evAcked)
+	e := l.entries[seq]
+	if e == nil || e.stage == unfinal {
+		return
+	}
+	l.count.acked++
+	l.withdraw(e, d)
+	if !l.f.o.KeepFinal {
+		l.cursor.Ack(seq)
+		l.drop(e)
+		return
+	}
+	l.ahead--
+	l.count.unfinal = plus(l.count.unfinal, e)
+	e.stage, e.at, e.node = unfinal, d, d.node
+	delete(l.parked, e)
+	l.unfinal.push(e, now, l.f.o.FinalTimeout)
+	signal(l.room)
+	signal(l.kick)
+}
+
+// withdraw takes e away from whoever else has it or may get it: by, or the last node,
+// has it (by is nil then).
+func (l *line) withdraw(e *entry, by *destination) {
+	if e.stage == fetching || e.stage == given {
+		if e.at == by {
+			l.out(e)
+		} else {
+			if e.stage == given {
+				e.at.client.Recall(e.seq)
+				e.at.client.Forget(e.seq)
+			}
+			l.out(e)
+		}
+	}
+	for _, d := range e.left {
+		if d != by {
+			d.client.Forget(e.seq)
+		}
+	}
+	e.left = nil
+}
+
+// final settles what the last node has.
+func (l *line) final(lane batch.Lane, ranges []batch.Range) {
+	l.mu.Lock()
+	everywhere := l.f.finals.add(l.index, lane, ranges)
+	if le := l.lanes[lane]; le != nil {
+		for _, r := range ranges {
+			eachIn(le.byN, r, func(e *entry) {
+				l.count.final++
+				l.withdraw(e, nil)
+				l.cursor.Ack(e.seq)
+				l.drop(e)
+			})
+		}
+	}
+	l.mu.Unlock()
+	l.f.final(lane, everywhere)
+}
+
+// eachIn calls fn for each entry in r. fn may delete it.
+func eachIn(all map[uint64]*entry, r batch.Range, fn func(*entry)) {
+	if r.Last-r.First >= uint64(len(all)) {
+		for n, e := range all {
+			if n >= r.First && n <= r.Last {
+				fn(e)
+			}
+		}
+		return
+	}
+	for n := r.First; ; n++ {
+		if e := all[n]; e != nil {
+			fn(e)
+		}
+		if n == r.Last {
+			return
+		}
+	}
+}
+
+// refused finds another way for a batch that d does not take.
+func (l *line) refused(d *destination, seq uint64, v transport.Verdict) {
+	l.mu.Lock()
+	e := l.entries[seq]
+	if e == nil || e.stage != given || e.at != d {
+		l.mu.Unlock()
+		return
+	}
+	now := l.now()
+	l.out(e)
+	if v.Code == transport.Recalled {
+		l.place(e)
+		l.mu.Unlock()
+		return
+	}
+	l.on(d, now, evAcked)
+	if e.refused == nil {
+		e.refused = map[*destination]refusal{}
+	}
+	e.refused[d] = refusal{v.Code, d.node, d.conns}
+	id := batch.ID{Lane: e.lane.lane, N: e.n}
+	if v.Code == transport.Conflict { // no other one is asked: an id never names two contents
+		e.stage, e.at = parked, nil
+		l.parked[e] = struct{}{}
+	} else {
+		l.place(e)
+	}
+	held := e.stage == parked
+	l.mu.Unlock()
+	l.logRefused(d, id, v, held)
+	if v.Code == transport.Conflict {
+		l.f.conflict(seq, id)
+	}
+}
+
+func (l *line) logRefused(d *destination, id batch.ID, v transport.Verdict, held bool) {
+	then := "another destination is asked"
+	if held {
+		then = "it stays queued and is offered again after a reconnect"
+	}
+	if v.Code == transport.Loop {
+		l.log.Error("a batch met a node that it came through before; it is not offered to that node again: check the forwards of both hosts",
+			"host", l.f.o.Identity.Host, "peer", d.host, "address", d.address, "batch", id.String(), "text", v.Text, "then", then)
+		return
+	}
+	l.log.Error("a next node refused a batch", "address", d.address, "peer", d.host, "batch", id.String(),
+		"code", v.Code.String(), "text", v.Text, "then", then)
+}
+
+// unpark offers a parked batch to whoever has not refused it. The caller holds mu.
+func (l *line) unpark(e *entry) {
+	if _, held := l.held[e.seq]; held {
+		return
+	}
+	for d, r := range e.refused {
+		if r.code == transport.Conflict && r.conn == d.conns {
+			return
+		}
+	}
+	l.place(e)
+}
+
+// skipped hears that a node behind d dropped batches of lane. What d had been given of
+// them, and was kept for the final ack, is settled: that will not come.
+func (l *line) skipped(d *destination, lane batch.Lane, skips []transport.Skip) {
+	l.mu.Lock()
+	if le := l.lanes[lane]; le != nil && l.f.o.KeepFinal {
+		for i := range skips {
+			for _, r := range skips[i].Ranges.All() {
+				eachIn(le.byN, r, func(e *entry) {
+					if e.stage == unfinal && e.at == d {
+						l.cursor.Ack(e.seq)
+						l.drop(e)
+					}
+				})
+			}
+		}
+	}
+	l.mu.Unlock()
+	l.f.heard(lane, skips)
+}
