@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"ftfuse/internal/batch"
 	"ftfuse/internal/failpoint"
 )
 
@@ -24,7 +25,13 @@ type model struct {
 	o    Options
 	q    *Queue
 	cur  []*modelCursor
-	next [3]uint64 // batch number by lane
+	next [4]uint64 // batch number by lane; the last is that of replacements
+
+	picky    bool              // cursor b does not want lane 2
+	lost     map[uint64]bool   // by seq: nobody needed it any more
+	merged   [4]uint64         // horizon by lane
+	pending  []modelReplace    // submitted before a crash
+	replaced map[uint64]uint64 // new seq by old
 
 	entries []Entry             // by seq-1
 	after   []int               // by txn: how many entries there are after it
@@ -39,6 +46,7 @@ type modelCursor struct {
 	c     *Cursor
 	acked map[uint64]bool
 	maybe map[uint64]bool // acked before a crash: may be given again
+	sure  map[uint64]bool // acked in a commit that is on disk
 	held  []uint64
 	last  uint64 // given last since the last Rewind or reopen
 }
@@ -67,14 +75,15 @@ func TestModel(t *testing.T) {
 func runModel(t *testing.T, seed uint64, ops int) {
 	t.Logf("QUEUE_SEED=%d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
-	m := &model{t: t, r: r, dir: t.TempDir(), kv: []map[string]string{{}}, after: []int{0}}
+	m := &model{t: t, r: r, dir: t.TempDir(), picky: r.IntN(2) == 0, lost: map[uint64]bool{}, replaced: map[uint64]uint64{}, kv: []map[string]string{{}}, after: []int{0}}
 	m.o = Options{
 		SegmentBytes: 1 << (16 + r.IntN(5)), MemoryBytes: int64(1 + r.IntN(200<<10)), PendingBytes: 64 << 10, CommitBytes: int64(1 + r.IntN(64<<10)),
 		CommitEvery: time.Duration(1+r.IntN(3000)) * time.Microsecond, IdleBytes: 32 << 10, IdleAfter: time.Millisecond, ReserveBytes: 1 << 16,
 		Dedupe: true, Cursors: []string{"a", "b"}[:1+r.IntN(2)],
+		Wants: func(name string, lane batch.Lane) bool { return m.wants(name, lane) },
 	}
 	for _, name := range m.o.Cursors {
-		m.cur = append(m.cur, &modelCursor{name: name, acked: map[uint64]bool{}, maybe: map[uint64]bool{}})
+		m.cur = append(m.cur, newModelCursor(name))
 	}
 	m.open()
 	for range ops {
@@ -82,9 +91,10 @@ func runModel(t *testing.T, seed uint64, ops int) {
 	}
 	m.reopen(false)
 	m.drain()
-	if s := m.q.Stats(); s.Live != (Tally{}) || len(s.Losses) != 0 {
-		t.Fatalf("all is acked and nothing was lost, stats say %+v", s)
+	if s := m.q.Stats(); s.Live != (Tally{}) {
+		t.Fatalf("all is acked, stats say %+v", s)
 	}
+	m.checkLost()
 	mustClose(t, m.q)
 	m.q = nil
 	checkBolt(t, m.dir)
@@ -113,6 +123,12 @@ func (m *model) step() {
 		mustFlush(m.t, m.q)
 	case x < 70:
 		m.read(m.cur[m.r.IntN(len(m.cur))])
+	case x < 74:
+		m.fetch(m.cur[m.r.IntN(len(m.cur))])
+	case x < 76:
+		m.replace()
+	case x < 77:
+		m.lists()
 	case x < 92:
 		m.ack(m.cur[m.r.IntN(len(m.cur))])
 	case x < 94:
@@ -122,8 +138,11 @@ func (m *model) step() {
 	case x < 95:
 		l := m.r.IntN(3)
 		m.q.Merge(testLane(byte(l)), m.next[l]/2)
+		m.merged[l] = max(m.merged[l], m.next[l]/2)
 	case x < 97:
 		m.reopen(false)
+	case x < 98:
+		m.otherCursors()
 	default:
 		m.reopen(true)
 	}
@@ -140,7 +159,7 @@ func (m *model) submit() {
 		}
 		e := testEntry(byte(l), m.next[l], size)
 		txn.Entries = append(txn.Entries, e)
-		m.entries = append(m.entries, e)
+		m.add(e)
 	}
 	state := maps.Clone(m.kv[len(m.kv)-1])
 	txn.Prepare = func(t *Txn) error {
@@ -208,7 +227,7 @@ func (m *model) read(c *modelCursor) {
 	if want > committed {
 		return
 	}
-	it := mustNext(m.t, c.c)
+	it := m.nextOrHead(c)
 	for want < it.Seq && c.maybe[want] {
 		want++
 	}
@@ -239,7 +258,7 @@ func (m *model) ack(c *modelCursor) {
 	seq := c.held[i]
 	c.held = append(c.held[:i], c.held[i+1:]...)
 	c.c.Ack(seq)
-	c.acked[seq] = true
+	m.acked(c, seq)
 	if m.r.IntN(10) == 0 {
 		c.c.Ack(seq)
 	}
@@ -253,7 +272,9 @@ func (m *model) reopen(crash bool) {
 			m.t.Fatal(err)
 		}
 		for range m.r.IntN(5) {
-			if m.q.Err() == nil {
+			if m.q.Err() == nil && m.r.IntN(3) == 0 {
+				m.tryReplace()
+			} else if m.q.Err() == nil {
 				m.trySubmit()
 			}
 		}
@@ -285,7 +306,7 @@ func (m *model) trySubmit() {
 		m.t.Fatal(err)
 	}
 	m.next[0] = n
-	m.entries = append(m.entries, e)
+	m.add(e)
 	m.kv = append(m.kv, state)
 	m.after = append(m.after, len(m.entries))
 }
@@ -310,6 +331,12 @@ func (m *model) afterReopen(crash bool) {
 		m.t.Fatalf("%d entries after Txn %d, want %d", got, txn, m.after[txn])
 	}
 	m.forget(txn)
+	for _, p := range m.pending {
+		if p.txn <= txn {
+			m.replacedNow(p)
+		}
+	}
+	m.pending = nil
 	for l := range m.next {
 		d := m.q.Delivered(testLane(byte(l)))
 		if m.next[l] > 0 && (d.Len() != 1 || d.Next() != m.next[l]+1) {
@@ -317,6 +344,11 @@ func (m *model) afterReopen(crash bool) {
 		}
 	}
 	for _, c := range m.cur {
+		for seq := range c.sure {
+			if !c.c.acked.Contains(seq) {
+				m.t.Fatalf("%s has acked %d in a commit that was done, and needs it again", c.name, seq)
+			}
+		}
 		if crash {
 			maps.Copy(c.maybe, c.acked)
 			for seq := range c.acked {
@@ -339,6 +371,19 @@ func (m *model) forget(txn int) {
 		for l := range m.next {
 			if e.Batch.ID.Lane == testLane(byte(l)) {
 				m.next[l] = min(m.next[l], e.Batch.ID.N-1)
+			}
+		}
+	}
+	for seq := range m.lost {
+		if seq > uint64(m.after[txn]) {
+			delete(m.lost, seq)
+		}
+	}
+	for _, c := range m.cur {
+		for seq := range c.acked {
+			if seq > uint64(m.after[txn]) {
+				delete(c.acked, seq)
+				delete(c.sure, seq)
 			}
 		}
 	}
