@@ -39,9 +39,11 @@ type cursor interface {
 
 // done is a batch of which every byte is written, or held nowhere.
 type done struct {
-	seq  uint64
-	id   batch.ID
-	gens []*generation
+	seq     uint64
+	id      batch.ID
+	gens    []*generation
+	records uint64
+	bytes   uint64
 }
 
 func newApplier(q store, cur cursor, t *table, d *deadDir, n *counters, log *slog.Logger) *applier {
@@ -239,7 +241,7 @@ func (a *applier) finish(item queue.Item, gens []*generation) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.known[item.Seq] = true
-	a.waiting = append(a.waiting, done{item.Seq, item.Batch.ID, gens})
+	a.waiting = append(a.waiting, done{item.Seq, item.Batch.ID, gens, uint64(item.Batch.Records), item.Batch.Payload})
 	if len(a.waiting) == 1 {
 		signal(a.kick)
 	}

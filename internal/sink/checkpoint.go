@@ -85,6 +85,9 @@ func (a *applier) trim(batches []done, final func(...batch.ID)) error {
 			}
 		}
 		ids = append(ids, b.id)
+		a.count.synced.batches.Add(1)
+		a.count.synced.records.Add(b.records)
+		a.count.synced.bytes.Add(b.bytes)
 	}
 	a.mu.Lock() // over both, for settled
 	for i := range batches {

@@ -3,6 +3,8 @@ package sink
 import (
 	"sync"
 	"sync/atomic"
+
+	"ftfuse/queue"
 )
 
 // counters is what a sink counts since it was opened.
@@ -16,11 +18,14 @@ type counters struct {
 	generations    atomic.Uint64 // files that were replaced, shrunk or appended to by somebody else
 	pieces         atomic.Uint64 // pieces of long lines that could not be joined
 	checkpoints    atomic.Uint64
+	synced         tally         // batches of which every byte is on disk
 	retries        atomic.Uint64 // attempts to go on with a file that could not be written to
 
 	mu   sync.Mutex
 	dead map[string]Dead
 }
+
+type tally struct{ batches, records, bytes atomic.Uint64 }
 
 // Dead counts the dead letters of one reason.
 type Dead struct{ Letters, Records, Bytes uint64 }
@@ -29,6 +34,7 @@ type Dead struct{ Letters, Records, Bytes uint64 }
 type Stats struct {
 	UnmatchedRecords, UnmatchedBytes  uint64
 	PassedBatches                     uint64
+	Synced                            queue.Tally // of which every byte is in the outputs, on disk
 	WrittenBytes, RedoneBytes         uint64
 	PossibleDoubles, Generations      uint64
 	SplitPieces, Checkpoints, Retries uint64
@@ -55,6 +61,7 @@ func (c *counters) snapshot() Stats {
 		SplitPieces: c.pieces.Load(), Checkpoints: c.checkpoints.Load(), Retries: c.retries.Load(),
 		Dead: map[string]Dead{},
 	}
+	s.Synced = queue.Tally{Batches: c.synced.batches.Load(), Records: c.synced.records.Load(), Payload: c.synced.bytes.Load()}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for reason, d := range c.dead {
