@@ -119,20 +119,13 @@ func (h *health) owes(now time.Duration, inFlight bool) {
 
 // tick does what the time brings.
 func (h *health) tick(now time.Duration) {
-	at, ok := h.deadline()
-	if !ok || now < at {
-		return
-	}
-	switch h.state {
-	case stateNew, stateShaken:
-		h.fail(now)
-	case stateGood:
-		h.escalate(now)
-		h.state = stateStalled
-	case stateHold:
-		if h.until <= at {
+	for at, ok := h.deadline(); ok && at <= now; at, ok = h.deadline() {
+		switch {
+		case h.state == stateNew || h.state == stateShaken:
+			h.fail(now)
+		case h.state == stateHold && h.until <= at:
 			h.trust(now)
-		} else {
+		default:
 			h.escalate(now)
 			h.state = stateStalled
 		}

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"maps"
 	"time"
 
 	"ftfuse/queue"
@@ -35,10 +36,11 @@ type LineStats struct {
 	Unfinal queue.Tally
 	Refused int    // batches that every destination refused; they wait for a reconnect
 	Acked   uint64 // batches that the next nodes took since the start
-	Final   uint64 // batches that were reported final since the start
+	Final   uint64 // batches that became final while they were kept, since the start
 	// Doubtful batches were in flight to a destination that was left, and went to another.
 	// Where both write output, they may stand at both.
 	Doubtful     uint64
+	Resent       uint64 // batches sent again because they did not become final
 	Failovers    uint64 // flows that left a destination that failed
 	Failbacks    uint64 // flows that went to a better one in order
 	Destinations []DestinationStats
@@ -47,11 +49,72 @@ type LineStats struct {
 // DestinationStats is one destination of a line.
 type DestinationStats struct {
 	Address    string // as connected to
-	Configured string // as configured, where that is a service
+	Configured string // as configured: of a service, that
 	Secondary  bool
-	State      string    // connected, connecting, failed over, hold-down, stalled, draining
-	Until      time.Time // end of the hold-down; zero: none
-	Flows      int       // whose home it is
-	Waiting    int       // batches that wait for room in its window
-	Client     transport.ClientStats
+	// State is connecting, connected, reconnecting, hold-down, stalled, draining or
+	// failed over.
+	State   string
+	Until   time.Time // end of the hold-down; zero: none
+	Flows   int       // whose home it is
+	Waiting int       // batches that wait for room in its window
+	Client  transport.ClientStats
+}
+
+// Stats returns a snapshot. It looks into the queue's directory.
+func (f *Forwarder) Stats() Stats {
+	cursors := map[string]queue.CursorStats{}
+	for _, c := range f.store.Stats().Cursors {
+		cursors[c.Name] = c
+	}
+	st := Stats{}
+	for _, l := range f.lines {
+		ls := l.stats()
+		c := cursors[ls.Cursor]
+		ls.Waiting, ls.Oldest = c.Waiting, c.Oldest
+		if n := len(st.Groups); n == 0 || st.Groups[n-1].Name != l.group.Name {
+			st.Groups = append(st.Groups, GroupStats{Name: l.group.Name, Mode: l.group.Mode})
+		}
+		g := &st.Groups[len(st.Groups)-1]
+		g.Lines = append(g.Lines, ls)
+	}
+	f.mu.Lock()
+	st.Skipped = maps.Clone(f.lost)
+	f.mu.Unlock()
+	f.relabels.mu.Lock()
+	st.Relabelled = f.relabels.count
+	f.relabels.mu.Unlock()
+	return st
+}
+
+func (l *line) stats() LineStats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	c := &l.count
+	st := LineStats{
+		Cursor: l.cfg.cursor, Unfinal: c.unfinal, Refused: len(l.parked), Acked: c.acked, Final: c.final,
+		Doubtful: c.doubtful, Resent: c.resent, Failovers: c.failovers, Failbacks: c.failbacks,
+	}
+	homes, waiting := make([]int, len(l.dests)), make([]int, len(l.dests))
+	for _, fl := range l.flows {
+		if fl.home != nowhere {
+			homes[fl.home]++
+			waiting[fl.home] += len(fl.waiting)
+		}
+	}
+	for i, d := range l.dests {
+		h := &l.peers.health[i]
+		if l.peers.removed[i] && d.out == 0 {
+			continue
+		}
+		ds := DestinationStats{
+			Address: d.address, Configured: d.configured, Secondary: h.secondary, State: h.state.String(),
+			Flows: homes[i], Waiting: waiting[i] + len(d.strays), Client: d.client.Stats(),
+		}
+		if h.state == stateHold {
+			ds.Until = time.Now().Add(h.until - now)
+		}
+		st.Destinations = append(st.Destinations, ds)
+	}
+	return st
 }

@@ -214,7 +214,7 @@ func (l *line) recallFrom(d *destination, all []*entry) {
 		sent[r.Seq] = r.Sent
 	}
 	back := map[*flow][]*entry{}
-	doubtful := map[batch.Lane]*batch.Ranges{}
+	doubtful := map[doubt]*batch.Ranges{}
 	for _, e := range all {
 		maybe, got := sent[e.seq]
 		if e.stage == given && !got {
@@ -229,7 +229,7 @@ func (l *line) recallFrom(d *destination, all []*entry) {
 			l.count.doubtful++
 			e.resent = true
 			e.left = append(e.left, d)
-			addTo(doubtful, e.lane.lane, e.n)
+			doubtful[doubt{e.flow, e.lane.lane}] = withNumber(doubtful[doubt{e.flow, e.lane.lane}], e.n)
 		}
 		if e.refused != nil {
 			l.place(e)
@@ -245,26 +245,33 @@ func (l *line) recallFrom(d *destination, all []*entry) {
 	l.logLeft(d, len(all), doubtful)
 }
 
-func addTo(sets map[batch.Lane]*batch.Ranges, lane batch.Lane, n uint64) {
-	if sets[lane] == nil {
-		sets[lane] = &batch.Ranges{}
-	}
-	sets[lane].Add(n)
+// doubt is what may stand at two destinations: batches of one lane, which all go the way
+// of one flow.
+type doubt struct {
+	flow *flow
+	lane batch.Lane
 }
 
-// logLeft names what may stand at two destinations.
-func (l *line) logLeft(d *destination, batches int, doubtful map[batch.Lane]*batch.Ranges) {
-	const most = 16 // lanes named
-	var names []string
-	for lane, set := range doubtful {
-		if len(names) == most {
-			names = append(names, "…")
-			break
-		}
-		names = append(names, lane.String()+"/"+set.String())
+func withNumber(set *batch.Ranges, n uint64) *batch.Ranges {
+	if set == nil {
+		set = &batch.Ranges{}
 	}
-	l.log.Warn("left a destination; what it did not answer goes to another one, flagged resent, and may stand at both",
-		"address", d.address, "state", l.peers.health[d.i].state.String(), "batches", batches, "resent", names)
+	set.Add(n)
+	return set
+}
+
+// logLeft names what may stand at two destinations, for whoever compares them.
+func (l *line) logLeft(d *destination, batches int, doubtful map[doubt]*batch.Ranges) {
+	l.log.Warn("left a destination; what it did not answer goes to another one",
+		"from", d.address, "state", l.peers.health[d.i].state.String(), "batches", batches)
+	for x, set := range doubtful {
+		to := ""
+		if x.flow.home != nowhere {
+			to = l.dests[x.flow.home].address
+		}
+		l.log.Info("sent again to another destination", "from", d.address, "to", to, "lane", x.lane.String(),
+			"ranges", set.String(), "batches", set.Count())
+	}
 }
 
 // balances reports whether flows may leave a destination that merely stays behind.
