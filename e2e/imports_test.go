@@ -23,8 +23,11 @@ var roles = []string{"ftfuse/mount", "ftfuse/relay", "ftfuse/receive"}
 // engines are the internal packages that stand above queue and transport, since several
 // roles are made of them; all others are leaves.
 var engines = map[string][]string{
-	"ftfuse/internal/sink":    {"ftfuse/queue"},
-	"ftfuse/internal/forward": {"ftfuse/queue", "ftfuse/transport"},
+	"ftfuse/internal/sink":      {"ftfuse/queue"},
+	"ftfuse/internal/queuetool": {"ftfuse/queue"},
+	"ftfuse/internal/forward":   {"ftfuse/queue", "ftfuse/transport"},
+	"ftfuse/internal/upstream":  {"ftfuse/queue", "ftfuse/transport"},
+	"ftfuse/internal/report":    {"ftfuse/queue", "ftfuse/transport"},
 }
 
 type goPackage struct {

@@ -101,8 +101,9 @@ func (s *site) add(name, kind string, config func(h *rig.Host) string) *rig.Host
 	s.t.Helper()
 	h, err := s.Add(name)
 	must(s.t, err)
-	h.Kind = kind
-	h.Config = func() string { return config(h) }
+	if h.Kind = kind; config != nil {
+		h.Config = func() string { return config(h) }
+	}
 	return h
 }
 
