@@ -16,6 +16,7 @@ import (
 
 	"ftfuse/bench"
 	"ftfuse/config"
+	"ftfuse/internal/status"
 	"ftfuse/mount"
 )
 
@@ -28,6 +29,7 @@ const (
 )
 
 func main() {
+	status.Version = version
 	mount.MaybeHelper()
 	if code, ok := bench.MaybeHelper(); ok {
 		os.Exit(code)
@@ -116,7 +118,7 @@ func commands() []*cli.Command {
 	return []*cli.Command{
 		mountCommand(), relayCommand(), receiveCommand(),
 		demoCommand(), benchCommand(),
-		checkCommand(), statusCommand(), queueCommand(), sendCommand(), versionCommand(),
+		checkCommand(), statusCommand(), queueCommand(), certCommand(), sendCommand(), versionCommand(),
 	}
 }
 

@@ -4,18 +4,26 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"ftfuse/config"
+	"ftfuse/receive"
 )
 
+// roles are the entry points of those that need no more than their configuration.
+var roles = map[config.Role]runFunc{
+	config.RoleReceive: receive.Run,
+}
+
 func receiveCommand() *cli.Command {
+	return roleCommand(config.RoleReceive, "receive batches and write them to files")
+}
+
+func roleCommand(role config.Role, usage string) *cli.Command {
 	return &cli.Command{
-		Name:  "receive",
-		Usage: "receive batches and write them to files",
+		Name:  string(role),
+		Usage: usage,
 		Flags: []cli.Flag{configFlag()},
 		Action: func(c *cli.Context) error {
 			file := configFile(c)
-			return serve(config.RoleReceive, roles[config.RoleReceive], func() (*config.Config, error) {
-				return config.Load(file)
-			}, nil, c.App.ErrWriter)
+			return serve(role, roles[role], func() (*config.Config, error) { return config.Load(file) }, nil, c.App.ErrWriter)
 		},
 	}
 }
@@ -23,18 +31,9 @@ func receiveCommand() *cli.Command {
 func relayCommand() *cli.Command {
 	return &cli.Command{
 		Name:   "relay",
-		Usage:  "pass batches on (arrives with a later version)",
+		Usage:  "take batches and pass them on",
 		Flags:  []cli.Flag{configFlag()},
 		Action: arrivesLater("the relay role arrives with a later version"),
-	}
-}
-
-func statusCommand() *cli.Command {
-	return &cli.Command{
-		Name:   "status",
-		Usage:  "show what the roles are doing (arrives with a later version)",
-		Flags:  []cli.Flag{configFlag(), roleFlag(), &cli.BoolFlag{Name: "json", Usage: "as JSON"}},
-		Action: arrivesLater("until then the log and `ftfuse queue ls` on a stopped role tell"),
 	}
 }
 
