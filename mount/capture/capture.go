@@ -222,7 +222,7 @@ func (c *Capture) submitIfDue() (bool, error) {
 	if c.busy() {
 		return false, nil
 	}
-	if !c.filled() && len(c.entries) == 0 {
+	if !c.filled() {
 		now := time.Now()
 		if c.dirtySince.IsZero() {
 			c.dirtySince = now

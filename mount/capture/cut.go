@@ -105,7 +105,7 @@ func (c *Capture) run(f *file, until uint64) (k int, total int64) {
 	}
 	for k = 1; k < len(q); k++ {
 		it := &q[k]
-		if it.kind != spool.Write || it.off != end || it.n == 0 || it.n >= largeItem || it.seq > until || it.path != q[0].path && !c.together(it.path, q[0].path) {
+		if it.kind != spool.Write || it.off != end || it.n == 0 || it.n >= largeItem || it.seq > until || it.path != q[0].path && c.pathList[it.path].skip {
 			break
 		}
 		if total+int64(it.n)+int64(k)*12 > limit {
@@ -117,14 +117,7 @@ func (c *Capture) run(f *file, until uint64) (k int, total int64) {
 	return k, total
 }
 
-// together reports whether what is written by path a can be read with what is by b.
-func (c *Capture) together(a, b uint32) bool {
-	p := c.pathList[a]
-	return !p.skip && (c.single || c.laneOf(p) == c.laneOf(c.pathList[b]))
-}
-
-// cutItems reads the bytes of contiguous extents, of one lane, from the position on and cuts
-// them.
+// cutItems reads the bytes of contiguous extents from the position on and cuts them.
 func (c *Capture) cutItems(f *file, items []item) error {
 	c.turn(c.pathList[items[0].path])
 	last := &items[len(items)-1]

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -281,6 +283,77 @@ func TestLanesFillWhileTheQueueIsBusy(t *testing.T) {
 	if got != total {
 		t.Errorf("%d bytes, want %d", got, total)
 	}
+}
+
+// TestAFullLaneWaitsForTheOthers: while the queue is busy, a batch that is full is not
+// submitted by itself.
+func TestAFullLaneWaitsForTheOthers(t *testing.T) {
+	r := newRig(t, Options{Buckets: 16, BatchBytes: 16 << 10, TxnBytes: 1 << 20})
+	r.start()
+	txns := 0
+	r.q.set(func() { r.q.held, r.q.seen = true, func(n int) { txns += min(n, 1) } })
+	r.write(r.writer("b"), "one\n")
+	r.waitFor("a commit to be on its way", func() bool { return r.c.Stats().InFlight > 0 })
+	h := r.writer("a")
+	for range 20 {
+		r.write(h, strings.Repeat("0123456789abcde\n", 1<<10)) // 16 KiB
+	}
+	done := make(chan error, 1)
+	go func() { done <- r.c.DrainAll(r.ctx()) }()
+	r.waitFor("all of it to be cut", func() bool { r.c.mu.Lock(); defer r.c.mu.Unlock(); return len(r.c.waiters) > 0 })
+	r.q.set(func() { r.q.held = false })
+	r.must(<-done)
+	r.q.set(func() {
+		if txns != 2 {
+			t.Errorf("%d transactions with batches, want 2", txns)
+		}
+	})
+	if n := len(r.sealed()); n < 10 {
+		t.Errorf("%d batches of 320 KiB", n)
+	}
+}
+
+// TestRecoveredBytesAreInTheLaneOfTheirPath, whatever was read before.
+func TestRecoveredBytesAreInTheLaneOfTheirPath(t *testing.T) {
+	r := newRig(t, laneOptions())
+	r.start()
+	r.holdBack()
+	for _, path := range []string{"a", "b", "c", "d"} {
+		r.write(r.writer(path), path+"\n")
+	}
+	r.down()
+	r.must(os.Remove(filepath.Join(r.dir, "journal")))
+	r.start()
+	r.drain()
+	r.wantLanes()
+	for _, path := range []string{"a", "b", "c", "d"} {
+		r.want(path, path+"\n")
+	}
+}
+
+// Two handles of one file, which was renamed between their opens, write in turns.
+func TestOneFileOfTwoPaths(t *testing.T) {
+	r := newRig(t, laneOptions())
+	r.open()
+	r.must(r.c.Recover(r.ctx(), nil))
+	a := r.writer("a")
+	r.must(r.s.Rename("a", "b"))
+	r.files["b"] = r.files["a"]
+	b := r.writer("b")
+	for range 50 { // before Run: read at once
+		r.write(a, "from a\nhalf of a, ")
+		r.write(b, "from b\nhalf of b, ")
+	}
+	r.run()
+	a.End(r.meta())
+	b.End(r.meta())
+	r.drain()
+	r.wantLanes()
+	half := func(x string) string {
+		return "from " + x + "\n" + strings.Repeat("half of "+x+", from "+x+"\n", 49) + "half of " + x + ", "
+	}
+	r.want("a", half("a"))
+	r.want("b", half("b"))
 }
 
 // A file of open mode is renamed while a line of the kernel's is unfinished, and its next
