@@ -10,6 +10,7 @@ import (
 func (f families) role(r *status.Role) {
 	f.gauge("serving", "1 while the role serves and no stop was asked for.", boolean(r.Serving))
 	f.gauge("ready", "1 while the role can take more, as /readyz says.", boolean(r.NotReady() == ""))
+	f.gauge("certificate_expiry_timestamp_seconds", "Unix time at which the role's certificate is over; 0: no TLS.", timestamp(r.CertificateExpires))
 	f.tally("accepted", "captured, or taken from peers, and on disk.", r.Accepted)
 	f.tally("delivered", "acknowledged by the next node (each group counts), or in the outputs.", r.Delivered)
 	f.tally("received_resent", "taken that another receiver may have too.", r.Resent)

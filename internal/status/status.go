@@ -6,7 +6,10 @@
 // later is absent from what an older version says; nothing is renamed.
 package status
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Version of the binary; main sets it before a role starts.
 var Version = "devel"
@@ -22,11 +25,13 @@ type Role struct {
 	Started time.Time `json:"started"`
 	Now     time.Time `json:"now"`
 
-	Serving bool     `json:"serving"`         // the line ready was logged, and no stop asked for
-	Listen  string   `json:"listen,omitzero"` // of a relay and a receiver
-	Point   string   `json:"point,omitzero"`  // of a mount
-	TLS     bool     `json:"tls"`
-	Trouble []string `json:"trouble,omitzero"` // what an operator should look at, one sentence each
+	Serving bool   `json:"serving"`         // the line ready was logged, and no stop asked for
+	Listen  string `json:"listen,omitzero"` // of a relay and a receiver
+	Point   string `json:"point,omitzero"`  // of a mount
+	TLS     bool   `json:"tls"`
+	// CertificateExpires is when the role's own certificate is over; zero: no TLS.
+	CertificateExpires time.Time `json:"certificate_expires,omitzero"`
+	Trouble            []string  `json:"trouble,omitzero"` // what an operator should look at, one sentence each
 
 	Queue   Queue   `json:"queue"`
 	Forward []Group `json:"forward,omitzero"`
@@ -191,6 +196,9 @@ func (r *Role) NotReady() string {
 	return ""
 }
 
+// expirySoon is how long before its end a certificate is trouble.
+const expirySoon = 30 * 24 * time.Hour
+
 // Stamp fills in Now and what follows from it.
 func (r *Role) Stamp(now time.Time) {
 	r.Now = now
@@ -198,5 +206,8 @@ func (r *Role) Stamp(now time.Time) {
 		if c := &r.Queue.Cursors[i]; !c.Oldest.IsZero() {
 			c.Age = max(0, now.Sub(c.Oldest).Seconds())
 		}
+	}
+	if end := r.CertificateExpires; !end.IsZero() && now.Add(expirySoon).After(end) {
+		r.Trouble = append(r.Trouble, fmt.Sprintf("the certificate is good until %s only; `ftfuse cert host --replace` makes another", end.UTC().Format(time.DateTime)))
 	}
 }

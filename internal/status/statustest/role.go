@@ -19,7 +19,8 @@ func Role() status.Role {
 	r := status.Role{
 		Role: "relay", Host: "relay-a", Node: "00112233445566778899aabbccddeeff", Version: "v1.2.3", PID: 4711,
 		Started: ago(26*time.Hour + 3*time.Second), Serving: true, Listen: "[::]:7400", Point: "/mnt/ftfuse", TLS: true,
-		Trouble: []string{"the output file /data/a is held: no space left on device"},
+		CertificateExpires: Now.Add(24 * time.Hour),
+		Trouble:            []string{"the output file /data/a is held: no space left on device"},
 		Queue: status.Queue{
 			Bytes: 1500, MaxBytes: 8 << 30, DiskBytes: 12 << 20, Segments: 2, Quarantined: 1, DiskFull: true,
 			Cursors: []status.Cursor{
