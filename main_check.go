@@ -6,6 +6,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"ftfuse/config"
+	"ftfuse/internal/certs"
 	"ftfuse/mount"
 )
 
@@ -48,7 +49,7 @@ func check(c *cli.Context) error {
 	}
 	var all []error
 	for _, role := range cfg.Roles() {
-		if err := cfg.CheckRole(role); err != nil {
+		if err := checkRole(cfg, role); err != nil {
 			fmt.Fprintf(c.App.Writer, "%s: %s: would not start\n", cfg.File, role)
 			all = append(all, err)
 			continue
@@ -62,4 +63,16 @@ func check(c *cli.Context) error {
 		}
 	}
 	return config.Join(all...)
+}
+
+// checkRole returns why the role would not start: what CheckRole says, and files of [tls]
+// that are of no use. The error is a *config.Error.
+func checkRole(cfg *config.Config, role config.Role) error {
+	if err := cfg.CheckRole(role); err != nil || !cfg.TLS.Enabled() {
+		return err
+	}
+	if _, err := certs.Open(cfg.TLS.Cert, cfg.TLS.Key, cfg.TLS.CA); err != nil {
+		return cfg.RefuseTLS(err)
+	}
+	return nil
 }

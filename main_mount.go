@@ -71,7 +71,7 @@ func (m *mountFile) read() (cfg *config.Config, text []byte, err error) {
 	if cfg, err = config.Parse(m.file, text, m.overrides...); err != nil {
 		return nil, nil, err
 	}
-	return cfg, text, cfg.CheckRole(config.RoleMount)
+	return cfg, text, checkRole(cfg, config.RoleMount)
 }
 
 // start becomes the holder, which starts the workers, or serves without one.

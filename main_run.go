@@ -40,7 +40,7 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), s
 	if err != nil {
 		return err
 	}
-	if err := cfg.CheckRole(role); err != nil {
+	if err := checkRole(cfg, role); err != nil {
 		return err
 	}
 	level := new(slog.LevelVar)
@@ -62,11 +62,12 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), s
 	return nil
 }
 
-// reload takes over what a running role can: the log's level.
+// reload takes over what a running role can: the log's level. With [tls] the role itself
+// reads its certificates again.
 func reload(log *slog.Logger, level *slog.LevelVar, role config.Role, load func() (*config.Config, error)) {
 	cfg, err := load()
 	if err == nil {
-		err = cfg.CheckRole(role)
+		err = checkRole(cfg, role)
 	}
 	if err != nil {
 		log.Error("reload refused, the old configuration stays", "error", err)
@@ -74,7 +75,7 @@ func reload(log *slog.Logger, level *slog.LevelVar, role config.Role, load func(
 	}
 	next := levels[cfg.Log.Level]
 	level.Set(min(next, level.Level(), slog.LevelInfo)) // so that this is said whatever the levels are
-	log.Info("reloaded log.level; other settings change with a restart in this version", "config", cfg.File, "level", cfg.Log.Level)
+	log.Info("reloaded log.level; other settings but the content of the files of tls change with a restart in this version", "config", cfg.File, "level", cfg.Log.Level)
 	level.Set(next)
 }
 

@@ -174,6 +174,33 @@ func TestProblemsStandOnLinesOfTheirOwn(t *testing.T) {
 	}
 }
 
+// What two roles refuse alike is said once.
+func TestCheckSaysEachProblemOnce(t *testing.T) {
+	conf := file(t, goodConfig+"[tls]\ncert = \"/not/there.pem\"\nkey = \"/k\"\nca = \"/c\"\n")
+	code, stdout, stderr := ftfuse(t, nil, "check", "-c", conf)
+	if n := strings.Count(stderr, conf+":6: "); n != 1 || code != exitConfig || strings.Count(stdout, "would not start") != 2 {
+		t.Errorf("exit code %d, said %d times:\n%s%s", code, n, stdout, stderr)
+	}
+}
+
+// The text that `ftfuse cert host` prints is what the file needs.
+func TestCertificatesOfTheCommandAreGood(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range [][]string{{"ca"}, {"host", "web-01,127.0.0.1"}} {
+		args = append([]string{"cert", args[0], "--dir", dir}, args[1:]...)
+		if code, stdout, stderr := ftfuse(t, nil, args...); code != 0 {
+			t.Fatalf("%v: exit code %d:\n%s%s", args, code, stdout, stderr)
+		} else if _, tls, ok := strings.Cut(stdout, "[tls]"); ok {
+			conf := file(t, strings.ReplaceAll(goodConfig+"[tls]"+tls, "/etc/ftfuse", dir))
+			if code, stdout, stderr := ftfuse(t, nil, "check", "-c", conf); code != 0 || strings.Contains(stdout, "no tls") {
+				t.Errorf("check: exit code %d:\n%s%s", code, stdout, stderr)
+			}
+		} else if args[1] == "host" {
+			t.Errorf("no [tls] in:\n%s", stdout)
+		}
+	}
+}
+
 func TestConfigFileOfTheEnvironment(t *testing.T) {
 	good := file(t, goodConfig)
 	code, stdout, stderr := ftfuse(t, []string{"FTFUSE_CONFIG=" + good}, "check")

@@ -93,14 +93,21 @@ func (e *Error) Unwrap() []error {
 	return all
 }
 
-// Join returns what several checks of one file found; nil when there is nothing. Every
-// error must be an *Error of this package.
+// Join returns what several checks of one file found, each problem once; nil when
+// there is none. Every error must be an *Error of this package.
 func Join(all ...error) error {
 	joined := &Error{}
+	said := map[string]bool{}
 	for _, err := range all {
 		var e *Error
-		if errors.As(err, &e) {
-			joined.Problems = append(joined.Problems, e.Problems...)
+		if !errors.As(err, &e) {
+			continue
+		}
+		for _, p := range e.Problems {
+			if text := p.Error(); !said[text] {
+				said[text] = true
+				joined.Problems = append(joined.Problems, p)
+			}
 		}
 	}
 	if len(joined.Problems) == 0 {

@@ -30,6 +30,13 @@ func (c *Config) CheckRole(r Role) error {
 	return ps.err()
 }
 
+// RefuseTLS returns why a role cannot use the files of [tls], as an *Error with its line.
+func (c *Config) RefuseTLS(why error) error {
+	ps := &problems{file: c.File, pos: c.pos}
+	ps.add(ErrRead, "tls", "`ftfuse cert` makes them; docs/configuration.md tells what belongs where", "%v", why)
+	return ps.err()
+}
+
 // later notes that the value at path would be ignored. accepted is what to write.
 func (ps *problems) later(path, accepted, what string, args ...any) {
 	ps.add(ErrUnsupported, path, accepted, "%s arrives with a later version and would be ignored", fmt.Sprintf(what, args...))
@@ -109,6 +116,9 @@ func (c *Config) Notes(r Role) []string {
 	if !c.TLS.Enabled() {
 		note("no tls: connections are plain TCP, neither encrypted nor authenticated")
 	}
+	if c.TLS.Enabled() && c.listenerOf(r) != nil && c.listenerOf(r).Allow == nil {
+		note("no allow: each peer may send only what the hosts named in its certificate wrote; list relays in %s.allow", r)
+	}
 	for _, o := range c.outputsOf(r) {
 		if !hasData(&o) {
 			note("format = %q has no %%L: %s/%s gets lines without the data", o.Format, o.Dir, o.File)
@@ -130,6 +140,16 @@ func (c *Config) Notes(r Role) []string {
 		note("max_age = %v: data that cannot be delivered for so short a time is lost (and counted)", q.MaxAge)
 	}
 	return notes
+}
+
+func (c *Config) listenerOf(r Role) *Listener {
+	switch {
+	case r == RoleRelay && c.Relay != nil:
+		return &c.Relay.Listener
+	case r == RoleReceive && c.Receive != nil:
+		return &c.Receive.Listener
+	}
+	return nil
 }
 
 func (c *Config) outputsOf(r Role) []Output {

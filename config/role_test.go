@@ -131,6 +131,13 @@ func TestNotesSayWhatIsDoneInstead(t *testing.T) {
 	if notes := strings.Join(c.Notes(RoleMount), "\n"); !strings.Contains(notes, `max_line = "2MiB"`) {
 		t.Errorf("the notes say nothing of max_line:\n%s", notes)
 	}
+	c = parse(t, with(t, `host = "h"`, `tls = { cert = "/a", key = "/b", ca = "/c" }`))
+	if notes := strings.Join(c.Notes(RoleReceive), "\n"); !strings.Contains(notes, "no allow") || strings.Contains(notes, "no tls") {
+		t.Errorf("the notes of a receiver with tls and without allow are:\n%s", notes)
+	}
+	if notes := strings.Join(c.Notes(RoleMount), "\n"); strings.Contains(notes, "allow") {
+		t.Errorf("a mount lets nobody in, but its notes are:\n%s", notes)
+	}
 	c = parse(t, with(t, `dir = "/data"`, `format = "%H"`))
 	if notes := strings.Join(c.Notes(RoleReceive), "\n"); !strings.Contains(notes, "%L") {
 		t.Errorf("the notes say nothing of a format without the data:\n%s", notes)
