@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"ftfuse/internal/record"
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
 )
@@ -20,6 +21,7 @@ type lineStore struct {
 	n       uint64
 	size    int64
 	writers uint64
+	paths   []string // of files 1 and up, which are written to in turns
 	text    []byte
 	f       *os.File
 	freed   chan uint64
@@ -30,8 +32,9 @@ func (s *lineStore) Next() uint64                { return s.n + 1 }
 
 func (s *lineStore) Entries(dst []spool.Entry, from uint64) []spool.Entry {
 	for ; from <= s.n && len(dst) < cap(dst); from++ {
+		file, n := (from-1)%uint64(len(s.paths)), (from-1)/uint64(len(s.paths))
 		dst = append(dst, spool.Entry{
-			Seq: from, File: 1, Writer: 1 + from%s.writers, Off: int64(from-1) * s.size, Len: uint32(s.size), Path: "logs/access.log", PathID: 1,
+			Seq: from, File: spool.Number(1 + file), Writer: 1 + from%s.writers, Off: int64(n) * s.size, Len: uint32(s.size), Path: s.paths[file], PathID: 1 + uint32(file),
 			PID: 100 + uint32(from%s.writers), Time: 1_700_000_000_000_000_000 + int64(from)*7000, Kind: spool.Write,
 		})
 	}
@@ -96,6 +99,8 @@ func (discardQueue) Range(string, func(string, []byte) bool) {}
 type benchCase struct {
 	line, size int
 	writers    uint64
+	paths      int // 0: one
+	o          Options
 }
 
 func (c benchCase) String() string {
@@ -103,21 +108,24 @@ func (c benchCase) String() string {
 }
 
 var benchCases = []benchCase{
-	{10, 10, 1},
-	{10, 10, 4},
-	{128, 128, 1},
-	{1024, 1024, 4},
-	{128, 4096, 1},
-	{10, 65536, 1},
-	{128, 65536, 1},
-	{128, 65536, 4},
-	{1000, 65536, 4},
-	{4096, 65536, 1},
+	{line: 10, size: 10, writers: 1},
+	{line: 10, size: 10, writers: 4},
+	{line: 128, size: 128, writers: 1},
+	{line: 1024, size: 1024, writers: 4},
+	{line: 128, size: 4096, writers: 1},
+	{line: 10, size: 65536, writers: 1},
+	{line: 128, size: 65536, writers: 1},
+	{line: 128, size: 65536, writers: 4},
+	{line: 1000, size: 65536, writers: 4},
+	{line: 4096, size: 65536, writers: 1},
 }
 
 func runBench(b *testing.B, c benchCase, file bool, q Queue) {
 	text := bytes.Repeat(append(bytes.Repeat([]byte{'x'}, c.line-1), '\n'), (4<<20)/c.line)
-	s := &lineStore{n: uint64(b.N), size: int64(c.size), writers: c.writers, text: text, freed: make(chan uint64, 1)}
+	s := &lineStore{n: uint64(b.N), size: int64(c.size), writers: c.writers, text: text, freed: make(chan uint64, 1), paths: []string{"logs/access.log"}}
+	for i := range c.paths - 1 {
+		s.paths = append(s.paths, fmt.Sprintf("logs/access-%d.log", i))
+	}
 	if file {
 		name := filepath.Join(b.TempDir(), "spool")
 		if err := os.WriteFile(name, append(text, text[:1<<20]...), 0o600); err != nil {
@@ -130,7 +138,8 @@ func runBench(b *testing.B, c benchCase, file bool, q Queue) {
 		defer f.Close()
 		s.f = f
 	}
-	cp, err := New(Options{Store: s, Queue: q, Host: "web-01"})
+	c.o.Store, c.o.Queue, c.o.Host = s, q, "web-01"
+	cp, err := New(c.o)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -151,8 +160,12 @@ func runBench(b *testing.B, c benchCase, file bool, q Queue) {
 	b.StopTimer()
 	cancel()
 	<-ran
-	if n := cp.Stats(); n.Writes != uint64(b.N) {
+	n := cp.Stats()
+	if n.Writes != uint64(b.N) {
 		b.Fatalf("%d writes, want %d", n.Writes, b.N)
+	}
+	if c.paths > 0 {
+		b.ReportMetric(float64(n.RecordBytes)/float64(n.Batches)/1024, "KiB/batch")
 	}
 }
 
@@ -179,33 +192,49 @@ func BenchmarkCaptureFile(b *testing.B) {
 // BenchmarkCaptureQueue has the real queue behind it, and a consumer that acks at once.
 func BenchmarkCaptureQueue(b *testing.B) {
 	for _, c := range benchCases {
-		b.Run(c.String(), func(b *testing.B) {
-			q, err := queue.Open(b.TempDir(), queue.Options{Cursors: []string{"all"}})
+		b.Run(c.String(), func(b *testing.B) { runQueueBench(b, c) })
+	}
+}
+
+// BenchmarkLanes is BenchmarkCaptureQueue of 64 files, by buckets, and by codec.
+func BenchmarkLanes(b *testing.B) {
+	for _, buckets := range []int{1, 4, 16} {
+		for _, size := range []int{128, 4096, 65536} {
+			c := benchCase{line: 128, size: size, writers: 4, paths: 64, o: Options{Buckets: buckets}}
+			b.Run(fmt.Sprintf("%d-buckets/%v", buckets, c), func(b *testing.B) { runQueueBench(b, c) })
+		}
+	}
+	for _, codec := range []record.Codec{record.CodecNone, record.CodecS2, record.CodecZstd} {
+		c := benchCase{line: 128, size: 65536, writers: 4, paths: 64, o: Options{Codec: codec}}
+		b.Run(fmt.Sprintf("%v/%v", codec, c), func(b *testing.B) { runQueueBench(b, c) })
+	}
+}
+
+func runQueueBench(b *testing.B, c benchCase) {
+	q, err := queue.Open(b.TempDir(), queue.Options{Cursors: []string{"all"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	cur, err := q.Cursor("all")
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			it, err := cur.Next(ctx)
 			if err != nil {
-				b.Fatal(err)
+				return
 			}
-			cur, err := q.Cursor("all")
-			if err != nil {
-				b.Fatal(err)
-			}
-			ctx, cancel := context.WithCancel(context.Background())
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				for {
-					it, err := cur.Next(ctx)
-					if err != nil {
-						return
-					}
-					cur.Ack(it.Seq)
-				}
-			}()
-			runBench(b, c, true, q)
-			cancel()
-			<-done
-			if err := q.Close(); err != nil {
-				b.Fatal(err)
-			}
-		})
+			cur.Ack(it.Seq)
+		}
+	}()
+	runBench(b, c, true, q)
+	cancel()
+	<-done
+	if err := q.Close(); err != nil {
+		b.Fatal(err)
 	}
 }
