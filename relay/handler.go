@@ -1,0 +1,148 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+
+	"ftfuse/internal/batch"
+	"ftfuse/internal/failpoint"
+	"ftfuse/internal/forward"
+	"ftfuse/internal/record"
+	"ftfuse/internal/sink"
+	"ftfuse/internal/upstream"
+	"ftfuse/queue"
+	"ftfuse/transport"
+)
+
+var (
+	fpTaken     = failpoint.New("relay/taken")     // the batch is submitted, perhaps not on disk
+	fpCommitted = failpoint.New("relay/committed") // on disk, not acked
+	fpFinal     = failpoint.New("relay/final")     // final at every group, not told upstream
+)
+
+// handler takes batches from the transport into the queue.
+type handler struct {
+	q       *queue.Queue
+	sink    *sink.Sink // nil: no outputs
+	forward *forward.Forwarder
+	tell    *upstream.Teller
+	server  *transport.Server
+	log     *slog.Logger
+
+	taken, resent tally         // see Stats
+	duplicates    atomic.Uint64 // batches that were here already
+	conflicts     atomic.Uint64 // batches refused for another content under their id
+	foreign       atomic.Uint64 // batches refused for records of a host not theirs
+}
+
+var _ transport.Handler = (*handler)(nil)
+
+// Horizon passes on what is final at a lane's source, and tells a peer that is new on its
+// connection what else is.
+func (h *handler) Horizon(p transport.Peer, lane batch.Lane, below uint64) {
+	h.forward.Horizon(lane, below)
+	h.tell.Horizon(p, lane, below)
+}
+
+// Skip counts and passes on what was dropped upstream.
+func (h *handler) Skip(p transport.Peer, lane batch.Lane, skips []transport.Skip) {
+	if fresh := h.tell.Before(p, lane, skips); len(fresh) > 0 {
+		h.forward.Skip(lane, fresh...)
+	}
+}
+
+// final tells upstream what is final at every group.
+func (h *handler) final(lane batch.Lane, ranges []batch.Range) {
+	if err := fpFinal.Inject(); err != nil {
+		h.log.Error("failpoint", "error", err)
+		return
+	}
+	h.server.FinalRanges(lane, ranges...)
+}
+
+// Batch takes one batch; see transport.Handler.
+func (h *handler) Batch(ctx context.Context, p transport.Peer, b batch.Sealed, reply func(transport.Verdict)) {
+	t, v := h.txn(b, p)
+	if t == nil {
+		reply(v)
+		return
+	}
+	if v, replied := h.commit(ctx, b, t, reply); !replied {
+		reply(v)
+	}
+}
+
+// txn returns what is to be committed for b, or the verdict on it.
+func (h *handler) txn(b batch.Sealed, p transport.Peer) (*queue.Txn, transport.Verdict) {
+	if h.sink == nil {
+		return &queue.Txn{Entries: []queue.Entry{{Batch: b}}}, transport.Verdict{}
+	}
+	t, err := h.sink.Take(b, p.String())
+	switch {
+	case errors.Is(err, record.ErrVersion):
+		return nil, transport.Verdict{Code: transport.Version, Text: err.Error()}
+	case errors.Is(err, sink.ErrHost):
+		h.foreign.Add(1)
+		return nil, transport.Verdict{Code: transport.Denied, Text: err.Error()}
+	case err != nil:
+		h.log.Error("batch not taken", "batch", b.ID.String(), "error", err)
+		return nil, transport.Verdict{Code: transport.Busy, Text: err.Error()}
+	}
+	return t, transport.Verdict{}
+}
+
+// commit submits t and returns true: reply follows when it is on disk; or the verdict.
+func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, reply func(transport.Verdict)) (transport.Verdict, bool) {
+	code := transport.Duplicate // unless Prepare is called, which is before Done
+	prepare := t.Prepare
+	t.Prepare = func(t *queue.Txn) error {
+		code = transport.Taken
+		if prepare == nil {
+			return nil
+		}
+		return prepare(t)
+	}
+	t.Done = func(err error) {
+		if err == nil {
+			err = fpCommitted.Inject()
+		}
+		if err != nil {
+			reply(transport.Verdict{Code: transport.Busy, Text: err.Error()})
+			return
+		}
+		reply(transport.Verdict{Code: code})
+	}
+	status, err := h.q.Submit(ctx, t)
+	switch {
+	case errors.Is(err, queue.ErrConflict):
+		h.conflicts.Add(1)
+		h.log.Error("refused a batch whose id was taken with another content: its host was cloned, or a queue was restored; the sender labels it anew",
+			"batch", b.ID.String(), "host", b.Host)
+		return transport.Verdict{Code: transport.Conflict, Text: err.Error()}, false
+	case err != nil:
+		return transport.Verdict{Code: transport.Busy, Text: err.Error()}, false
+	}
+	h.account(b, status)
+	if err := fpTaken.Inject(); err != nil {
+		h.log.Error("failpoint", "error", err)
+	}
+	return transport.Verdict{}, true
+}
+
+// account counts a batch, and tells a peer that may have missed it that one is final.
+func (h *handler) account(b batch.Sealed, status queue.Status) {
+	switch status {
+	case queue.Duplicate:
+		h.duplicates.Add(1)
+		if final := h.forward.Finals(b.ID.Lane); final.Contains(b.ID.N) {
+			h.server.Final(b.ID)
+		}
+	case queue.Fresh:
+		h.taken.add(&b)
+		if b.Flags&batch.FlagResent != 0 {
+			h.resent.add(&b)
+		}
+	}
+}

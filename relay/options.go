@@ -1,0 +1,66 @@
+package relay
+
+import (
+	"ftfuse/config"
+	"ftfuse/internal/batch"
+	"ftfuse/internal/forward"
+	"ftfuse/internal/record"
+	"ftfuse/internal/sink"
+	"ftfuse/queue"
+	"ftfuse/transport"
+)
+
+var policies = map[config.FullPolicy]queue.Policy{
+	config.FullBlock: queue.Block, config.FullError: queue.Error,
+	config.FullDropOldest: queue.DropOldest, config.FullDropNewest: queue.DropNewest,
+}
+
+func (r *Relay) queueOptions() queue.Options {
+	qc := r.c.QueueFor(config.RoleRelay)
+	o := queue.Options{
+		SegmentBytes: r.o.SegmentBytes,
+		CommitEvery:  qc.CommitEvery, CommitBytes: int64(qc.CommitBytes), MaxBytes: int64(qc.MaxBytes),
+		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge,
+		Dedupe: true, Cursors: forward.Cursors(groups(r.c.Relay.Forwards)), OnLoss: r.lost, Logger: r.log,
+	}
+	if len(r.c.Relay.Outputs) > 0 {
+		o.Cursors = append(o.Cursors, copyCursor)
+		o.Copies = []string{copyCursor}
+	}
+	return o
+}
+
+func (r *Relay) forwardOptions() forward.Options {
+	qc := r.c.QueueFor(config.RoleRelay)
+	return forward.Options{
+		Queue: r.q, Groups: groups(r.c.Relay.Forwards), Identity: r.identity(),
+		KeepFinal: qc.KeepUntil == config.KeepUntilFinal, FinalTimeout: qc.FinalTimeout,
+		TLS: r.secure.Client(), Relabel: record.Relabel,
+		OnFinal: func(lane batch.Lane, ranges []batch.Range) { r.handler.final(lane, ranges) },
+		OnSkip:  func(lane batch.Lane, skips []transport.Skip) { r.tell.Behind(lane, skips) },
+		Logger:  r.log,
+	}
+}
+
+var modes = map[config.ForwardMode]forward.Mode{
+	config.ForwardAny: forward.Any, config.ForwardHash: forward.Hash, config.ForwardBroadcast: forward.Broadcast,
+}
+
+func groups(forwards []config.Forward) []forward.GroupConfig {
+	all := make([]forward.GroupConfig, len(forwards))
+	for i, f := range forwards {
+		all[i] = forward.GroupConfig{
+			Name: f.Name, Mode: modes[f.Mode], Primary: f.Primary, Secondary: f.Secondary,
+			Window: int64(f.Window), FailbackAfter: f.FailbackAfter,
+		}
+	}
+	return all
+}
+
+func sinkOutputs(outputs []config.Output) []sink.Output {
+	all := make([]sink.Output, len(outputs))
+	for i, o := range outputs {
+		all[i] = sink.Output{Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time}
+	}
+	return all
+}

@@ -1,0 +1,36 @@
+package relay
+
+import (
+	"ftfuse/config"
+	"ftfuse/internal/report"
+	"ftfuse/internal/status"
+)
+
+// status is what the role says of itself.
+func (r *Relay) status() status.Role {
+	st := r.Stats()
+	s := status.Role{
+		Role: string(config.RoleRelay), Host: r.c.Host, Node: r.q.Node().String(), Serving: r.serving.Load(),
+		Listen: r.addr.String(), TLS: r.secure != nil,
+		Peers: report.Peers(st.Server, map[string]uint64{"conflict": st.Conflicts, "foreign_host": st.Foreign}),
+
+		Accepted:   report.Tally(st.Taken),
+		Duplicates: st.Duplicates, Resent: report.Tally(st.Resent),
+	}
+	report.Forward(&s, st.Forward)
+	s.Queue, s.Dropped = report.Queue(r.q)
+	elsewhere := st.DroppedDownstream
+	for reason, t := range st.DroppedUpstream {
+		sum := elsewhere[reason]
+		sum.Batches, sum.Records, sum.Payload = sum.Batches+t.Batches, sum.Records+t.Records, sum.Payload+t.Payload
+		elsewhere[reason] = sum
+	}
+	s.DroppedElsewhere = report.Losses(elsewhere)
+	if st.Sink != nil {
+		s.Counters = st.Sink.Counters()
+		if st.Sink.HeldFiles > 0 {
+			s.Trouble = append(s.Trouble, "copies cannot be written to some files for now; the log names them")
+		}
+	}
+	return s
+}
