@@ -21,10 +21,12 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
+	"ftfuse/internal/control"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
 	"ftfuse/internal/upstream"
@@ -64,6 +66,7 @@ type Receiver struct {
 	secure  *service.Security // nil: plain TCP
 	count   *counters
 	addr    net.Addr
+	serving atomic.Bool
 	wired   chan struct{} // closed when tell is set, or never will be
 	unwired func()        // closes it
 }
@@ -160,7 +163,7 @@ var policies = map[config.FullPolicy]queue.Policy{
 }
 
 // serve listens until ctx ends or something fails.
-func (r *Receiver) serve(ctx context.Context) error {
+func (r *Receiver) serve(ctx context.Context) (err error) {
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", r.c.Receive.Listen)
 	if err != nil {
@@ -176,6 +179,14 @@ func (r *Receiver) serve(ctx context.Context) error {
 	r.handler.server = r.server
 	r.tell.Attach(r.server)
 
+	ctl, err := control.Start(control.Options{
+		Dir: r.c.RoleDir(config.RoleReceive), Status: r.status, HTTP: r.c.HTTPFor(config.RoleReceive).Listen, Logger: r.log,
+	})
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	defer func() { err = errors.Join(err, ctl.Close()) }()
+
 	p := service.NewParts()
 	p.Start("serve", func(ctx context.Context) error { return r.server.Serve(ctx, ln) })
 	p.Start("apply", r.sink.Apply)
@@ -184,12 +195,14 @@ func (r *Receiver) serve(ctx context.Context) error {
 	p.Start("checkpoint", func(ctx context.Context) error {
 		return r.sink.Checkpoints(ctx, r.server.Final)
 	})
+	r.serving.Store(true)
 	r.log.Info("ready", "role", string(config.RoleReceive), "listen", r.addr.String(), "node", r.q.Node().String())
 	if r.o.Ready != nil {
 		r.o.Ready(r)
 	}
 	select {
 	case <-ctx.Done():
+		r.serving.Store(false)
 		r.drain(p)
 	case <-r.q.Failed():
 		p.Fail(r.q.Err())
