@@ -63,6 +63,9 @@ func (q *Queue) load() error {
 	if err := q.begin(nums); err != nil {
 		return err
 	}
+	if q.o.Begin != nil {
+		q.o.Begin(q)
+	}
 	if err := q.settleCursors(); err != nil {
 		return err
 	}

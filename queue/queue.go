@@ -178,6 +178,10 @@ type Options struct {
 	// It is called with the queue's locks held and must call nothing of it.
 	Wants func(cursor string, lane batch.Lane) bool
 
+	// Begin is optional. Open calls it once the state of earlier runs is read, before Wants
+	// is asked for the first time. q answers Node, Get and Range then, and nothing else.
+	Begin func(q *Queue)
+
 	// OnLoss is optional. It is called for every batch that is given up and whose id is
 	// known, in order, from a goroutine of its own, once the loss is on disk. Close waits
 	// for it: it must not call Close.
