@@ -18,7 +18,10 @@ import (
 
 // The child of the crash tests submits numbered batches, reads and acks them, and prints
 // each number when Done said that it is on disk. It never ends by itself.
-const childEnv = "QUEUE_CRASH_CHILD"
+const (
+	childEnv        = "QUEUE_CRASH_CHILD"
+	replaceChildEnv = "QUEUE_CRASH_REPLACE"
+)
 
 func TestMain(m *testing.M) {
 	if at := os.Getenv(powerEnv); at != "" {
@@ -30,7 +33,11 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	if dir := os.Getenv(childEnv); dir != "" {
-		err := crashChild(dir)
+		child := crashChild
+		if os.Getenv(replaceChildEnv) != "" {
+			child = replaceChild
+		}
+		err := child(dir)
 		fmt.Fprintln(os.Stderr, "child:", err)
 		os.Exit(3)
 	}
@@ -117,12 +124,13 @@ func TestKillAtEveryFailpoint(t *testing.T) {
 }
 
 // killedChild runs the child until the failpoint kills it and returns what it had done.
-func killedChild(t *testing.T, dir, arm string) (done uint64) {
+func killedChild(t *testing.T, dir, arm string, env ...string) (done uint64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+dir, failpoint.Env+"="+arm)
+	cmd.Env = append(cmd.Env, env...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -98,6 +98,9 @@ func (m *model) oldToReplace() uint64 {
 	if len(can) == 0 {
 		return 0
 	}
+	if c := m.cur[m.r.IntN(len(m.cur))]; len(c.held) > 0 && m.q.needed(c.held[0]) {
+		return c.held[0]
+	}
 	return can[m.r.IntN(len(can))]
 }
 
@@ -149,6 +152,13 @@ func (m *model) replace() {
 	}
 	mustFlush(m.t, m.q)
 	m.replacedNow(p)
+	for _, c := range m.cur {
+		if i := slices.Index(c.held, old); i >= 0 && m.r.IntN(2) == 0 {
+			c.held = slices.Delete(c.held, i, i+1)
+			c.c.Ack(old)
+			m.acked(c, old)
+		}
+	}
 }
 
 // replacedNow does what the commit of p did.

@@ -60,7 +60,7 @@ func TestModel(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	rounds := 6
+	rounds := 4
 	if os.Getenv("FTFUSE_SOAK") != "" {
 		rounds = 300
 	}
