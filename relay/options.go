@@ -5,6 +5,7 @@ import (
 	"ftfuse/internal/batch"
 	"ftfuse/internal/forward"
 	"ftfuse/internal/record"
+	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
 	"ftfuse/queue"
 	"ftfuse/transport"
@@ -21,7 +22,7 @@ func (r *Relay) queueOptions() queue.Options {
 		SegmentBytes: r.o.SegmentBytes,
 		CommitEvery:  qc.CommitEvery, CommitBytes: int64(qc.CommitBytes), MaxBytes: int64(qc.MaxBytes),
 		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge,
-		Dedupe: true, Cursors: forward.Cursors(groups(r.c.Relay.Forwards)), OnLoss: r.lost, Logger: r.log,
+		Dedupe: true, Cursors: forward.Cursors(service.Groups(r.c.Relay.Forwards)), OnLoss: r.lost, Logger: r.log,
 	}
 	if len(r.c.Relay.Outputs) > 0 {
 		o.Cursors = append(o.Cursors, copyCursor)
@@ -33,28 +34,13 @@ func (r *Relay) queueOptions() queue.Options {
 func (r *Relay) forwardOptions() forward.Options {
 	qc := r.c.QueueFor(config.RoleRelay)
 	return forward.Options{
-		Queue: r.q, Groups: groups(r.c.Relay.Forwards), Identity: r.identity(),
+		Queue: r.q, Groups: service.Groups(r.c.Relay.Forwards), Identity: r.identity(),
 		KeepFinal: qc.KeepUntil == config.KeepUntilFinal, FinalTimeout: qc.FinalTimeout,
 		TLS: r.secure.Client(), Relabel: record.Relabel,
 		OnFinal: func(lane batch.Lane, ranges []batch.Range) { r.handler.final(lane, ranges) },
 		OnSkip:  func(lane batch.Lane, skips []transport.Skip) { r.tell.Behind(lane, skips) },
 		Logger:  r.log,
 	}
-}
-
-var modes = map[config.ForwardMode]forward.Mode{
-	config.ForwardAny: forward.Any, config.ForwardHash: forward.Hash, config.ForwardBroadcast: forward.Broadcast,
-}
-
-func groups(forwards []config.Forward) []forward.GroupConfig {
-	all := make([]forward.GroupConfig, len(forwards))
-	for i, f := range forwards {
-		all[i] = forward.GroupConfig{
-			Name: f.Name, Mode: modes[f.Mode], Primary: f.Primary, Secondary: f.Secondary,
-			Window: int64(f.Window), FailbackAfter: f.FailbackAfter,
-		}
-	}
-	return all
 }
 
 func sinkOutputs(outputs []config.Output) []sink.Output {

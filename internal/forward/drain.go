@@ -8,16 +8,14 @@ import (
 	"time"
 )
 
-// Times of draining.
-const (
-	drainPoll      = 10 * time.Millisecond
-	reconnectGrace = time.Second // without any connection of a line
-)
+// drainPoll is how often Drain looks.
+const drainPoll = 10 * time.Millisecond
 
 // Drain waits until every batch of the queue is with a next node, ends the connections
 // in order and returns nil; the caller submits nothing meanwhile. It returns an error
 // that says what stays in the queue and why where ctx ends first, where nothing is left
-// but batches that were refused, or where no destination is connected for a second.
+// but batches that were refused, or where no destination is connected for
+// Options.ReconnectGrace.
 // Run goes on until its own context ends.
 func (f *Forwarder) Drain(ctx context.Context) error {
 	errs := make([]error, len(f.lines))
@@ -57,7 +55,7 @@ func (l *line) sendAll(ctx context.Context) error {
 		if l.connected() {
 			alone = time.Now()
 		}
-		if time.Since(alone) > reconnectGrace {
+		if time.Since(alone) > l.f.o.ReconnectGrace {
 			return say("no destination is connected: " + l.lastError())
 		}
 		select {

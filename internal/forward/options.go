@@ -44,6 +44,7 @@ type GroupConfig struct {
 const (
 	DefaultFailback     = 30 * time.Second
 	DefaultFinalTimeout = 60 * time.Second
+	DefaultGrace        = time.Second
 )
 
 // Options of a Forwarder.
@@ -75,10 +76,17 @@ type Options struct {
 	// block.
 	OnSkip func(batch.Lane, []transport.Skip)
 
+	// ReconnectGrace is how long Drain waits for a connection that is not there; 0:
+	// DefaultGrace.
+	ReconnectGrace time.Duration
+
 	Logger *slog.Logger
 }
 
 func (o Options) withDefaults() (Options, error) {
+	if o.ReconnectGrace <= 0 {
+		o.ReconnectGrace = DefaultGrace
+	}
 	if o.FinalTimeout <= 0 {
 		o.FinalTimeout = DefaultFinalTimeout
 	}
