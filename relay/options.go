@@ -22,11 +22,12 @@ func (r *Relay) queueOptions() queue.Options {
 		SegmentBytes: r.o.SegmentBytes,
 		CommitEvery:  qc.CommitEvery, CommitBytes: int64(qc.CommitBytes), MaxBytes: int64(qc.MaxBytes),
 		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge,
-		Dedupe: true, Cursors: forward.Cursors(service.Groups(r.c.Relay.Forwards)), OnLoss: r.lost, Logger: r.log,
+		Dedupe: true, Cursors: forward.Cursors(service.Groups(r.c.Relay.Forwards)),
+		Copies: []string{copyCursor}, // also when it is configured no more
+		OnLoss: r.lost, Logger: r.log,
 	}
 	if len(r.c.Relay.Outputs) > 0 {
 		o.Cursors = append(o.Cursors, copyCursor)
-		o.Copies = []string{copyCursor}
 	}
 	return o
 }
