@@ -334,6 +334,9 @@ func (r *rig) wait() error {
 
 func (r *rig) path(name string) string { return filepath.Join(r.point, name) }
 
+// testCursor is that of the one group, which has no name.
+const testCursor = "forward/default"
+
 // rec is one record as it was sealed.
 type rec struct {
 	record.Attr
@@ -346,12 +349,12 @@ func (r *rig) records() []rec {
 	if r.cmd != nil {
 		r.t.Fatal("the daemon still has the queue")
 	}
-	q, err := queue.Open(filepath.Join(r.dir, "state", "mount", "queue"), queue.Options{Cursors: []string{forwardCursor}})
+	q, err := queue.Open(filepath.Join(r.dir, "state", "mount", "queue"), queue.Options{Cursors: []string{testCursor}})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer q.Close()
-	c, err := q.Cursor(forwardCursor)
+	c, err := q.Cursor(testCursor)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -9,32 +9,36 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bazil.org/fuse"
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
+	"ftfuse/internal/control"
+	"ftfuse/internal/forward"
+	"ftfuse/internal/record"
+	"ftfuse/internal/service"
 	"ftfuse/mount/capture"
 	"ftfuse/mount/holder"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
-	"ftfuse/transport"
 )
 
-// memoryLimit is what the garbage collector aims to stay below: with the queue's window
-// and what is in flight it keeps the role under 256 MiB at full load.
-const memoryLimit = 192 << 20
+// memoryBase and what may be in flight is what the garbage collector aims to stay below: it
+// keeps a role with one destination and its default window under 256 MiB at full load.
+const memoryBase = 128 << 20
 
 // gcPercent lets the heap grow further between collections than the default does, up to
-// memoryLimit: 12 % less CPU for each write of 10 bytes (BenchmarkAppend).
+// that: 12 % less CPU for each write of 10 bytes (BenchmarkAppend).
 const gcPercent = 400
 
 // role is a running mount: the parts and how they hang together.
 //
-//	kernel ── server ── spool ──> capture ──> queue ──> source ──> transport client
+//	kernel ── server ── spool ──> capture ──> queue ──> forwarder ──> groups of destinations
 type role struct {
 	cfg   *config.Config
 	m     *config.Mount
@@ -42,12 +46,18 @@ type role struct {
 	queue *queue.Queue
 	store *spool.Store
 	cap   *capture.Capture
-	src   *source
-	cli   *transport.Client
 	conn  *fuse.Conn
 	srv   *server
 	sess  *session.Session
 	held  []heldFile // open files of a predecessor
+
+	routes  *routes
+	fwd     *forward.Forwarder
+	secure  *service.Security // nil: plain TCP
+	ctl     *control.Server
+	serving atomic.Bool
+	wiring  chan struct{} // closed when fwd is set, or never will be
+	wired   func()        // closes it
 
 	link    *holder.Link // nil: no holder
 	taken   taken
@@ -72,14 +82,15 @@ type role struct {
 // With a holder it takes over the connection that the holder has, if it has one, and
 // leaves it, mounted, to a successor when it is told to.
 func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (err error) {
-	debug.SetMemoryLimit(memoryLimit)
+	debug.SetMemoryLimit(memoryLimit(cfg.Mount))
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 	r := &role{
 		cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), link: w.Link,
-		fail: make(chan error, 1), served: make(chan struct{}),
+		fail: make(chan error, 1), served: make(chan struct{}), wiring: make(chan struct{}),
 	}
+	r.wired = sync.OnceFunc(func() { close(r.wiring) })
 	defer func() { r.link.Failed(err) }()
 	defer func() { r.offer.Close() }() // an adopter waits for it: everything else is closed
 	if err := r.enter(ctx, w); err != nil {
@@ -106,6 +117,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 		return err
 	}
 	out, err := r.await(ctx)
+	r.serving.Store(false)
 	if out == outLeave {
 		r.leave()
 		return nil
@@ -121,7 +133,20 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 	return err
 }
 
+// memoryLimit is memoryBase and the windows of the destinations that are used at once.
+func memoryLimit(m *config.Mount) int64 {
+	limit := int64(memoryBase)
+	for i := range m.Forwards {
+		f := &m.Forwards[i]
+		limit += int64(f.Window) * int64(max(len(f.Primary), 1))
+	}
+	return limit
+}
+
 func (r *role) openParts() (err error) {
+	if len(r.m.Forwards) == 0 {
+		return errors.New("no destination: add [[mount.forward]] with primary = [\"HOST:PORT\"]")
+	}
 	dir := r.cfg.RoleDir(config.RoleMount)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
@@ -131,13 +156,8 @@ func (r *role) openParts() (err error) {
 			return err
 		}
 	}
-	q := r.cfg.QueueFor(config.RoleMount)
-	r.queue, err = queue.Open(r.cfg.QueueDir(config.RoleMount), queue.Options{
-		CommitEvery: q.CommitEvery, CommitBytes: int64(q.CommitBytes), MaxBytes: int64(q.MaxBytes), MaxAge: q.MaxAge,
-		OnFull: queuePolicy[q.OnFull], Cursors: []string{forwardCursor}, Logger: r.log,
-	})
-	if err != nil {
-		return fmt.Errorf("open queue: %w", err)
+	if err := r.openQueue(); err != nil {
+		return err
 	}
 	if r.store, err = spool.Open(dir, spool.Options{Readback: int64(r.m.Readback), Logger: r.log}); err != nil {
 		return err
@@ -145,30 +165,21 @@ func (r *role) openParts() (err error) {
 	if r.sess, err = openSession(filepath.Join(dir, "session"), r.taken.fd >= 0, r.log); err != nil {
 		return err
 	}
+	codec, err := record.ParseCodec(string(r.cfg.QueueFor(config.RoleMount).Compression))
+	if err != nil {
+		return fmt.Errorf("set up capture: compression: %w", err)
+	}
 	r.cap, err = capture.New(capture.Options{
-		Store: r.store, Queue: r.queue, Rules: captureRules(r.m.Rules), Host: r.cfg.Host,
-		Origin: batch.Origin(r.queue.Node()), Logger: r.log,
+		Store: r.store, Queue: r.queue, Rules: r.routes.apply(captureRules(r.m.Rules)), Host: r.cfg.Host,
+		Origin: batch.Origin(r.queue.Node()), Buckets: r.m.BucketCount(), Codec: codec, Logger: r.log,
 	})
 	if err != nil {
 		return fmt.Errorf("set up capture: %w", err)
 	}
-	if r.src, err = newSource(r.queue, r.log); err != nil {
+	if err := r.openForward(); err != nil {
 		return err
 	}
-	r.src.conflict = r.cap.Conflict
-	return r.newClient()
-}
-
-func (r *role) newClient() error {
-	if len(r.m.Forwards) == 0 || len(r.m.Forwards[0].Primary) == 0 {
-		return errors.New("no destination: add [[mount.forward]] with primary = [\"HOST:PORT\"]")
-	}
-	f := r.m.Forwards[0]
-	r.cli = transport.NewClient(transport.ClientOptions{
-		Identity: transport.Identity{Node: r.queue.Node(), Host: r.cfg.Host, Role: "mount", Product: "ftfuse"},
-		Address:  f.Primary[0], Window: int64(f.Window), OnConnect: r.src.connected, Logger: r.log,
-	}, r.src)
-	return nil
+	return r.openControl()
 }
 
 var queuePolicy = map[config.FullPolicy]queue.Policy{
@@ -203,8 +214,8 @@ func (r *role) start(ctx context.Context, what string, f func(context.Context) e
 
 // startForward starts what needs neither the capture nor the mount.
 func (r *role) startForward(ctx context.Context) {
-	r.start(ctx, "forward", r.cli.Run)
-	r.start(ctx, "final acks", r.src.keep)
+	r.start(ctx, "forward", r.fwd.Run)
+	r.start(ctx, "certificates", r.secure.Watch)
 	r.start(ctx, "queue", func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
@@ -317,6 +328,7 @@ func (r *role) mount() (err error) {
 	if err := r.link.Ready(); err != nil {
 		r.log.Warn("the holder is not told", "err", err) // it has died: see await
 	}
+	r.serving.Store(true)
 	r.log.Info("ready", append([]any{"point", r.m.Point, "pid", os.Getpid()}, captured(r.support)...)...)
 	return nil
 }
@@ -370,12 +382,9 @@ func (r *role) leave() {
 // spool into the queue counts twice until its commit: at most 8 MiB, for milliseconds.
 func (r *role) free() int64 { return r.queue.Room() - r.store.Uncaptured() }
 
-// drainPoll is how often a stopping role looks whether everything is sent.
-const drainPoll = 5 * time.Millisecond
-
-// reconnectGrace is how long it waits for a connection that is not there. Tests, whose
-// destination never is, shorten it.
-var reconnectGrace = time.Second
+// reconnectGrace is how long a stopping role waits for a connection that is not there.
+// Tests, whose destination never is, shorten it.
+var reconnectGrace = forward.DefaultGrace
 
 // drain accepts no more writes and sends what there is until shutdown_timeout. What
 // remains stays queued. It returns true, early, where the worker of another holder has
@@ -408,33 +417,8 @@ func (r *role) sendAll(ctx context.Context) {
 		r.log.Warn("not everything is in the queue; the rest stays in the spool", "err", err)
 		return
 	}
-	tick := time.NewTicker(drainPoll)
-	defer tick.Stop()
-	alone := time.Now()
-	for r.queue.Room() < int64(r.cfg.QueueFor(config.RoleMount).MaxBytes) {
-		select {
-		case <-tick.C:
-		case <-r.queue.Failed():
-			return
-		case <-ctx.Done():
-			r.log.Warn("stopping before everything is sent; the rest stays queued", "bytes", int64(r.cfg.QueueFor(config.RoleMount).MaxBytes)-r.queue.Room())
-			return
-		}
-		if r.src.stuck() {
-			r.log.Warn("nothing but batches that the next node refused is left; they stay queued", "bytes", int64(r.cfg.QueueFor(config.RoleMount).MaxBytes)-r.queue.Room())
-			break
-		}
-		st := r.cli.Stats()
-		if st.State == transport.StateConnected {
-			alone = time.Now()
-		}
-		if time.Since(alone) > reconnectGrace {
-			r.log.Warn("no connection to the destination; what is not sent stays queued", "address", st.Address, "last_error", st.LastError)
-			return
-		}
-	}
-	if err := r.cli.Drain(ctx); err != nil {
-		r.log.Warn("batches in flight stay queued", "err", err)
+	if err := r.fwd.Drain(ctx); err != nil {
+		r.log.Warn("stopping before everything is sent; the rest stays queued", "err", err)
 	}
 }
 
@@ -472,7 +456,8 @@ func (r *role) closeParts() error {
 	if r.abandoned {
 		return nil
 	}
-	var errs []error
+	r.wired()
+	errs := []error{r.ctl.Close()}
 	if r.sess != nil {
 		errs = append(errs, r.sess.Close())
 	}

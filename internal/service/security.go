@@ -69,6 +69,14 @@ func (s *Security) Admission() func() *transport.Admission {
 	return func() *transport.Admission { return s.admission }
 }
 
+// Expires is when the role's own certificate is over; zero for plain TCP.
+func (s *Security) Expires() time.Time {
+	if s == nil {
+		return time.Time{}
+	}
+	return s.store.Leaf().NotAfter
+}
+
 // Watch reads the files again when they change and on SIGHUP, until ctx ends. Bad ones
 // are refused, and the old ones go on being used. It returns nil.
 func (s *Security) Watch(ctx context.Context) error {

@@ -1,0 +1,53 @@
+package mount
+
+import (
+	"ftfuse/config"
+	"ftfuse/internal/control"
+	"ftfuse/internal/report"
+	"ftfuse/internal/status"
+)
+
+// openControl answers `ftfuse status` and HTTP from now on.
+func (r *role) openControl() (err error) {
+	r.ctl, err = control.Start(control.Options{
+		Dir: r.cfg.RoleDir(config.RoleMount), Status: r.status, HTTP: r.cfg.HTTPFor(config.RoleMount).Listen, Logger: r.log,
+	})
+	return err
+}
+
+// status is what the role says of itself.
+func (r *role) status() status.Role {
+	s := status.Role{
+		Role: string(config.RoleMount), Host: r.cfg.Host, Node: r.queue.Node().String(), Serving: r.serving.Load(),
+		Point: r.m.Point, TLS: r.secure != nil, CertificateExpires: r.secure.Expires(),
+	}
+	s.Queue, s.Dropped = report.Queue(r.queue)
+	report.Forward(&s, r.fwd.Stats())
+	c := r.cap.Stats()
+	s.Accepted = status.Tally{Batches: c.Batches, Records: c.Records, Bytes: c.RecordBytes}
+	gauge := func(name, help string, v int64) status.Counter {
+		return status.Counter{Name: name, Help: help, Gauge: true, Value: uint64(max(v, 0))}
+	}
+	s.Counters = []status.Counter{
+		{Name: "writes", Help: "Writes taken in; what the kernel writes counts by what is read at once.", Value: c.Writes},
+		{Name: "written_bytes", Help: "Bytes of them.", Value: c.Bytes},
+		gauge("uncaptured_bytes", "Bytes in the spool that are not in the queue yet.", r.store.Uncaptured()),
+		gauge("unfinished_lines", "Lines whose end was not written yet.", c.Pending),
+		gauge("unfinished_line_bytes", "Bytes of them.", c.PendingBytes),
+		{Name: "sealed_bytes", Help: "Bytes of the batches, encoded and compressed.", Value: c.BatchBytes},
+		{Name: "hole_bytes", Help: "Bytes of files that nobody wrote, skipped.", Value: c.HoleBytes},
+		{Name: "overwritten_bytes", Help: "Bytes written over captured ones.", Value: c.OverwriteBytes},
+		{Name: "long_lines", Help: "Lines that travelled in pieces.", Value: c.LongLines},
+		{Name: "unterminated_lines", Help: "Lines that ended without a line end.", Value: c.Unterminated},
+		{Name: "recovered_bytes", Help: "Bytes whose writer and time were lost.", Value: c.Recovered},
+		{Name: "possible_double_bytes", Help: "Bytes captured again after a repair of the queue.", Value: c.PossibleDoubles},
+		{Name: "lost_unfinished_line_bytes", Help: "Bytes of unfinished lines that a repair of the queue could not read.", Value: c.LostPending},
+	}
+	for _, skip := range c.Skipped {
+		rule := r.m.Rules[skip.Rule].Path
+		s.Counters = append(s.Counters,
+			status.Counter{Name: "untransferred_writes", Help: "Writes that a rule with transfer = false kept back.", Rule: rule, Value: skip.Writes},
+			status.Counter{Name: "untransferred_bytes", Help: "Bytes of them.", Rule: rule, Value: skip.Bytes})
+	}
+	return s
+}
