@@ -216,6 +216,7 @@ type feeder struct {
 	acked   map[uint64]bool
 	final   batch.Ranges
 	refused []transport.Verdict
+	skips   transport.SkipSet // to tell
 }
 
 func newFeeder(origin byte) *feeder {
@@ -314,7 +315,7 @@ func (f *feeder) Refused(_ uint64, v transport.Verdict) {
 }
 
 func (f *feeder) Skipped(batch.Lane, []transport.Skip) {}
-func (f *feeder) Skips() []transport.LaneSkips         { return nil }
+func (f *feeder) Skips() []transport.LaneSkips         { return f.skips.All() }
 
 func (f *feeder) Horizon() []transport.LaneHorizon {
 	return []transport.LaneHorizon{{Lane: f.lane, Below: 1}}

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,7 @@ import (
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/internal/control"
+	"ftfuse/internal/queuetool"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
 	"ftfuse/internal/upstream"
@@ -181,6 +183,7 @@ func (r *Receiver) serve(ctx context.Context) (err error) {
 
 	ctl, err := control.Start(control.Options{
 		Dir: r.c.RoleDir(config.RoleReceive), Status: r.status, HTTP: r.c.HTTPFor(config.RoleReceive).Listen, Logger: r.log,
+		Handlers: map[string]http.Handler{"/queue/": queuetool.Handler(r.q, r.importFrom)},
 	})
 	if err != nil {
 		return errors.Join(err, ln.Close())

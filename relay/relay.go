@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,7 @@ import (
 	"ftfuse/internal/batch"
 	"ftfuse/internal/control"
 	"ftfuse/internal/forward"
+	"ftfuse/internal/queuetool"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
 	"ftfuse/internal/upstream"
@@ -142,6 +144,7 @@ func (r *Relay) serve(ctx context.Context) (err error) {
 
 	ctl, err := control.Start(control.Options{
 		Dir: r.c.RoleDir(config.RoleRelay), Status: r.status, HTTP: r.c.HTTPFor(config.RoleRelay).Listen, Logger: r.log,
+		Handlers: map[string]http.Handler{"/queue/": queuetool.Handler(r.q, r.q.Import)},
 	})
 	if err != nil {
 		return errors.Join(err, ln.Close())

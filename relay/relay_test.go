@@ -55,7 +55,9 @@ func TestSealedBytesGoThroughUntouched(t *testing.T) {
 func TestFinalIsFinalAtEveryGroup(t *testing.T) {
 	a, b := newAggregator(t, 8), newAggregator(t, 9)
 	b.hold = true
-	x := start(t, newSetup(t, a, b))
+	s := newSetup(t, a, b)
+	s.KeepFinal = true // so that each group counts its finals
+	x := start(t, s)
 	f := newFeeder(1)
 	f.connect(t, x.r.Addr().String())
 	for i := range 10 {
@@ -104,7 +106,10 @@ func TestFinalsReachAPeerThatWasAway(t *testing.T) {
 	a.expect("all of it", a.has(10))
 	stop()
 	a.finish()
-	waitFor(t, "the finals", func() bool { return finalAt(x.r, "group0") == 10 })
+	waitFor(t, "the finals", func() bool {
+		final := x.r.forward.Finals(f.lane)
+		return final.Count() == 10
+	})
 	f.connect(t, x.r.Addr().String())
 	f.expect(t, "final acks", f.allFinal)
 	x.end()
