@@ -2,6 +2,7 @@ package mount
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -98,19 +99,23 @@ func daemonMain(file string) int {
 	return 0
 }
 
+// nowhere is a group whose destination is never there.
+const nowhere = "[[mount.forward]]\nprimary = [\"127.0.0.1:1\"]\n"
+
 // rig is a daemon on a mount point of its own, whose destination is never there: what
 // it captures stays in the queue, where the test reads it.
 type rig struct {
-	t     testing.TB
-	dir   string
-	point string
-	extra string // TOML of [mount], and [mount.queue] after it
-	env   []string
-	cred  *syscall.Credential // nil: as the test
-	held  bool                // by a holder, which starts a worker again that was killed
-	cmd   *exec.Cmd
-	log   *logBuffer
-	exit  chan error
+	t      testing.TB
+	dir    string
+	point  string
+	extra  string // TOML of [mount], and [mount.queue] after it
+	groups string // TOML of [[mount.forward]]; empty: nowhere
+	env    []string
+	cred   *syscall.Credential // nil: as the test
+	held   bool                // by a holder, which starts a worker again that was killed
+	cmd    *exec.Cmd
+	log    *logBuffer
+	exit   chan error
 }
 
 // logBuffer keeps the daemon's log and tells when a line comes.
@@ -158,9 +163,7 @@ shutdown_timeout = "1s"
 [mount]
 point = %q
 %s
-[[mount.forward]]
-primary = ["127.0.0.1:1"]
-`, filepath.Join(r.dir, "state"), r.point, r.extra)
+%s`, filepath.Join(r.dir, "state"), r.point, r.extra, cmp.Or(r.groups, nowhere))
 }
 
 // launch starts a daemon and returns without waiting for it.

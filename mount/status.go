@@ -1,8 +1,11 @@
 package mount
 
 import (
+	"net/http"
+
 	"ftfuse/config"
 	"ftfuse/internal/control"
+	"ftfuse/internal/queuetool"
 	"ftfuse/internal/report"
 	"ftfuse/internal/status"
 )
@@ -11,6 +14,7 @@ import (
 func (r *role) openControl() (err error) {
 	r.ctl, err = control.Start(control.Options{
 		Dir: r.cfg.RoleDir(config.RoleMount), Status: r.status, HTTP: r.cfg.HTTPFor(config.RoleMount).Listen, Logger: r.log,
+		Handlers: map[string]http.Handler{"/queue/": queuetool.Handler(r.queue, r.queue.Import)},
 	})
 	return err
 }
