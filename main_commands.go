@@ -5,10 +5,12 @@ import (
 
 	"ftfuse/config"
 	"ftfuse/receive"
+	"ftfuse/relay"
 )
 
 // roles are the entry points of those that need no more than their configuration.
 var roles = map[config.Role]runFunc{
+	config.RoleRelay:   relay.Run,
 	config.RoleReceive: receive.Run,
 }
 
@@ -29,12 +31,7 @@ func roleCommand(role config.Role, usage string) *cli.Command {
 }
 
 func relayCommand() *cli.Command {
-	return &cli.Command{
-		Name:   "relay",
-		Usage:  "take batches and pass them on",
-		Flags:  []cli.Flag{configFlag()},
-		Action: arrivesLater("the relay role arrives with a later version"),
-	}
+	return roleCommand(config.RoleRelay, "take batches and pass them on")
 }
 
 func sendCommand() *cli.Command {

@@ -189,7 +189,9 @@ func (t *text) counts() {
 	}
 	if r.Peers != nil {
 		for _, reason := range sortedKeys(r.Peers.Refused) {
-			t.line("  refused, %s: %d batches", reason, r.Peers.Refused[reason])
+			if n := r.Peers.Refused[reason]; n > 0 {
+				t.line("  refused, %s: %d batches", reason, n)
+			}
 		}
 	}
 	for _, c := range r.Counters {

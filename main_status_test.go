@@ -1,0 +1,102 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+
+	"ftfuse/internal/status"
+)
+
+// statusOf runs `ftfuse status --json` and returns its exit code and what each role said.
+func statusOf(t *testing.T, conf string) (code int, roles []status.Role) {
+	t.Helper()
+	code, stdout, stderr := ftfuse(t, nil, "status", "--json", "-c", conf)
+	var doc struct{ Roles []status.Role }
+	if err := json.Unmarshal([]byte(stdout), &doc); err != nil {
+		t.Fatalf("%v in:\n%s%s", err, stdout, stderr)
+	}
+	return code, doc.Roles
+}
+
+func TestStatusOfARunningRole(t *testing.T) {
+	conf := receiverConfig(t, t.TempDir(), "127.0.0.1:0", `http = { listen = "127.0.0.1:0" }`)
+	p := start(t, nil, binary, "receive", "-c", conf)
+	web := fmt.Sprint("http://", p.waitFor("http")["listen"])
+	addr := p.waitFor("ready")["listen"]
+	code, roles := statusOf(t, conf)
+	if code != 0 || len(roles) != 1 {
+		t.Fatalf("exit code %d, %+v", code, roles)
+	}
+	r := roles[0]
+	if r.Role != "receive" || r.Host != "h" || r.Listen != addr || !r.Serving || r.PID != p.cmd.Process.Pid || r.Version != "v1.2.3-test" {
+		t.Errorf("got %+v", r)
+	}
+	code, stdout, stderr := ftfuse(t, nil, "status", "-c", conf)
+	if code != 0 || !strings.Contains(stdout, fmt.Sprintf("receive: %s, serving", addr)) {
+		t.Errorf("exit code %d:\n%s%s", code, stdout, stderr)
+	}
+	for path, want := range map[string]string{"/readyz": "ready", "/metrics": "\nftfuse_serving 1\n", "/": "serving"} {
+		resp, err := http.Get(web + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %s, %v, want %q in:\n%s", path, resp.Status, err, want, body)
+		}
+	}
+	p.signal(syscall.SIGTERM)
+	p.exits(exitOK)
+	code, stdout, stderr = ftfuse(t, nil, "status", "-c", conf)
+	if code != exitRuntime || !strings.Contains(stderr, "receive: ") || !strings.Contains(stderr, "does not answer") {
+		t.Errorf("of a stopped role: exit code %d:\n%s%s", code, stdout, stderr)
+	}
+}
+
+// What a kill -9 leaves must not keep the next start from answering.
+func TestStatusAfterAKill(t *testing.T) {
+	conf := receiverConfig(t, t.TempDir(), "127.0.0.1:0", "")
+	for range 2 {
+		p := start(t, nil, binary, "receive", "-c", conf)
+		p.waitFor("ready")
+		if code, roles := statusOf(t, conf); code != 0 || roles[0].PID != p.cmd.Process.Pid {
+			t.Errorf("exit code %d, %+v", code, roles)
+		}
+		p.signal(syscall.SIGKILL)
+		p.exits(-1)
+	}
+	if code, _ := statusOf(t, conf); code != exitRuntime {
+		t.Errorf("of a killed role: exit code %d", code)
+	}
+}
+
+// One that runs is shown beside one that does not.
+func TestStatusOfSeveralRoles(t *testing.T) {
+	dir := t.TempDir()
+	conf := receiverConfig(t, dir, "127.0.0.1:0", "[mount]\npoint = \""+dir+"/m\"\n[[mount.forward]]\nprimary = [\"127.0.0.1:9\"]\n")
+	p := start(t, nil, binary, "receive", "-c", conf)
+	p.waitFor("ready")
+	code, stdout, stderr := ftfuse(t, nil, "status", "-c", conf)
+	if code != exitRuntime || !strings.Contains(stdout, "receive: ") || !strings.Contains(stderr, "mount: "+dir) || strings.Contains(stderr, "receive: ") {
+		t.Errorf("exit code %d:\n%s%s", code, stdout, stderr)
+	}
+	if code, stdout, stderr := ftfuse(t, nil, "status", "--role", "receive", "-c", conf); code != 0 {
+		t.Errorf("of that role alone: exit code %d:\n%s%s", code, stdout, stderr)
+	}
+	p.signal(syscall.SIGTERM)
+	p.exits(exitOK)
+}
+
+func TestABadCertificateKeepsARoleFromStarting(t *testing.T) {
+	conf := receiverConfig(t, t.TempDir(), "127.0.0.1:0", "[tls]\ncert = \"/not/there.pem\"\nkey = \"/k\"\nca = \"/c\"")
+	code, _, stderr := ftfuse(t, nil, "receive", "-c", conf)
+	if code != exitConfig || !strings.HasPrefix(stderr, conf+":4: ") || !strings.Contains(stderr, "/not/there.pem") {
+		t.Errorf("exit code %d:\n%s", code, stderr)
+	}
+}
