@@ -57,6 +57,8 @@ type setup struct {
 	FinalTimeout    time.Duration
 	CheckpointEvery time.Duration
 	SegmentBytes    int64
+	TLS             config.TLS
+	Allow           map[string][]string
 }
 
 func (s setup) config() *config.Config {
@@ -72,10 +74,10 @@ func (s setup) config() *config.Config {
 		q.KeepUntil = config.KeepUntilFinal
 	}
 	return &config.Config{
-		File: "test.toml", Host: "relay", StateDir: s.State, ShutdownTimeout: 10 * time.Second, Queue: q,
+		File: "test.toml", Host: "relay", StateDir: s.State, ShutdownTimeout: 10 * time.Second, Queue: q, TLS: s.TLS,
 		Relay: &config.Relay{
 			Listen: s.Listen, Forwards: s.Forwards, Outputs: s.Outputs, Queue: q,
-			Listener: config.Listener{MaxConnections: 1024, MaxConnectionsPerAddress: 1024},
+			Listener: config.Listener{Allow: s.Allow, MaxConnections: 1024, MaxConnectionsPerAddress: 1024},
 		},
 	}
 }

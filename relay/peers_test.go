@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -20,6 +21,7 @@ type feeder struct {
 	*changes
 	lane batch.Lane
 	b    *record.Builder
+	tls  func() *tls.Config // nil: plain TCP
 
 	queue   []batch.Sealed
 	next    int
@@ -133,7 +135,7 @@ func (f *feeder) connect(t testing.TB, addr string) (stop func()) {
 	c := transport.NewClient(transport.ClientOptions{
 		Identity: transport.Identity{Node: batch.Node(f.lane.Origin), Host: "h", Role: "mount", Product: "test"},
 		Address:  addr, MinWait: 5 * time.Millisecond, MaxWait: 50 * time.Millisecond, Heartbeat: 100 * time.Millisecond,
-		Logger: slog.New(slog.DiscardHandler),
+		TLS: f.tls, Logger: slog.New(slog.DiscardHandler),
 	}, f)
 	return background(t, "client", c.Run)
 }
@@ -146,6 +148,9 @@ type aggregator struct {
 	node   batch.Node
 	server *transport.Server
 	stop   func()
+
+	tls       func() *tls.Config // nil: plain TCP
+	admission *transport.Admission
 
 	set     *queue.DeliveredSet
 	taken   []batch.Sealed
@@ -173,6 +178,7 @@ func (a *aggregator) start() {
 	must(a.t, err)
 	a.server = transport.NewServer(transport.ServerOptions{
 		Identity: transport.Identity{Node: a.node, Host: "aggregator", Role: "receive", Product: "test"},
+		TLS:      a.tls, Admission: func() *transport.Admission { return a.admission },
 	}, a)
 	server := a.server
 	a.stop = background(a.t, "aggregator", func(ctx context.Context) error { return server.Serve(ctx, ln) })
