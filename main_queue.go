@@ -1,34 +1,41 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
-	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 
 	"ftfuse/config"
+	"ftfuse/internal/control"
+	"ftfuse/internal/queuetool"
 	"ftfuse/queue"
 )
 
 func queueCommand() *cli.Command {
 	flags := []cli.Flag{configFlag(), roleFlag()}
+	with := func(more ...cli.Flag) []cli.Flag { return append(slices.Clone(flags), more...) }
+	json := &cli.BoolFlag{Name: "json", Usage: "as JSON"}
+	cursor := &cli.StringFlag{Name: "cursor", Usage: "only what cursor `NAME` still needs (default: what any needs)"}
 	return &cli.Command{
 		Name:  "queue",
-		Usage: "look into the durable queues of stopped roles, and mend them",
+		Usage: "look into the durable queues of roles, running or stopped, mend them, and move what is in them",
 		Subcommands: []*cli.Command{
-			{Name: "ls", Usage: "list the segment files and what can be read of them", Flags: flags, Action: eachQueue(queueLs)},
-			{Name: "verify", Usage: "read everything and name what is damaged (exit 0 whole, 1 damaged)", Flags: flags, Action: eachQueue(queueVerify)},
-			{Name: "repair", Usage: "make a queue whose newest state is damaged usable again", Flags: flags, Action: queueRepair},
-			{Name: "cat", Usage: "print what is queued (arrives with a later version)", Flags: flags, Action: arrivesLater("`ftfuse queue ls` tells how much is queued")},
-			{Name: "export", Usage: "write what is queued to a file (arrives with a later version)", Flags: flags, Action: arrivesLater("copy the folder <state_dir>/<role>/queue of the stopped role")},
-			{Name: "import", Usage: "queue what export wrote (arrives with a later version)", Flags: flags, Action: arrivesLater("copy the folder <state_dir>/<role>/queue of the stopped role")},
+			{Name: "ls", Usage: "list what is queued: by cursor, by segment file and by lane", Flags: with(json), Action: eachQueue(queueLs)},
+			{Name: "cat", Usage: "print the records that are queued, with their attributes", Flags: with(cursor), Action: eachQueue(queueCat)},
+			{Name: "verify", Usage: "read everything and name what is damaged (exit 0 whole, 1 damaged)", Flags: with(json), Action: eachQueue(queueVerify)},
+			{Name: "repair", Usage: "make a stopped role's queue whose newest state is damaged usable again", Flags: flags, Action: oneQueue(queueRepair)},
+			{
+				Name: "export", Usage: "write what is queued to a file, for import on another host; marks nothing",
+				Flags:  with(cursor, &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "to `FILE`, which must not exist (default: standard output)"}),
+				Action: oneQueue(queueExport),
+			},
+			{Name: "import", Usage: "queue what export wrote", ArgsUsage: "[FILE]", Flags: flags, Action: oneQueue(queueImport)},
 		},
 	}
 }
@@ -64,8 +71,16 @@ func chosenRoles(c *cli.Context) (*config.Config, []config.Role, error) {
 	return nil, nil, cfg.CheckRole(name) // says that it is missing
 }
 
+// roleQueue is the queue of one role: the role answers for it while it runs, else its
+// files are read.
+type roleQueue struct {
+	cfg  *config.Config
+	role config.Role
+	dir  string
+}
+
 // eachQueue calls f for the queue of each chosen role.
-func eachQueue(f func(w io.Writer, role config.Role, r queue.Report) error) cli.ActionFunc {
+func eachQueue(f func(c *cli.Context, q roleQueue) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		cfg, roles, err := chosenRoles(c)
 		if err != nil {
@@ -73,140 +88,89 @@ func eachQueue(f func(w io.Writer, role config.Role, r queue.Report) error) cli.
 		}
 		var errs []error
 		for _, role := range roles {
-			report, err := inspect(cfg.QueueDir(role), queue.Verify)
+			q := roleQueue{cfg, role, cfg.QueueDir(role)}
+			err := q.exists()
 			if errors.Is(err, errNoQueue) && c.String("role") == "" {
-				fmt.Fprintf(c.App.Writer, "%s: %s: %v\n", role, cfg.QueueDir(role), err)
+				fmt.Fprintf(c.App.ErrWriter, "%s: %s: %v\n", role, q.dir, err)
 				continue
 			}
 			if err == nil {
-				err = f(c.App.Writer, role, report)
+				err = f(c, q)
 			}
 			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %s: %w", role, cfg.QueueDir(role), err))
+				errs = append(errs, fmt.Errorf("%s: %s: %w", role, q.dir, err))
 			}
 		}
 		return errors.Join(errs...)
 	}
 }
 
-// inspect calls f for a queue that exists.
-func inspect(dir string, f func(string) (queue.Report, error)) (queue.Report, error) {
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return queue.Report{}, errNoQueue
-	} else if err != nil {
-		return queue.Report{}, err
-	}
-	report, err := f(dir)
-	if errors.Is(err, queue.ErrLocked) {
-		err = fmt.Errorf("%w; stop the role first", err)
-	}
-	return report, err
-}
-
-func queueLs(w io.Writer, role config.Role, r queue.Report) error {
-	fmt.Fprintf(w, "%s: %s, node %s\n", role, r.Dir, r.Node)
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "  SEGMENT\tBATCHES\tRECORDS\tPAYLOAD\tBYTES\tSTATE")
-	for _, s := range r.Segments {
-		fmt.Fprintf(t, "  %s\t%d\t%d\t%d\t%d\t%s\n", filepath.Base(s.File), s.Good.Batches, s.Good.Records, s.Good.Payload, s.Good.Bytes, segmentState(r, s))
-	}
-	if err := t.Flush(); err != nil {
-		return fmt.Errorf("write the list: %w", err)
-	}
-	return nil
-}
-
-func segmentState(r queue.Report, s queue.SegmentReport) string {
-	var words []string
-	if len(s.Bad) > 0 {
-		words = append(words, fmt.Sprintf("%d damaged places", len(s.Bad)))
-	}
-	if s.Newest {
-		words = append(words, "newest")
-		if r.State != nil {
-			words = append(words, "state damaged")
+// oneQueue calls f for the queue of the role that --role names, or of the only one.
+func oneQueue(f func(c *cli.Context, q roleQueue) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		cfg, roles, err := chosenRoles(c)
+		if err != nil {
+			return err
 		}
-	}
-	if len(words) == 0 {
-		return "whole"
-	}
-	return strings.Join(words, ", ")
-}
-
-func queueVerify(w io.Writer, role config.Role, r queue.Report) error {
-	var all queue.Tally
-	for _, s := range r.Segments {
-		all.Batches += s.Good.Batches
-		all.Records += s.Good.Records
-		all.Payload += s.Good.Payload
-	}
-	word := "whole"
-	if r.Damaged() {
-		word = "damaged"
-	}
-	fmt.Fprintf(w, "%s: %s: %s: %d segments with %d readable batches, %d records, %d bytes of payload\n", role, r.Dir, word, len(r.Segments), all.Batches, all.Records, all.Payload)
-	for _, s := range r.Segments {
-		for _, b := range s.Bad {
-			fmt.Fprintf(w, "  %s: %s\n", s.File, damage(b))
+		if len(roles) > 1 {
+			return usagef("%s: %s describes several roles; name one with --role", commandName(c), cfg.File)
 		}
-	}
-	if !r.Damaged() {
-		return nil
-	}
-	if r.State != nil {
-		fmt.Fprintf(w, "  the newest state: %v\n", r.State)
-		return fmt.Errorf("%w: the role cannot start; `ftfuse queue repair --role %s` goes on from older state", errDamaged, role)
-	}
-	return fmt.Errorf("%w: %d batches are lost; the role starts, steps over them and counts them", errDamaged, r.Lost())
-}
-
-func damage(b queue.DamagedItem) string {
-	var text strings.Builder
-	switch {
-	case b.ID.N != 0:
-		fmt.Fprintf(&text, "batch %s (entry %d): ", b.ID, b.Seq)
-	case b.Seq != 0:
-		fmt.Fprintf(&text, "entry %d: ", b.Seq)
-	}
-	fmt.Fprint(&text, b.Err)
-	if b.Needed {
-		text.WriteString("; it is lost")
-	} else if b.Seq != 0 {
-		text.WriteString("; it was passed on already")
-	}
-	return text.String()
-}
-
-func queueRepair(c *cli.Context) error {
-	cfg, roles, err := chosenRoles(c)
-	if err != nil {
+		q := roleQueue{cfg, roles[0], cfg.QueueDir(roles[0])}
+		if err = q.exists(); err == nil {
+			err = f(c, q)
+		}
+		var usage *usageError
+		if err != nil && !errors.As(err, &usage) {
+			err = fmt.Errorf("%s: %s: %w", q.role, q.dir, err)
+		}
 		return err
 	}
-	if len(roles) > 1 {
-		return usagef("%s: %s describes several roles; name one with --role", commandName(c), cfg.File)
+}
+
+func (q roleQueue) exists() error {
+	_, err := os.Stat(q.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errNoQueue
 	}
-	role, dir := roles[0], cfg.QueueDir(roles[0])
-	r, err := inspect(dir, queue.Repair)
+	return err
+}
+
+// remote asks the role, if it runs.
+func (q roleQueue) remote() queuetool.Remote {
+	return queuetool.Remote{Client: control.Client(q.cfg.RoleDir(q.role))}
+}
+
+// view calls f for the files of the stopped role.
+func (q roleQueue) view(f func(*queue.View) error) error {
+	v, err := queue.OpenView(q.dir)
 	if err != nil {
-		return fmt.Errorf("%s: %s: %w", role, dir, err)
+		return inUse(err)
 	}
-	w := c.App.Writer
-	if r.Repair == nil {
-		fmt.Fprintf(w, "%s: %s: the newest state is whole, nothing to repair\n", role, dir)
-		if n := r.Lost(); n > 0 {
-			fmt.Fprintf(w, "  %d batches are lost; the role starts, steps over them and counts them\n", n)
-		}
-		return nil
+	return errors.Join(f(v), v.Close())
+}
+
+// inUse explains why files cannot be read although no role answers.
+func inUse(err error) error {
+	if errors.Is(err, queue.ErrLocked) {
+		return fmt.Errorf("%w, which does not answer on its socket: it starts or stops, try again", err)
 	}
-	fmt.Fprintf(w, "%s: %s: repaired, the role can start\n", role, dir)
-	fmt.Fprintf(w, "  goes on from the state in %s as of entry %d; entries were found up to %d\n", r.Repair.StateFrom, r.Repair.StateSeq, r.Repair.NewestSeq)
-	if r.Repair.Whole {
-		fmt.Fprintln(w, "  the newest commit was found whole: nothing is lost, nothing stands twice")
-		return nil
+	return err
+}
+
+// export opens the role's export, of the running role or of its files.
+func (q roleQueue) export(ctx context.Context, cursor string) (io.ReadCloser, error) {
+	r, err := q.remote().Export(ctx, cursor)
+	if !errors.Is(err, control.ErrNotRunning) {
+		return r, err
 	}
-	fmt.Fprintf(w, "  %d batches are lost, %d values of the role's state are older ones; what may stand twice is counted by the role\n", r.Repair.LostCount, len(r.Repair.OldValues))
-	for _, id := range r.Repair.Lost {
-		fmt.Fprintf(w, "  lost: batch %s\n", id)
+	v, err := queue.OpenView(q.dir)
+	if err != nil {
+		return nil, inUse(err)
 	}
-	return nil
+	pr, pw := io.Pipe()
+	go func() {
+		_, err := v.Export(ctx, pw, cursor)
+		pw.CloseWithError(errors.Join(err, v.Close()))
+	}()
+	return pr, nil
 }
