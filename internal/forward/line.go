@@ -58,8 +58,10 @@ type laneEntries struct {
 
 // counts are what Stats shows of a line.
 type counts struct {
-	acked, final, doubtful, resent, failovers, failbacks uint64
-	unfinal                                              queue.Tally
+	acked queue.Tally
+
+	final, doubtful, resent, failovers, failbacks uint64
+	unfinal                                       queue.Tally
 }
 
 func newLine(f *Forwarder, index int, g *GroupConfig, cfg lineConfig, c cursor) *line {

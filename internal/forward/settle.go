@@ -15,7 +15,7 @@ func (l *line) acked(d *destination, seq uint64) {
 	if e == nil || e.stage == unfinal {
 		return
 	}
-	l.count.acked++
+	l.count.acked = plus(l.count.acked, e)
 	l.withdraw(e, d)
 	if !l.f.o.KeepFinal {
 		l.cursor.Ack(seq)

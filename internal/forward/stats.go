@@ -34,9 +34,9 @@ type LineStats struct {
 	// Unfinal is what of Waiting the next node has: the distance between the hop position
 	// and the final position. Zero without KeepFinal.
 	Unfinal queue.Tally
-	Refused int    // batches that every destination refused; they wait for a reconnect
-	Acked   uint64 // batches that the next nodes took since the start
-	Final   uint64 // batches that became final while they were kept, since the start
+	Acked   queue.Tally // what the next nodes took since the start
+	Refused int         // batches that every destination refused; they wait for a reconnect
+	Final   uint64      // batches that became final while they were kept, since the start
 	// Doubtful batches were in flight to a destination that was left, and went to another.
 	// Where both write output, they may stand at both.
 	Doubtful     uint64

@@ -62,8 +62,11 @@ func (f families) group(g *status.Group) {
 	counter := func(name, help string, v uint64) {
 		f.add(prometheus.CounterValue, "group_"+name, help, "peer", g.Name, float64(v))
 	}
-	counter("acked_batches", "Batches that the next node has on its disk.", g.Acked)
+	counter("acked_batches", "Batches that the next node has on its disk.", g.Acked.Batches)
+	counter("acked_records", "Records that the next node has on its disk.", g.Acked.Records)
+	counter("acked_bytes", "Bytes that programs wrote and the next node has on its disk.", g.Acked.Bytes)
 	counter("final_batches", "Batches that the last node has in its output.", g.Final)
+	counter("final_resent_batches", "Batches sent again because they did not become final in time.", g.FinalResent)
 	counter("failovers", "Times that lanes were moved away from a destination.", g.Failovers)
 	counter("failbacks", "Times that lanes were moved back to a destination.", g.Failbacks)
 	counter("resent_batches", "Batches sent to one destination after they were in flight to another.", g.Resent)

@@ -64,7 +64,9 @@ func Peers(s transport.ServerStats, refused map[string]uint64) *status.Peers {
 func Forward(r *status.Role, s forward.Stats) {
 	for i := range s.Groups {
 		g := group(&s.Groups[i])
-		r.Delivered.Batches += g.Acked
+		for _, l := range s.Groups[i].Lines {
+			add(&r.Delivered, l.Acked)
+		}
 		r.Forward = append(r.Forward, g)
 	}
 	r.DroppedElsewhere = Losses(s.Skipped)
@@ -76,11 +78,10 @@ func group(g *forward.GroupStats) status.Group {
 	for i := range g.Lines {
 		l := &g.Lines[i]
 		out.Cursors = append(out.Cursors, l.Cursor)
-		out.Acked += l.Acked
+		add(&out.Acked, l.Acked)
 		out.Final += l.Final
-		out.AwaitingFinal.Batches += l.Unfinal.Batches
-		out.AwaitingFinal.Records += l.Unfinal.Records
-		out.AwaitingFinal.Bytes += l.Unfinal.Payload
+		add(&out.AwaitingFinal, l.Unfinal)
+		out.FinalResent += l.Resent
 		out.Resent += l.Doubtful
 		out.Failovers += l.Failovers
 		out.Failbacks += l.Failbacks
@@ -90,6 +91,12 @@ func group(g *forward.GroupStats) status.Group {
 		}
 	}
 	return out
+}
+
+func add(to *status.Tally, t queue.Tally) {
+	to.Batches += t.Batches
+	to.Records += t.Records
+	to.Bytes += t.Payload
 }
 
 func destination(cursor string, d *forward.DestinationStats) status.Destination {

@@ -104,12 +104,13 @@ type Cursor struct {
 
 // States of a destination.
 const (
-	StateConnected  = "connected"   // and used when batches go there
-	StateConnecting = "connecting"  // no connection now; tried again and again
-	StateFailedOver = "failed over" // its lanes went to others; tried again and again
-	StateHoldDown   = "hold-down"   // healthy again, not used before HoldUntil
-	StateStalled    = "stalled"     // connected, and stays behind; its lanes go to others
-	StateDraining   = "draining"    // it said that it stops
+	StateConnected    = "connected"    // and used when batches go there
+	StateConnecting   = "connecting"   // no connection now; tried again and again
+	StateReconnecting = "reconnecting" // its connection ended a moment ago
+	StateFailedOver   = "failed over"  // its lanes went to others; tried again and again
+	StateHoldDown     = "hold-down"    // healthy again, not used before HoldUntil
+	StateStalled      = "stalled"      // connected, and stays behind; its lanes go to others
+	StateDraining     = "draining"     // it said that it stops
 )
 
 // Group is one forward group.
@@ -118,9 +119,10 @@ type Group struct {
 	Mode    string   `json:"mode"`
 	Cursors []string `json:"cursors"` // of the queue: one; of broadcast one for each primary
 
-	Acked         uint64       `json:"acked_batches"`          // the next nodes have them on their disks; each cursor counts
+	Acked         Tally        `json:"acked"`                  // the next nodes have them on their disks; each cursor counts
 	Final         uint64       `json:"final_batches"`          // the last nodes have them in their outputs
 	AwaitingFinal Tally        `json:"awaiting_final"`         // acked, kept until they are final (keep_until)
+	FinalResent   uint64       `json:"final_resent_batches"`   // sent again because they did not become final
 	Resent        uint64       `json:"resent_batches"`         // sent to one destination after they were in flight to another
 	ResentRanges  []LaneRanges `json:"resent_ranges,omitzero"` // which those are, as far as they are remembered
 	Failovers     uint64       `json:"failovers"`              // flows that left a destination that failed

@@ -100,9 +100,12 @@ func (t *text) queue() {
 }
 
 func (t *text) group(g *Group) {
-	t.line("  forward %s (%s): the next node has %d batches, the last node has %d", g.Name, g.Mode, g.Acked, g.Final)
+	t.line("  forward %s (%s): the next node has %d batches, the last node has %d", g.Name, g.Mode, g.Acked.Batches, g.Final)
 	if n := g.AwaitingFinal; n.Batches > 0 {
 		t.line("    %d batches (%s) are with the next node and kept until they are final", n.Batches, bytes(int64(n.Bytes)))
+	}
+	if g.FinalResent > 0 {
+		t.line("    %d batches were sent again because they did not become final in time", g.FinalResent)
 	}
 	if g.Failovers+g.Failbacks+g.Resent > 0 {
 		t.line("    failovers %d, failbacks %d, batches sent to a second destination %d", g.Failovers, g.Failbacks, g.Resent)

@@ -30,7 +30,7 @@ func Role() status.Role {
 			DeliveredLanes: 3, DeliveredRanges: 5, DeliveredBytes: 4096,
 		},
 		Forward: []status.Group{{
-			Name: "colo", Mode: "any", Cursors: []string{"forward/colo"}, Acked: 100, Final: 90, AwaitingFinal: tally(10),
+			Name: "colo", Mode: "any", Cursors: []string{"forward/colo"}, Acked: tally(100), Final: 90, AwaitingFinal: tally(10), FinalResent: 1,
 			Resent: 2, ResentRanges: []status.LaneRanges{{Lane: "00/1-2/0/3", Ranges: [][2]uint64{{5, 6}}}}, Failovers: 1, Failbacks: 1, Refused: 3,
 			Destinations: []status.Destination{
 				{
