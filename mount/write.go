@@ -2,6 +2,7 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"syscall"
 	"time"
 
@@ -297,11 +298,15 @@ func (s *server) overwrite(ctx context.Context, w *pwrite, m *spool.Meta) (int, 
 }
 
 // putOver writes bytes over others that are committed: they are delivered whatever
-// happens now.
+// happens now. Where the file cannot even be made as long as its position is, the role ends:
+// what is written next would be taken for captured.
 func (s *server) putOver(w *pwrite, over []byte) {
 	h := w.handle
 	if n, err := h.write.Overwrite(over, w.off); n < len(over) {
 		s.log.Error("bytes that are delivered cannot be read back", "path", h.write.Path, "offset", w.off, "written", n, "want", len(over), "err", err)
+		if errors.Is(err, spool.ErrShort) {
+			s.fail(err)
+		}
 	}
 }
 

@@ -56,6 +56,10 @@ var (
 	ErrOverwrite = errors.New("spool: write over what the file has")
 )
 
+// ErrShort: a spool file is shorter than what is committed of it and cannot be made longer.
+// What is written to it next would be taken for captured: nothing more may be accepted.
+var ErrShort = errors.New("spool: file is shorter than its position")
+
 // Number names a spool file for ever. Numbers begin at 1.
 type Number uint64
 
