@@ -27,6 +27,7 @@ type model struct {
 	all            []*modelWriter
 	open, orphaned []*modelFile // of open mode
 	truncating     *modelFile   // at the kill
+	over           *overwriting // at the kill
 	era            int          // starts so far
 	ticks          int
 	broken         error // what stopped Run
@@ -37,12 +38,10 @@ type modelWriter struct {
 	path   string
 	pid    uint32
 	want   strings.Builder
-	maybe  string // an overwrite that failed at a moment that does not tell whether it is committed
-	opened int    // in ticks
-	closed int    // 0: not by itself
+	opened int // in ticks
+	closed int // 0: not by itself
 	era    int
-	segs   []segment // of a file of open mode; want is not used then
-	opens  int       // of that
+	opens  int // of a file of open mode
 }
 
 func TestModel(t *testing.T) {
@@ -195,8 +194,9 @@ func (m *model) text() string {
 	return string(b)
 }
 
-func (m *model) write1() {
-	w := m.some()
+func (m *model) write1() { m.writeBy(m.some()) }
+
+func (m *model) writeBy(w *modelWriter) {
 	data := m.text()
 	off, end := int64(0), true
 	if m.rnd.IntN(40) == 0 {
@@ -214,6 +214,8 @@ func (m *model) write1() {
 	m.must(err)
 	w.want.WriteString(data[:n])
 }
+
+var errKilledOver = errors.New("killed before the overwriting pwrite")
 
 // died reports whether Run has ended by itself.
 func (m *model) died() bool {
@@ -270,26 +272,7 @@ func (m *model) overwrite1() {
 	if w.h.Size() == 0 {
 		return
 	}
-	m.unhold()
-	data := m.text()
-	off := m.rnd.Int64N(w.h.Size())
-	x := m.meta1(w)
-	e := spool.Entry{Writer: w.h.Writer, PathID: w.h.PathID, Path: w.path, PID: x.PID, UID: x.UID, GID: x.GID, Time: x.Time}
-	err := m.c.Overwrite(m.ctx(), w.h.Number(), e, []byte(data), off+int64(len(data)))
-	m.Logf("overwrite by %d of %s, %d at %d, size %d: %v", w.pid, w.path, len(data), off, w.h.Size(), err)
-	if err != nil {
-		m.note(err)
-		w.maybe = data
-		return
-	}
-	w.want.WriteString(data)
-	if m.rnd.IntN(8) == 0 {
-		m.broken = errors.New("killed before the overwriting pwrite")
-		return
-	}
-	if n, err := w.h.Overwrite([]byte(data), off); err != nil || n != len(data) {
-		m.Fatal(n, err)
-	}
+	m.overwrite(&overwriting{w: w, handle: &w.h, data: m.text(), off: m.rnd.Int64N(w.h.Size()), meta: m.meta1(w)})
 }
 
 // crashed is a kill -9 and a start, which may be killed again: by a worker that takes the
@@ -298,13 +281,14 @@ func (m *model) overwrite1() {
 func (m *model) crashed() {
 	m.disarm()
 	err := m.crash()
+	m.settleOverwrite()
 	takeover, orphans := m.rnd.IntN(3) == 0, m.rnd.IntN(2) == 0
 	m.Logf("crash %d: run %v, model %v; takeover %v, orphans %v", m.era, err, m.broken, takeover, orphans)
 	m.broken = nil
 	if takeover {
 		m.death(true)
 		m.again(m.taken)
-		m.resolve()
+		m.resendOverwrite()
 		m.checkAll(false)
 		return
 	}
@@ -324,19 +308,8 @@ func (m *model) crashed() {
 	m.writers = nil
 	m.again(func() error { m.rig.open(); return m.c.Recover(m.ctx(), nil) })
 	m.era++
-	m.resolve()
+	m.over = nil
 	m.checkAll(false)
-}
-
-// resolve finds out what became of overwrites that failed.
-func (m *model) resolve() {
-	got := m.byPID()
-	for _, w := range m.all {
-		if w.maybe != "" && got[w.pid] == w.want.String()+w.maybe {
-			w.want.WriteString(w.maybe)
-		}
-		w.maybe = ""
-	}
 }
 
 func (m *model) byPID() map[uint32]string {
@@ -386,15 +359,11 @@ func (m *model) checkAll(end bool) {
 	m.Helper()
 	got := m.byPID()
 	for _, w := range m.all {
-		if w.opens > 0 {
-			m.checkKernel(got, w, end)
-			continue
-		}
 		want := w.want.String()
 		if strings.HasPrefix(w.path, "no/") {
 			want = ""
 		}
-		open := slices.Contains(m.writers, w)
+		open := slices.Contains(m.writers, w) || m.isOpen(w)
 		if g := got[w.pid]; g != want && (!open || !strings.HasPrefix(want, g)) {
 			i := 0
 			for i < len(g) && i < len(want) && g[i] == want[i] {
