@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/config"
+	"ftfuse/internal/failpoint"
 	"ftfuse/mount/capture"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/spool"
@@ -82,12 +83,15 @@ func (s *server) how(f *file, sf *spool.File, flags fuse.OpenFlags) (spool.OpenM
 	return spool.Shared, kernel.OpenPassthrough | kernel.OpenDirectIO
 }
 
+var fpBacking = failpoint.New("mount/backing") // the kernel gave a backing id, nothing keeps it yet
+
 // openBacking gives f's spool file to the kernel. Where that fails, the daemon serves it.
 func (s *server) openBacking(f *file, sf *spool.File) bool {
 	fd, err := sf.OpenBacking()
 	if err == nil {
 		f.backing, err = s.dev.OpenBacking(int(fd.Fd()))
 		fd.Close()
+		_ = fpBacking.Inject()
 	}
 	if err != nil {
 		f.backing = 0

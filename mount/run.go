@@ -48,6 +48,7 @@ type role struct {
 	srv   *server
 	sess  *session.Session
 	held  []heldFile // open files of a predecessor
+	tried int32      // the newest backing id of the connection, before any file is open; 0: none
 
 	link    *holder.Link // nil: no holder
 	taken   taken
@@ -289,6 +290,9 @@ func (r *role) mount() (err error) {
 		if err := r.sess.Begin(r.taken.id, r.store.Next()); err != nil {
 			return errors.Join(err, r.dismount())
 		}
+	}
+	if r.tried != 0 {
+		r.sess.Opened(r.tried)
 	}
 	if err := r.announce(); err != nil {
 		return errors.Join(err, r.dismount())
