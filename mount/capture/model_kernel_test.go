@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"runtime/pprof"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -328,6 +331,16 @@ func (m *model) orphanEnd(f *modelFile) {
 		if !said && time.Since(started) > 15*time.Second {
 			said = true
 			m.Logf("still there: %s, %d bytes, next %d, committed %d, owes %v, stats %+v", f.number, m.s.Size(f.number), m.s.Next(), m.s.CommittedSeq(), m.s.Owes(0), m.c.Stats())
+			var stacks strings.Builder
+			_ = pprof.Lookup("goroutine").WriteTo(&stacks, 1)
+			open, _ := filepath.Glob("/proc/self/fd/*")
+			for _, fd := range open {
+				if to, _ := os.Readlink(fd); to == m.spoolFile(f.number) {
+					info, _ := os.ReadFile(strings.Replace(fd, "/fd/", "/fdinfo/", 1))
+					fmt.Fprintf(&stacks, "%s is open: %s\n", fd, info)
+				}
+			}
+			m.Log(stacks.String())
 		}
 		_, err := os.Stat(m.spoolFile(f.number))
 		if m.died() {
