@@ -3,13 +3,11 @@ package mount
 import (
 	"context"
 	"errors"
-	"fmt"
 	"syscall"
 	"time"
 
 	"bazil.org/fuse"
 
-	"ftfuse/internal/failpoint"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
@@ -293,22 +291,7 @@ func (s *server) syncFile(ctx context.Context, f *file, sf *spool.File) error {
 	defer cancel()
 	err := s.capture.Drain(wait, f.number)
 	if err != nil && ctx.Err() == nil {
-		err = s.syncSpool(sf)
-	}
-	return err
-}
-
-var fpSync = failpoint.New("mount/sync") // a spool file is about to be made durable
-
-// syncSpool makes what was accepted of a file durable where it is. A failure ends the role:
-// the kernel reports it once, and the next sync would say that all is well.
-func (s *server) syncSpool(f *spool.File) error {
-	err := fpSync.Inject()
-	if err == nil {
-		err = f.Sync()
-	}
-	if err != nil {
-		s.fail(fmt.Errorf("make accepted bytes durable: %w; look at the disk of state_dir, then start again", err))
+		err = sf.Sync()
 	}
 	return err
 }

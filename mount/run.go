@@ -140,7 +140,7 @@ func (r *role) openParts() (err error) {
 	if err != nil {
 		return fmt.Errorf("open queue: %w", err)
 	}
-	if r.store, err = spool.Open(dir, spool.Options{Readback: int64(r.m.Readback), Logger: r.log}); err != nil {
+	if r.store, err = spool.Open(dir, spool.Options{Readback: int64(r.m.Readback), Logger: r.log, Failed: r.failed}); err != nil {
 		return err
 	}
 	if r.sess, err = openSession(filepath.Join(dir, "session"), r.taken.fd >= 0, r.log); err != nil {

@@ -340,7 +340,7 @@ func (s *server) awaitDisk(ctx context.Context, h *handle, tid uint32) error {
 		defer cancel()
 		err := s.capture.Drain(wait, h.file.number)
 		if err != nil {
-			err = s.syncSpool(h.write.File)
+			err = h.write.Sync()
 		}
 		done <- err
 	})
