@@ -36,10 +36,14 @@ func serverSettings(cfg *config.Config, pass bool) settings {
 		refuse: m.Overwrite == config.OverwriteRefuse, umask: m.Umask,
 		uid: m.UID, gid: m.GID, maxBytes: int64(q.MaxBytes), one: func(string) bool { return false },
 	}
+	rules := captureRules(m.Rules)
+	o.binary = func(path string) bool {
+		i := capture.Match(rules, path)
+		return i >= 0 && rules[i].Mode == capture.ModeBinary
+	}
 	if !pass || daemonOnly(cfg) != "" {
 		return o
 	}
-	rules := captureRules(m.Rules)
 	o.one = func(path string) bool {
 		i := capture.Match(rules, path)
 		return i < 0 || m.Rules[i].Attribution == config.AttributionOpen

@@ -157,7 +157,7 @@ func (s *server) flush(r *fuse.FlushRequest) {
 		return
 	}
 	s.dropLocks(h.file, r.LockOwner, false)
-	if h.write != nil {
+	if h.write != nil && s.endsRecords(h) {
 		m := metaOf(&r.Header)
 		if h.write.Flush(&m) == spool.ErrJournalFull {
 			s.later(&r.Header, func(ctx context.Context, r *fuse.Header) {
@@ -171,6 +171,13 @@ func (s *server) flush(r *fuse.FlushRequest) {
 	}
 	_ = fpDone.flush.Inject()
 	r.Respond()
+}
+
+// endsRecords reports whether a close(2) of h means anything to the capture: what the kernel
+// wrote goes by the path of the oldest handle that it serves. A note that nobody needs would
+// wait for a place in the journal, and cost a commit.
+func (s *server) endsRecords(h *handle) bool {
+	return s.o.binary(h.write.Path) || len(h.file.kernel) > 0 && s.o.binary(h.file.kernel[0].write.Path)
 }
 
 // noteLater repeats note until the ring has a place for it, or ctx ends.

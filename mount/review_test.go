@@ -303,7 +303,7 @@ func TestAResentWriteThatWasKeptWasDeniedBecauseOfASignal(t *testing.T) {
 	if _, err := h.Write([]byte("kept\n"), 0, true, &spool.Meta{Unique: 8}); err != nil {
 		t.Fatal(err)
 	}
-	s := newServer(nil, unconnected(t), store, neverOver{}, sess, func() int64 { return 1 << 20 }, settings{one: func(string) bool { return false }}, log)
+	s := newServer(nil, unconnected(t), store, neverOver{}, sess, func() int64 { return 1 << 20 }, settings{one: func(string) bool { return false }, binary: func(string) bool { return false }}, log)
 	f := s.nodes.file(sf.Number(), false)
 	must(t, f.gate.enter(t.Context())) // somebody has the file
 	ctx, signal := context.WithCancel(t.Context())

@@ -53,6 +53,7 @@ type settings struct {
 	uid, gid *uint32 // owner of new files; nil: who makes them
 	maxBytes int64
 	one      func(path string) bool // whether the kernel may write to a file of this path by itself
+	binary   func(path string) bool // whether close(2) ends a record of this path
 }
 
 type fullPolicy int
