@@ -25,10 +25,11 @@ type model struct {
 	paths          []string
 	writers        []*modelWriter // open ones
 	all            []*modelWriter
-	open, orphaned []*modelFile // of open mode
-	truncating     *modelFile   // at the kill
-	over           *overwriting // at the kill
-	era            int          // starts so far
+	open, orphaned []*modelFile   // of open mode
+	truncating     *modelFile     // at the kill
+	over           *overwriting   // at the kill
+	owing          []*modelWriter // files whose opener was not noted at a kill: the ring was full
+	era            int            // starts so far
 	ticks          int
 	broken         error // what stopped Run
 }
@@ -280,6 +281,11 @@ func (m *model) overwrite1() {
 // to spool files that the kernel let them have.
 func (m *model) crashed() {
 	m.disarm()
+	for _, f := range m.open {
+		if m.s.Owes(f.number) && !slices.Contains(m.owing, f.modelWriter) {
+			m.owing = append(m.owing, f.modelWriter)
+		}
+	}
 	err := m.crash()
 	m.settleOverwrite()
 	takeover, orphans := m.rnd.IntN(3) == 0, m.rnd.IntN(2) == 0
@@ -312,9 +318,32 @@ func (m *model) crashed() {
 	m.checkAll(false)
 }
 
+// attributed is all records. What the kernel wrote for somebody whose opening was owed at a
+// kill comes as nobody's: whose it is, of the files of its path with that, its bytes tell.
+func (m *model) attributed() []rec {
+	all := m.records()
+	if len(m.owing) == 0 {
+		return all
+	}
+	got := map[uint32]int{}
+	for i := range all {
+		x := &all[i]
+		if x.pid == 0 && x.flags&record.Recovered != 0 {
+			for _, w := range m.owing {
+				if w.path == x.path && strings.HasPrefix(w.want.String()[min(got[w.pid], w.want.Len()):], x.data) {
+					x.pid = w.pid
+					break
+				}
+			}
+		}
+		got[x.pid&pidMask] += len(x.data)
+	}
+	return all
+}
+
 func (m *model) byPID() map[uint32]string {
 	got := map[uint32]*strings.Builder{}
-	for _, x := range m.records() {
+	for _, x := range m.attributed() {
 		b := got[x.pid&pidMask]
 		if b == nil {
 			b = &strings.Builder{}
@@ -392,7 +421,7 @@ func (m *model) checkLines() {
 	m.Helper()
 	inside := map[string]rec{} // path: the last record, if it did not end its line
 	piece := map[uint32]bool{}
-	for i, x := range m.records() {
+	for i, x := range m.attributed() {
 		if x.pid &= pidMask; x.pid == 0 {
 			m.Fatalf("record %d is nobody's: %v", i, x)
 		}
@@ -411,7 +440,7 @@ func (m *model) checkLines() {
 			m.Errorf("record %d comes inside a line of its writer: %v", i, x)
 		case p.pid != 0 && p.pid != x.pid && x.flags&record.Break == 0 && m.together(p, x):
 			m.Errorf("record %d goes on in another writer's line: %v after %v", i, x, p)
-		case x.flags&record.Break != 0 && (p.pid == 0 || !m.together(p, x)):
+		case x.flags&(record.Break|record.Recovered) == record.Break && (p.pid == 0 || !m.together(p, x)): // of recovered bytes nobody knows
 			m.Errorf("record %d has a break that is not needed: %v after %v", i, x, p)
 		}
 		piece[x.pid] = x.flags&(record.PieceFirst|record.PieceMiddle) != 0
