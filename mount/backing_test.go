@@ -60,7 +60,8 @@ func TestABackingIDThatNobodyNotedIsGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, syscall.Close(fd))
-	r.killWorker() // what the RELEASE gives up is given up once it is ready, or noted
+	_, err = os.Stat(r.path("f")) // answered after the RELEASE
+	must(t, err)
 	if ids := r.openBackings(50); len(ids) > 0 {
 		t.Errorf("backing ids %v are left; their spool files stay", ids)
 	}
