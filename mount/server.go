@@ -86,6 +86,8 @@ type server struct {
 	wg      sync.WaitGroup
 	pending pending
 	pollers pollers
+	parking parking
+	reading turns
 	closing atomic.Bool   // no write is accepted any more
 	leaving atomic.Bool   // a successor takes over: nothing is answered any more
 	served  chan struct{} // closed when the loop has ended
@@ -115,6 +117,8 @@ func newServer(conn *fuse.Conn, dev *kernel.Device, store *spool.Store, c captur
 		nodes: newNodeTable(o.one), written: map[*file]bool{}, served: make(chan struct{}),
 	}
 	s.room.free = free
+	s.parking = parking{dir: store.Dir(), limit: parkedMemory}
+	s.reading = make(turns, readTurns)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }

@@ -67,9 +67,16 @@ func (s *server) syncs(flags fuse.OpenFlags) bool {
 
 // park lets a write wait on a goroutine of its own.
 func (s *server) park(r *fuse.WriteRequest, h *handle) {
+	data, free, err := s.parking.keep(r.Data)
+	if err != nil {
+		s.countRefused(err)
+		r.RespondError(err)
+		return
+	}
 	s.n.parked.Add(1)
-	w := &pwrite{handle: h, data: append([]byte(nil), r.Data...), off: r.Offset, flags: r.FileFlags}
+	w := &pwrite{handle: h, data: data, off: r.Offset, flags: r.FileFlags}
 	s.later(&r.Header, func(ctx context.Context, r *fuse.Header) {
+		defer free()
 		w.Header = *r
 		s.parkedWrite(ctx, w)
 	})
