@@ -312,6 +312,7 @@ func (r *role) mount() (err error) {
 		r.slow = newThrottle(int64(q.MaxBytes), r.m.Point, r.free, r.store, r.srv.kernelWritten, r.log)
 		r.srv.throttle = r.slow
 	}
+	r.link.Watch(r.srv.alive)
 	go func() {
 		defer close(r.served)
 		if err := r.srv.serve(); err != nil {

@@ -92,6 +92,8 @@ type server struct {
 	leaving atomic.Bool   // a successor takes over: nothing is answered any more
 	served  chan struct{} // closed when the loop has ended
 
+	progress progress // of the loop
+
 	handles handleTable
 
 	mu            sync.Mutex
@@ -133,11 +135,13 @@ func (s *server) serve() error {
 		case s.leaving.Load(): // a request that was read is the successor's: the kernel gives it again
 			return nil
 		case err == nil:
+			s.progress.turn()
 			if w, ok := req.(*fuse.WriteRequest); ok {
 				s.writeRequest(w)
 			} else {
 				s.request(req)
 			}
+			s.progress.turn()
 		case err == io.EOF, err == syscall.ENODEV, err == syscall.EBADF:
 			return nil
 		case err == syscall.EINTR, err == syscall.EAGAIN, err == syscall.ENOENT: // ENOENT: given up before it was read
