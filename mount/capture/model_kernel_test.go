@@ -139,7 +139,6 @@ func (m *model) daemonWrite(f *modelFile) {
 	off, end := int64(0), true
 	if m.rnd.IntN(6) == 0 {
 		off, end = h.h.Size()+int64(m.rnd.IntN(9000)), false
-		f.size = off
 	}
 	x := m.meta()
 	x.PID = h.pid
@@ -154,6 +153,9 @@ func (m *model) daemonWrite(f *modelFile) {
 	m.must(err)
 	m.Logf("daemon write of %s, %d at %d", f.number, n, off)
 	f.want.WriteString(data[:n])
+	if !end {
+		f.size = off
+	}
 	f.size += int64(n)
 }
 
