@@ -140,6 +140,9 @@ func (r *role) connect() (err error) {
 			unix.Close(r.taken.fd)
 			return err
 		}
+		if err := r.closeStray(); err != nil {
+			return err
+		}
 	} else {
 		if r.dev, err = kernel.Mount(r.m.Point, kernel.Options{AllowOther: r.m.AllowOther}); err != nil {
 			return err
@@ -154,10 +157,26 @@ func (r *role) connect() (err error) {
 	case !r.dev.Passthrough():
 		r.support = kernel.Support{Why: "the mount was made without passthrough; unmount it and start again"}
 	default:
-		if err := r.dev.TryBacking(dir); err != nil {
+		id, err := r.dev.TryBacking(dir)
+		if err != nil {
 			r.support = kernel.Support{Why: err.Error()}
 		}
+		r.tried = id
 	}
+	return nil
+}
+
+// closeStray gives up the backing ids of a connection that is taken over that no handle
+// has. It comes before any other id is asked for.
+func (r *role) closeStray() error {
+	stray, err := r.sess.Stray()
+	if err != nil {
+		return err
+	}
+	for _, id := range stray {
+		_ = r.dev.CloseBacking(id) // most are not open
+	}
+	r.sess.Closing(0)
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/config"
+	"ftfuse/internal/failpoint"
 	"ftfuse/mount/capture"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/spool"
@@ -35,10 +36,14 @@ func serverSettings(cfg *config.Config, pass bool) settings {
 		refuse: m.Overwrite == config.OverwriteRefuse, umask: m.Umask,
 		uid: m.UID, gid: m.GID, maxBytes: int64(q.MaxBytes), one: func(string) bool { return false },
 	}
+	rules := captureRules(m.Rules)
+	o.binary = func(path string) bool {
+		i := capture.Match(rules, path)
+		return i >= 0 && rules[i].Mode == capture.ModeBinary
+	}
 	if !pass || daemonOnly(cfg) != "" {
 		return o
 	}
-	rules := captureRules(m.Rules)
 	o.one = func(path string) bool {
 		i := capture.Match(rules, path)
 		return i < 0 || m.Rules[i].Attribution == config.AttributionOpen
@@ -82,12 +87,15 @@ func (s *server) how(f *file, sf *spool.File, flags fuse.OpenFlags) (spool.OpenM
 	return spool.Shared, kernel.OpenPassthrough | kernel.OpenDirectIO
 }
 
+var fpBacking = failpoint.New("mount/backing") // the kernel gave a backing id, nothing keeps it yet
+
 // openBacking gives f's spool file to the kernel. Where that fails, the daemon serves it.
 func (s *server) openBacking(f *file, sf *spool.File) bool {
 	fd, err := sf.OpenBacking()
 	if err == nil {
 		f.backing, err = s.dev.OpenBacking(int(fd.Fd()))
 		fd.Close()
+		_ = fpBacking.Inject()
 	}
 	if err != nil {
 		f.backing = 0

@@ -3,13 +3,11 @@ package mount
 import (
 	"context"
 	"errors"
-	"fmt"
 	"syscall"
 	"time"
 
 	"bazil.org/fuse"
 
-	"ftfuse/internal/failpoint"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
@@ -159,7 +157,7 @@ func (s *server) flush(r *fuse.FlushRequest) {
 		return
 	}
 	s.dropLocks(h.file, r.LockOwner, false)
-	if h.write != nil {
+	if h.write != nil && s.endsRecords(h) {
 		m := metaOf(&r.Header)
 		if h.write.Flush(&m) == spool.ErrJournalFull {
 			s.later(&r.Header, func(ctx context.Context, r *fuse.Header) {
@@ -173,6 +171,13 @@ func (s *server) flush(r *fuse.FlushRequest) {
 	}
 	_ = fpDone.flush.Inject()
 	r.Respond()
+}
+
+// endsRecords reports whether a close(2) of h means anything to the capture: what the kernel
+// wrote goes by the path of the oldest handle that it serves. A note that nobody needs would
+// wait for a place in the journal, and cost a commit.
+func (s *server) endsRecords(h *handle) bool {
+	return s.o.binary(h.write.Path) || len(h.file.kernel) > 0 && s.o.binary(h.file.kernel[0].write.Path)
 }
 
 // noteLater repeats note until the ring has a place for it, or ctx ends.
@@ -293,22 +298,7 @@ func (s *server) syncFile(ctx context.Context, f *file, sf *spool.File) error {
 	defer cancel()
 	err := s.capture.Drain(wait, f.number)
 	if err != nil && ctx.Err() == nil {
-		err = s.syncSpool(sf)
-	}
-	return err
-}
-
-var fpSync = failpoint.New("mount/sync") // a spool file is about to be made durable
-
-// syncSpool makes what was accepted of a file durable where it is. A failure ends the role:
-// the kernel reports it once, and the next sync would say that all is well.
-func (s *server) syncSpool(f *spool.File) error {
-	err := fpSync.Inject()
-	if err == nil {
-		err = f.Sync()
-	}
-	if err != nil {
-		s.fail(fmt.Errorf("make accepted bytes durable: %w; look at the disk of state_dir, then start again", err))
+		err = sf.Sync()
 	}
 	return err
 }

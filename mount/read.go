@@ -1,7 +1,11 @@
 package mount
 
 import (
+	"context"
+	"fmt"
 	"io"
+	"slices"
+	"sync"
 	"syscall"
 
 	"bazil.org/fuse"
@@ -9,7 +13,8 @@ import (
 	"ftfuse/mount/spool"
 )
 
-// read answers on another goroutine: what is not in the page cache takes its time.
+// read answers on another goroutine: what is not in the page cache takes its time. Any
+// number can wait for their turn, without a buffer.
 func (s *server) read(r *fuse.ReadRequest) {
 	h := s.handles.get(r.Handle)
 	switch {
@@ -17,22 +22,48 @@ func (s *server) read(r *fuse.ReadRequest) {
 		r.RespondError(syscall.EBADF)
 	case r.Dir && h.dir != nil:
 		path := h.dir.path()
-		s.wg.Go(func() { s.readDir(r, h, path) })
+		s.readLater(r, func(buf []byte, off int64) (int, error) { return s.readDir(h, path, buf, off) })
 	case r.Dir || h.file == nil:
 		r.RespondError(syscall.EBADF)
 	default:
 		sf := h.file.spool
-		s.wg.Go(func() {
-			buf := make([]byte, r.Size)
-			n, err := readFull(sf, buf, r.Offset)
+		s.readLater(r, func(buf []byte, off int64) (int, error) {
+			n, err := readFull(sf, buf, off)
 			if err != nil {
-				s.log.Error("read", "file", sf.Number(), "err", err)
-				r.RespondError(syscall.EIO)
-				return
+				err = fmt.Errorf("read file %s at %d: %w", sf.Number(), off, err)
 			}
-			r.Respond(&fuse.ReadResponse{Data: buf[:n]})
+			return n, err
 		})
 	}
+}
+
+// readBuffers are for as many reads as have a turn. What nobody used for a while is given
+// back.
+var readBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// readLater answers r with the n bytes that get reads.
+func (s *server) readLater(r *fuse.ReadRequest, get func(buf []byte, off int64) (n int, err error)) {
+	off, size := r.Offset, r.Size
+	s.later(&r.Header, func(ctx context.Context, h *fuse.Header) {
+		select {
+		case s.reading <- struct{}{}:
+			defer func() { <-s.reading }()
+		case <-ctx.Done():
+			errno := s.errnoOf(ctx, ctx.Err())
+			s.answer(h.ID, func() { s.dev.RespondError(h.ID, errno) })
+			return
+		}
+		b := readBuffers.Get().(*[]byte)
+		defer readBuffers.Put(b)
+		*b = slices.Grow((*b)[:0], size)[:size]
+		n, err := get(*b, off)
+		if err != nil {
+			errno := s.errnoOf(ctx, err)
+			s.answer(h.ID, func() { s.dev.RespondError(h.ID, errno) })
+			return
+		}
+		s.answer(h.ID, func() { s.dev.RespondRead(h.ID, (*b)[:n]) })
+	})
 }
 
 // readFull reads until buf is full or the file ends.
@@ -53,14 +84,13 @@ func readFull(f *spool.File, buf []byte, off int64) (n int, err error) {
 // readDir gives a piece of the listing that was taken when the directory was read at
 // offset 0, so that changes meanwhile neither repeat nor hide another name. Offsets are
 // bytes of the listing.
-func (s *server) readDir(r *fuse.ReadRequest, h *handle, path string) {
+func (s *server) readDir(h *handle, path string, buf []byte, off int64) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if r.Offset == 0 || h.listing == nil { // nil: a predecessor read the beginning
+	if off == 0 || h.listing == nil { // nil: a predecessor read the beginning
 		list, err := s.store.ReadDir(path)
 		if err != nil {
-			r.RespondError(err)
-			return
+			return 0, err
 		}
 		h.listing = fuse.AppendDirent(nil, fuse.Dirent{Name: ".", Type: fuse.DT_Dir, Inode: ^uint64(0)})
 		h.listing = fuse.AppendDirent(h.listing, fuse.Dirent{Name: "..", Type: fuse.DT_Dir, Inode: ^uint64(0)})
@@ -72,7 +102,6 @@ func (s *server) readDir(r *fuse.ReadRequest, h *handle, path string) {
 			h.listing = fuse.AppendDirent(h.listing, d)
 		}
 	}
-	from := min(max(r.Offset, 0), int64(len(h.listing)))
-	end := min(from+int64(r.Size), int64(len(h.listing)))
-	r.Respond(&fuse.ReadResponse{Data: h.listing[from:end]})
+	from := min(max(off, 0), int64(len(h.listing)))
+	return copy(buf, h.listing[from:]), nil
 }

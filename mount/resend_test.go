@@ -245,6 +245,20 @@ func TestResent(t *testing.T) {
 	}
 }
 
+// TestAnOverwritePastTheEndOutlivesTwoKills: the first between its commit and its pwrite. What
+// the second worker wrote behind the position counted as bytes without notes for the third,
+// and was delivered again.
+func TestAnOverwritePastTheEndOutlivesTwoKills(t *testing.T) {
+	r := newHeldRig(t, perWrite, "capture/overwrite=kill@2")
+	doOver(t, r)
+	r.awaitReadies(2)
+	r.killWorker()
+	put(t, openFlags(t, r.path("a"), os.O_WRONLY|os.O_APPEND), "end\n")
+	closeOpen(t)
+	r.stop()
+	r.wantDelivered("a", "aaaa\nbbbb\nXXXX\nYYYY\nlonger\nend\n")
+}
+
 // opened are the files that openFlags opened, by test.
 var (
 	openedMu sync.Mutex

@@ -99,14 +99,6 @@ func (s *server) resume(held []heldFile) error {
 		}
 		f.locks.held = restoredLocks(locks)
 	}
-	stray, err := s.session.Stray()
-	if err != nil {
-		return err
-	}
-	for _, id := range stray {
-		_ = s.dev.CloseBacking(id) // most are not open
-	}
-	s.session.Closing(0)
 	s.log.Info("open files of the predecessor are taken over", "handles", len(held), "files", len(s.nodes.files))
 	return nil
 }

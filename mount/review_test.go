@@ -90,7 +90,7 @@ func TestAFailedSyncOfTheSpoolStopsTheRole(t *testing.T) {
 		t.Skip("needs root")
 	}
 	r := newRigStopped(t, besideKernel)
-	r.env = []string{"FTFUSE_FAILPOINTS=mount/sync=error"}
+	r.env = []string{"FTFUSE_FAILPOINTS=spool/sync-file=error"}
 	r.start()
 	f := appender(t, r.path("a"))
 	put(t, f, "first\n")
@@ -103,6 +103,39 @@ func TestAFailedSyncOfTheSpoolStopsTheRole(t *testing.T) {
 		t.Error("the role ended well")
 	}
 	f.Close()
+}
+
+// TestAFailedSyncOfNamesNumbersOrACutStopsTheRole: the program that asked for it got an
+// error, and everybody else went on as if nothing were.
+func TestAFailedSyncOfNamesNumbersOrACutStopsTheRole(t *testing.T) {
+	for point, do := range map[string]func(r *rig) error{
+		"spool/sync-dir": func(r *rig) error {
+			d, err := os.Open(r.point)
+			must(r.t, err)
+			defer d.Close()
+			return d.Sync()
+		},
+		"spool/sync-header": func(r *rig) error { return os.WriteFile(r.path("a"), nil, 0o644) },
+		"spool/sync-cut": func(r *rig) error {
+			must(r.t, os.WriteFile(r.path("a"), []byte("line\n"), 0o644))
+			return os.Truncate(r.path("a"), 2)
+		},
+	} {
+		t.Run(filepath.Base(point), func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				t.Skip("needs root")
+			}
+			r := newRigStopped(t, "")
+			r.env = []string{"FTFUSE_FAILPOINTS=" + point + "=error"}
+			r.start()
+			if err := do(r); err == nil {
+				t.Error("the program got no error")
+			}
+			if err := r.wait(); err == nil {
+				t.Error("the role ended well")
+			}
+		})
+	}
 }
 
 // actRename renames PATH to TO and says what came of it. SIGUSR1 only interrupts.
@@ -270,7 +303,7 @@ func TestAResentWriteThatWasKeptWasDeniedBecauseOfASignal(t *testing.T) {
 	if _, err := h.Write([]byte("kept\n"), 0, true, &spool.Meta{Unique: 8}); err != nil {
 		t.Fatal(err)
 	}
-	s := newServer(nil, unconnected(t), store, neverOver{}, sess, func() int64 { return 1 << 20 }, settings{one: func(string) bool { return false }}, log)
+	s := newServer(nil, unconnected(t), store, neverOver{}, sess, func() int64 { return 1 << 20 }, settings{one: func(string) bool { return false }, binary: func(string) bool { return false }}, log)
 	f := s.nodes.file(sf.Number(), false)
 	must(t, f.gate.enter(t.Context())) // somebody has the file
 	ctx, signal := context.WithCancel(t.Context())

@@ -33,6 +33,8 @@ const (
 	envHeld   = "FTFUSE_TEST_HELD"
 	// envPatience is how long a write to a file with one node waits for room.
 	envPatience = "FTFUSE_TEST_PATIENCE"
+	// envHang is how long the request loop may be in one request.
+	envHang = "FTFUSE_TEST_HANG"
 	// envCapture is "daemon" where all tests run on a kernel that cannot write by itself
 	// (TestAllOfItOnAnOldKernel).
 	envCapture = "FTFUSE_TEST_CAPTURE"
@@ -72,6 +74,9 @@ func daemonMain(file string) int {
 	reconnectGrace = 10 * time.Millisecond
 	if d, err := time.ParseDuration(os.Getenv(envPatience)); err == nil {
 		sharedPatience = d
+	}
+	if d, err := time.ParseDuration(os.Getenv(envHang)); err == nil {
+		hangAfter = d
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	link, err := holder.FromEnv()

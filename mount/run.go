@@ -50,6 +50,7 @@ type role struct {
 	srv   *server
 	sess  *session.Session
 	held  []heldFile // open files of a predecessor
+	tried int32      // the newest backing id of the connection, before any file is open; 0: none
 
 	routes  *routes
 	fwd     *forward.Forwarder
@@ -159,7 +160,7 @@ func (r *role) openParts() (err error) {
 	if err := r.openQueue(); err != nil {
 		return err
 	}
-	if r.store, err = spool.Open(dir, spool.Options{Readback: int64(r.m.Readback), Logger: r.log}); err != nil {
+	if r.store, err = spool.Open(dir, spool.Options{Readback: int64(r.m.Readback), Logger: r.log, Failed: r.failed}); err != nil {
 		return err
 	}
 	if r.sess, err = openSession(filepath.Join(dir, "session"), r.taken.fd >= 0, r.log); err != nil {
@@ -301,6 +302,9 @@ func (r *role) mount() (err error) {
 			return errors.Join(err, r.dismount())
 		}
 	}
+	if r.tried != 0 {
+		r.sess.Opened(r.tried)
+	}
 	if err := r.announce(); err != nil {
 		return errors.Join(err, r.dismount())
 	}
@@ -319,6 +323,7 @@ func (r *role) mount() (err error) {
 		r.slow = newThrottle(int64(q.MaxBytes), r.m.Point, r.free, r.store, r.srv.kernelWritten, r.log)
 		r.srv.throttle = r.slow
 	}
+	r.link.Watch(r.srv.alive)
 	go func() {
 		defer close(r.served)
 		if err := r.srv.serve(); err != nil {

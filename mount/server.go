@@ -53,6 +53,7 @@ type settings struct {
 	uid, gid *uint32 // owner of new files; nil: who makes them
 	maxBytes int64
 	one      func(path string) bool // whether the kernel may write to a file of this path by itself
+	binary   func(path string) bool // whether close(2) ends a record of this path
 }
 
 type fullPolicy int
@@ -85,9 +86,13 @@ type server struct {
 	wg      sync.WaitGroup
 	pending pending
 	pollers pollers
+	parking parking
+	reading turns
 	closing atomic.Bool   // no write is accepted any more
 	leaving atomic.Bool   // a successor takes over: nothing is answered any more
 	served  chan struct{} // closed when the loop has ended
+
+	progress progress // of the loop
 
 	handles handleTable
 
@@ -114,6 +119,8 @@ func newServer(conn *fuse.Conn, dev *kernel.Device, store *spool.Store, c captur
 		nodes: newNodeTable(o.one), written: map[*file]bool{}, served: make(chan struct{}),
 	}
 	s.room.free = free
+	s.parking = parking{dir: store.Dir(), limit: parkedMemory}
+	s.reading = make(turns, readTurns)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -128,11 +135,13 @@ func (s *server) serve() error {
 		case s.leaving.Load(): // a request that was read is the successor's: the kernel gives it again
 			return nil
 		case err == nil:
+			s.progress.turn()
 			if w, ok := req.(*fuse.WriteRequest); ok {
 				s.writeRequest(w)
 			} else {
 				s.request(req)
 			}
+			s.progress.turn()
 		case err == io.EOF, err == syscall.ENODEV, err == syscall.EBADF:
 			return nil
 		case err == syscall.EINTR, err == syscall.EAGAIN, err == syscall.ENOENT: // ENOENT: given up before it was read

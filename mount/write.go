@@ -2,6 +2,7 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"syscall"
 	"time"
 
@@ -66,9 +67,16 @@ func (s *server) syncs(flags fuse.OpenFlags) bool {
 
 // park lets a write wait on a goroutine of its own.
 func (s *server) park(r *fuse.WriteRequest, h *handle) {
+	data, free, err := s.parking.keep(r.Data)
+	if err != nil {
+		s.countRefused(err)
+		r.RespondError(err)
+		return
+	}
 	s.n.parked.Add(1)
-	w := &pwrite{handle: h, data: append([]byte(nil), r.Data...), off: r.Offset, flags: r.FileFlags}
+	w := &pwrite{handle: h, data: data, off: r.Offset, flags: r.FileFlags}
 	s.later(&r.Header, func(ctx context.Context, r *fuse.Header) {
+		defer free()
 		w.Header = *r
 		s.parkedWrite(ctx, w)
 	})
@@ -297,11 +305,15 @@ func (s *server) overwrite(ctx context.Context, w *pwrite, m *spool.Meta) (int, 
 }
 
 // putOver writes bytes over others that are committed: they are delivered whatever
-// happens now.
+// happens now. Where the file cannot even be made as long as its position is, the role ends:
+// what is written next would be taken for captured.
 func (s *server) putOver(w *pwrite, over []byte) {
 	h := w.handle
 	if n, err := h.write.Overwrite(over, w.off); n < len(over) {
 		s.log.Error("bytes that are delivered cannot be read back", "path", h.write.Path, "offset", w.off, "written", n, "want", len(over), "err", err)
+		if errors.Is(err, spool.ErrShort) {
+			s.fail(err)
+		}
 	}
 }
 
@@ -335,7 +347,7 @@ func (s *server) awaitDisk(ctx context.Context, h *handle, tid uint32) error {
 		defer cancel()
 		err := s.capture.Drain(wait, h.file.number)
 		if err != nil {
-			err = s.syncSpool(h.write.File)
+			err = h.write.Sync()
 		}
 		done <- err
 	})

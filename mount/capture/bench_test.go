@@ -78,6 +78,7 @@ func (s *lineStore) Owes(spool.Number) bool                        { return fals
 func (s *lineStore) KernelWriter(spool.Number) (spool.Entry, bool) { return spool.Entry{}, false }
 func (s *lineStore) DetachOrphans(bool) (int, error)               { return 0, nil }
 func (s *lineStore) Unpunch(spool.Number)                          {}
+func (s *lineStore) Lengthen(spool.Number, int64) error            { return nil }
 
 func (s *lineStore) Lowest(_ spool.Number, _ uint64, none int64) (int64, bool) { return none, true }
 

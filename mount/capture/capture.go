@@ -92,6 +92,7 @@ type Capture struct {
 	freed     uint64 // committed, and what it made superfluous given back
 	hurry     func() // ends the wait of a submit for room, for a request that does not wait for that; or nil
 	err       error  // of the queue or the completer: everything stops
+	lost      error  // of the first commit that failed: neither it nor any later one counts
 	stopped   error  // Run has ended
 	recovered bool
 }
@@ -165,7 +166,8 @@ func (c *Capture) Run(ctx context.Context) error {
 	return err
 }
 
-// stop answers everybody who still waits.
+// stop answers everybody who still waits, but for what is on its way to the disk and was
+// made for a request: only its commit tells whether that happened.
 func (c *Capture) stop(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,10 +178,16 @@ func (c *Capture) stop(err error) {
 	for _, r := range c.requests {
 		r.answer(c.stopped)
 	}
+	kept := c.waiters[:0]
 	for _, w := range c.waiters {
-		w.r.answer(c.stopped)
+		if w.r.run == nil {
+			w.r.answer(c.stopped)
+		} else {
+			kept = append(kept, w)
+		}
 	}
-	c.requests, c.waiters = nil, nil
+	clear(c.waiters[len(kept):])
+	c.requests, c.waiters = nil, kept
 }
 
 func (c *Capture) loop(ctx context.Context) error {

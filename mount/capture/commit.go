@@ -250,14 +250,17 @@ func (c *Capture) done(cm *commit, err error) {
 	c.inFlight -= cm.bytes
 	c.pace.done(cm.bytes, time.Now())
 	c.committed++
-	if err != nil && c.err == nil {
-		c.err = fmt.Errorf("commit a batch: %w", err)
+	if err != nil && c.lost == nil {
+		c.lost = fmt.Errorf("commit a batch: %w", err)
+		if c.err == nil {
+			c.err = c.lost
+		}
 	}
 	c.finished = append(c.finished, cm)
 	kept := c.waiters[:0]
 	for _, w := range c.waiters {
 		if w.txn <= c.committed {
-			w.r.answer(c.err)
+			w.r.answer(c.lost) // whatever else failed: it is on disk, or not
 		} else {
 			kept = append(kept, w)
 		}

@@ -257,8 +257,8 @@ func (c *Capture) submitFor(r *request, sync bool) (bool, error) {
 func (c *Capture) await(r *request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err != nil || c.committed >= c.submitted {
-		r.answer(c.err)
+	if c.committed >= c.submitted {
+		r.answer(c.lost)
 		return
 	}
 	c.waiters = append(c.waiters, waiter{r, c.submitted})

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"runtime/pprof"
+	"slices"
 	"strings"
 	"time"
 
@@ -123,7 +126,7 @@ func (m *model) kernelWrite(f *modelFile) {
 			n, err := unix.Write(h.fd, []byte(data))
 			m.must(err)
 			m.Logf("kernel write of %s, %d at %d", f.number, n, f.size)
-			f.add(data[:n])
+			f.want.WriteString(data[:n])
 			f.size += int64(n)
 			return
 		}
@@ -136,7 +139,6 @@ func (m *model) daemonWrite(f *modelFile) {
 	off, end := int64(0), true
 	if m.rnd.IntN(6) == 0 {
 		off, end = h.h.Size()+int64(m.rnd.IntN(9000)), false
-		f.size = off
 	}
 	x := m.meta()
 	x.PID = h.pid
@@ -150,7 +152,10 @@ func (m *model) daemonWrite(f *modelFile) {
 	}
 	m.must(err)
 	m.Logf("daemon write of %s, %d at %d", f.number, n, off)
-	f.add(data[:n])
+	f.want.WriteString(data[:n])
+	if !end {
+		f.size = off
+	}
 	f.size += int64(n)
 }
 
@@ -217,30 +222,11 @@ func (m *model) kernelOverwrite(f *modelFile) {
 	if size < 64 {
 		return
 	}
-	m.unhold()
-	off := m.rnd.Int64N(size - 32)
-	data := fmt.Sprintf("over %016x\nby %08x", m.rnd.Uint64(), m.rnd.Uint32())
-	x := m.meta()
-	unique := m.rnd.Uint64() | 1
-	e := spool.Entry{Writer: h.h.Writer, PathID: h.h.PathID, Path: f.path, PID: h.pid, UID: x.UID, GID: x.GID, Time: x.Time, Unique: unique}
-	err := m.c.Overwrite(m.ctx(), f.number, e, []byte(data), off+int64(len(data)))
-	m.Logf("overwrite of %s, %d at %d, size %d: %v", f.number, len(data), off, size, err)
-	if err != nil {
-		m.note(err)
-		f.segs = append(f.segs, segment{data, true})
-		return
-	}
-	if got, ok := m.c.Finished(f.number); !ok || got != unique {
-		m.Errorf("finished %d %v, want %d", got, ok, unique)
-	}
-	f.add(data)
-	if m.rnd.IntN(8) == 0 {
-		m.broken = errors.New("killed before the overwriting pwrite")
-		return
-	}
-	if n, err := h.h.Overwrite([]byte(data), off); err != nil || n != len(data) {
-		m.Fatal(n, err)
-	}
+	o := &overwriting{w: f.modelWriter, handle: &h.h, off: m.rnd.Int64N(size - 32), file: f}
+	o.data = fmt.Sprintf("over %016x\nby %08x", m.rnd.Uint64(), m.rnd.Uint32())
+	o.meta = m.meta()
+	o.meta.PID = h.pid
+	m.overwrite(o)
 }
 
 // kernelUnlink does what the mount does before an unlink, and that.
@@ -257,51 +243,11 @@ func (m *model) kernelUnlink(f *modelFile) {
 	f.unlinked = true
 }
 
-// segment is what comes out of a file: in any case, or perhaps.
-type segment struct {
-	data  string
-	maybe bool
-}
-
-func (w *modelWriter) add(data string) {
-	if n := len(w.segs); n > 0 && !w.segs[n-1].maybe {
-		w.segs[n-1].data += data
-		return
-	}
-	w.segs = append(w.segs, segment{data, false})
-}
-
-// match compares what came out with the segments. Unless all is closed the end of it may
-// still be missing.
-func (w *modelWriter) match(got string, all bool) error {
-	at := 0
-	for _, s := range w.segs {
-		rest := got[at:]
-		switch {
-		case strings.HasPrefix(rest, s.data):
-			at += len(s.data)
-		case s.maybe:
-		case !all && strings.HasPrefix(s.data, rest):
-			return nil
-		default:
-			i := 0
-			for i < len(rest) && i < len(s.data) && rest[i] == s.data[i] {
-				i++
-			}
-			return fmt.Errorf("%d bytes; at %d it has %.40q, want %.40q", len(got), at+i, rest[i:], s.data[i:])
-		}
-	}
-	if at < len(got) {
-		return fmt.Errorf("%d bytes too many: %.60q", len(got)-at, got[at:])
-	}
-	return nil
-}
-
 // death is what happens between a kill and the next start: programs go on writing where
 // nothing keeps them from it.
 func (m *model) death(takeover bool) {
 	for _, f := range append(append([]*modelFile(nil), m.open...), m.orphaned...) {
-		if takeover && f == m.truncating {
+		if takeover && (f == m.truncating || m.over != nil && f == m.over.file) {
 			continue // the kernel's lock is held as long as the connection is
 		}
 		for range m.rnd.IntN(3) {
@@ -351,6 +297,11 @@ func (m *model) orphans() {
 	m.open = nil
 }
 
+// isOpen reports whether w is a file of open mode that a program has open.
+func (m *model) isOpen(w *modelWriter) bool {
+	return m.isOrphan(w) || slices.ContainsFunc(m.open, func(f *modelFile) bool { return f.modelWriter == w })
+}
+
 func (m *model) isOrphan(w *modelWriter) bool {
 	for _, f := range m.orphaned {
 		if f.modelWriter == w {
@@ -360,33 +311,45 @@ func (m *model) isOrphan(w *modelWriter) bool {
 	return false
 }
 
-// endOrphans closes what orphans have open and waits until they are forgotten.
+// endOrphans closes what orphans have open and waits until they are forgotten. A kill
+// meanwhile may make more of them.
 func (m *model) endOrphans() {
-	for _, f := range m.orphaned {
+	for len(m.orphaned) > 0 {
+		f := m.orphaned[0]
 		for _, h := range f.handles {
 			unix.Close(h.fd)
 		}
-		f.handles = nil // it may be killed once more while this waits
-	}
-	for _, f := range m.orphaned {
-		started, said := time.Now(), false
-		m.waitFor("the end of an orphan", func() bool {
-			if !said && time.Since(started) > 15*time.Second {
-				said = true
-				m.Logf("still there: %s, %d bytes, next %d, committed %d, owes %v, stats %+v", f.number, m.s.Size(f.number), m.s.Next(), m.s.CommittedSeq(), m.s.Owes(0), m.c.Stats())
-			}
-			_, err := os.Stat(m.spoolFile(f.number))
-			if m.died() {
-				m.crashed()
-			}
-			return os.IsNotExist(err)
-		})
-	}
-	m.ticks++
-	for _, f := range m.orphaned {
+		f.handles = nil
+		m.orphanEnd(f)
+		m.ticks++
 		f.closed = m.ticks
+		m.orphaned = m.orphaned[1:]
 	}
-	m.orphaned = nil
+}
+
+func (m *model) orphanEnd(f *modelFile) {
+	started, said := time.Now(), false
+	m.waitFor("the end of an orphan", func() bool {
+		if !said && time.Since(started) > 15*time.Second {
+			said = true
+			m.Logf("still there: %s, %d bytes, next %d, committed %d, owes %v, stats %+v", f.number, m.s.Size(f.number), m.s.Next(), m.s.CommittedSeq(), m.s.Owes(0), m.c.Stats())
+			var stacks strings.Builder
+			_ = pprof.Lookup("goroutine").WriteTo(&stacks, 1)
+			open, _ := filepath.Glob("/proc/self/fd/*")
+			for _, fd := range open {
+				if to, _ := os.Readlink(fd); to == m.spoolFile(f.number) {
+					info, _ := os.ReadFile(strings.Replace(fd, "/fd/", "/fdinfo/", 1))
+					fmt.Fprintf(&stacks, "%s is open: %s\n", fd, info)
+				}
+			}
+			m.Log(stacks.String())
+		}
+		_, err := os.Stat(m.spoolFile(f.number))
+		if m.died() {
+			m.crashed()
+		}
+		return os.IsNotExist(err)
+	})
 }
 
 // closeAll is the end of all programs.
@@ -423,19 +386,6 @@ func (m *model) again(start func() error) {
 
 var startPoints = []string{
 	"capture/epoch", "capture/replayed", "capture/seal", "capture/committed", "spool/orphan-made", "spool/orphan-moved",
-}
-
-// checkKernel compares what came out of files of open mode.
-func (m *model) checkKernel(got map[uint32]string, w *modelWriter, all bool) {
-	if strings.HasPrefix(w.path, "no/") {
-		if got[w.pid] != "" {
-			m.Errorf("%s came out", w.path)
-		}
-		return
-	}
-	if err := w.match(got[w.pid], all); err != nil {
-		m.Errorf("file of %s by %d: %v", w.path, w.pid, err)
-	}
 }
 
 func modelOptions(rnd *rand.Rand) spool.Options {

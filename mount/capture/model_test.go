@@ -25,9 +25,11 @@ type model struct {
 	paths          []string
 	writers        []*modelWriter // open ones
 	all            []*modelWriter
-	open, orphaned []*modelFile // of open mode
-	truncating     *modelFile   // at the kill
-	era            int          // starts so far
+	open, orphaned []*modelFile   // of open mode
+	truncating     *modelFile     // at the kill
+	over           *overwriting   // at the kill
+	owing          []*modelWriter // files whose opener was not noted at a kill: the ring was full
+	era            int            // starts so far
 	ticks          int
 	broken         error // what stopped Run
 }
@@ -37,12 +39,10 @@ type modelWriter struct {
 	path   string
 	pid    uint32
 	want   strings.Builder
-	maybe  string // an overwrite that failed at a moment that does not tell whether it is committed
-	opened int    // in ticks
-	closed int    // 0: not by itself
+	opened int // in ticks
+	closed int // 0: not by itself
 	era    int
-	segs   []segment // of a file of open mode; want is not used then
-	opens  int       // of that
+	opens  int // of a file of open mode
 }
 
 func TestModel(t *testing.T) {
@@ -200,8 +200,9 @@ func (m *model) text() string {
 	return string(b)
 }
 
-func (m *model) write1() {
-	w := m.some()
+func (m *model) write1() { m.writeBy(m.some()) }
+
+func (m *model) writeBy(w *modelWriter) {
 	data := m.text()
 	off, end := int64(0), true
 	if m.rnd.IntN(40) == 0 {
@@ -219,6 +220,8 @@ func (m *model) write1() {
 	m.must(err)
 	w.want.WriteString(data[:n])
 }
+
+var errKilledOver = errors.New("killed before the overwriting pwrite")
 
 // died reports whether Run has ended by itself.
 func (m *model) died() bool {
@@ -275,26 +278,7 @@ func (m *model) overwrite1() {
 	if w.h.Size() == 0 {
 		return
 	}
-	m.unhold()
-	data := m.text()
-	off := m.rnd.Int64N(w.h.Size())
-	x := m.meta1(w)
-	e := spool.Entry{Writer: w.h.Writer, PathID: w.h.PathID, Path: w.path, PID: x.PID, UID: x.UID, GID: x.GID, Time: x.Time}
-	err := m.c.Overwrite(m.ctx(), w.h.Number(), e, []byte(data), off+int64(len(data)))
-	m.Logf("overwrite by %d of %s, %d at %d, size %d: %v", w.pid, w.path, len(data), off, w.h.Size(), err)
-	if err != nil {
-		m.note(err)
-		w.maybe = data
-		return
-	}
-	w.want.WriteString(data)
-	if m.rnd.IntN(8) == 0 {
-		m.broken = errors.New("killed before the overwriting pwrite")
-		return
-	}
-	if n, err := w.h.Overwrite([]byte(data), off); err != nil || n != len(data) {
-		m.Fatal(n, err)
-	}
+	m.overwrite(&overwriting{w: w, handle: &w.h, data: m.text(), off: m.rnd.Int64N(w.h.Size()), meta: m.meta1(w)})
 }
 
 // crashed is a kill -9 and a start, which may be killed again: by a worker that takes the
@@ -302,14 +286,20 @@ func (m *model) overwrite1() {
 // to spool files that the kernel let them have.
 func (m *model) crashed() {
 	m.disarm()
+	for _, f := range m.open {
+		if m.s.Owes(f.number) && !slices.Contains(m.owing, f.modelWriter) {
+			m.owing = append(m.owing, f.modelWriter)
+		}
+	}
 	err := m.crash()
+	m.settleOverwrite()
 	takeover, orphans := m.rnd.IntN(3) == 0, m.rnd.IntN(2) == 0
 	m.Logf("crash %d: run %v, model %v; takeover %v, orphans %v", m.era, err, m.broken, takeover, orphans)
 	m.broken = nil
 	if takeover {
 		m.death(true)
 		m.again(m.taken)
-		m.resolve()
+		m.resendOverwrite()
 		m.checkAll(false)
 		return
 	}
@@ -329,24 +319,36 @@ func (m *model) crashed() {
 	m.writers = nil
 	m.again(func() error { m.rig.open(); return m.c.Recover(m.ctx(), nil) })
 	m.era++
-	m.resolve()
+	m.over = nil
 	m.checkAll(false)
 }
 
-// resolve finds out what became of overwrites that failed.
-func (m *model) resolve() {
-	got := m.byPID()
-	for _, w := range m.all {
-		if w.maybe != "" && got[w.pid] == w.want.String()+w.maybe {
-			w.want.WriteString(w.maybe)
-		}
-		w.maybe = ""
+// attributed is all records. What the kernel wrote for somebody whose opening was owed at a
+// kill comes as nobody's: whose it is, of the files of its path with that, its bytes tell.
+func (m *model) attributed() []rec {
+	all := m.records()
+	if len(m.owing) == 0 {
+		return all
 	}
+	got := map[uint32]int{}
+	for i := range all {
+		x := &all[i]
+		if x.pid == 0 && x.flags&record.Recovered != 0 {
+			for _, w := range m.owing {
+				if w.path == x.path && strings.HasPrefix(w.want.String()[min(got[w.pid], w.want.Len()):], x.data) {
+					x.pid = w.pid
+					break
+				}
+			}
+		}
+		got[x.pid&pidMask] += len(x.data)
+	}
+	return all
 }
 
 func (m *model) byPID() map[uint32]string {
 	got := map[uint32]*strings.Builder{}
-	for _, x := range m.records() {
+	for _, x := range m.attributed() {
 		b := got[x.pid&pidMask]
 		if b == nil {
 			b = &strings.Builder{}
@@ -391,15 +393,11 @@ func (m *model) checkAll(end bool) {
 	m.Helper()
 	got := m.byPID()
 	for _, w := range m.all {
-		if w.opens > 0 {
-			m.checkKernel(got, w, end)
-			continue
-		}
 		want := w.want.String()
 		if strings.HasPrefix(w.path, "no/") {
 			want = ""
 		}
-		open := slices.Contains(m.writers, w)
+		open := slices.Contains(m.writers, w) || m.isOpen(w)
 		if g := got[w.pid]; g != want && (!open || !strings.HasPrefix(want, g)) {
 			i := 0
 			for i < len(g) && i < len(want) && g[i] == want[i] {
@@ -428,7 +426,7 @@ func (m *model) checkLines() {
 	m.Helper()
 	inside := map[string]rec{} // path: the last record, if it did not end its line
 	piece := map[uint32]bool{}
-	for i, x := range m.records() {
+	for i, x := range m.attributed() {
 		if x.pid &= pidMask; x.pid == 0 {
 			m.Fatalf("record %d is nobody's: %v", i, x)
 		}
@@ -447,7 +445,7 @@ func (m *model) checkLines() {
 			m.Errorf("record %d comes inside a line of its writer: %v", i, x)
 		case p.pid != 0 && p.pid != x.pid && x.flags&record.Break == 0 && m.together(p, x):
 			m.Errorf("record %d goes on in another writer's line: %v after %v", i, x, p)
-		case x.flags&record.Break != 0 && (p.pid == 0 || !m.together(p, x)):
+		case x.flags&(record.Break|record.Recovered) == record.Break && (p.pid == 0 || !m.together(p, x)): // of recovered bytes nobody knows
 			m.Errorf("record %d has a break that is not needed: %v after %v", i, x, p)
 		}
 		piece[x.pid] = x.flags&(record.PieceFirst|record.PieceMiddle) != 0

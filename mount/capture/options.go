@@ -48,6 +48,7 @@ type Store interface {
 	DetachOrphans(taken bool) (int, error)
 	PunchAll(n spool.Number, size int64) (spool.Cut, error)
 	Unpunch(n spool.Number)
+	Lengthen(n spool.Number, size int64) error
 }
 
 // Queue is what capture uses of the queue.

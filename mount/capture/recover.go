@@ -94,7 +94,8 @@ func (c *Capture) recover(ctx context.Context) error {
 
 // takeFile makes the state of one spool file, and has its position follow a file that
 // is shorter: after power loss its last pages can be missing, and what is written next
-// would be taken for captured.
+// would be taken for captured. (With a connection that is taken over there was no power
+// loss: the file follows its position.)
 func (c *Capture) takeFile(info *spool.FileInfo, st *stored) error {
 	f := c.fileOf(info.Number)
 	p, known := st.pos[info.Number]
@@ -119,7 +120,13 @@ func (c *Capture) takeFile(info *spool.FileInfo, st *stored) error {
 		c.extra = append(c.extra, kv{Key: cutKey(f.number)})
 		c.dirtyFile(f)
 	}
-	if f.pos > info.Size {
+	if f.pos > info.Size && c.live != nil {
+		// Committed by an overwrite past the end and not written: the request comes again and
+		// puts it there. No other write may have that place.
+		if err := c.o.Store.Lengthen(info.Number, f.pos); err != nil {
+			return fmt.Errorf("make room for an overwrite that was committed: %w", err)
+		}
+	} else if f.pos > info.Size {
 		c.n.shrunk.Add(1)
 		c.o.Logger.Warn("spool file is shorter than what was captured of it: bytes that were not on disk yet are in the queue; going on from its end",
 			"file", f.number.String(), "path", name, "size", info.Size, "captured", f.pos)

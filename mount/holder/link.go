@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +48,7 @@ type Link struct {
 	handover chan struct{}
 	gone     chan struct{}
 	leave    sync.Once
+	alive    atomic.Pointer[func() bool] // nil: being able to answer is enough
 }
 
 // FromEnv returns the link of a worker, and nil in a process that no holder started. It
@@ -121,7 +123,9 @@ func (l *Link) read() {
 		case typeLeave:
 			l.leave.Do(func() { close(l.handover) })
 		case typePing:
-			_ = l.ch.send(message{Type: typePong}, -1) // a holder that is gone is noticed by recv
+			if alive := l.alive.Load(); alive == nil || (*alive)() {
+				_ = l.ch.send(message{Type: typePong}, -1) // a holder that is gone is noticed by recv
+			}
 		}
 		if m.fd >= 0 {
 			_ = unix.Close(m.fd)
@@ -204,6 +208,15 @@ func (l *Link) Ready() error {
 		return nil
 	}
 	return l.ch.send(message{Type: typeReady}, -1)
+}
+
+// Watch has the holder answered only while alive says so: one that is not answered for half
+// of its time limit kills this worker and starts another. alive is called about once a second,
+// by one goroutine, and must not wait.
+func (l *Link) Watch(alive func() bool) {
+	if l != nil {
+		l.alive.Store(&alive)
+	}
 }
 
 // Stops gives the name of the signal that the holder was told to stop with: the first one

@@ -84,27 +84,28 @@ func try(dir string) error {
 	if _, err := unix.Write(dev, rewrite(b[:n], reply, true)); err != nil {
 		return fmt.Errorf("answer INIT: %w", err)
 	}
-	return (&Device{fd: dev}).TryBacking(dir)
+	_, err = (&Device{fd: dev}).TryBacking(dir)
+	return err
 }
 
 // TryBacking registers a new file without a name in dir as a backing file and gives it
-// up again: whether files there can be.
-func (d *Device) TryBacking(dir string) error {
+// up again: whether files there can be. It returns the id that it had: the kernel gives the
+// next higher one next.
+func (d *Device) TryBacking(dir string) (id int32, err error) {
 	f, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return fmt.Errorf("make a file without a name in %s: %w", dir, err)
+		return 0, fmt.Errorf("make a file without a name in %s: %w", dir, err)
 	}
 	defer unix.Close(f)
 	ro, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", f), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open a file without a name in %s again: %w", dir, err)
+		return 0, fmt.Errorf("open a file without a name in %s again: %w", dir, err)
 	}
 	defer unix.Close(ro)
-	id, err := d.OpenBacking(ro)
-	if err != nil {
-		return fmt.Errorf("files in %s cannot stand behind files of a mount: %w", dir, err)
+	if id, err = d.OpenBacking(ro); err != nil {
+		return 0, fmt.Errorf("files in %s cannot stand behind files of a mount: %w", dir, err)
 	}
-	return d.CloseBacking(id)
+	return id, d.CloseBacking(id)
 }
 
 // unmounted makes a FUSE file system on dev without mounting it.

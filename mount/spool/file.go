@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +16,7 @@ import (
 var (
 	fpNoted     = failpoint.New("spool/noted")
 	fpWritten   = failpoint.New("spool/written")
+	fpOverwrite = failpoint.New("spool/overwrite") // bytes that are committed are about to be written over others
 	fpTruncated = failpoint.New("spool/truncated")
 )
 
@@ -302,19 +304,54 @@ func (f *File) cutFailed(size int64) {
 }
 
 // Overwrite writes over bytes that the file has, and past its end, after the capture
-// has committed them. It makes no note.
+// has committed them. It makes no note. The file gets as long as its position then is, also
+// where the bytes cannot be written: ErrShort where not even that can be done.
 func (h *Handle) Overwrite(p []byte, off int64) (int, error) {
 	f := h.File
 	h.wrote.Store(true)
 	h.ever.Store(true)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	n, err := unix.Pwrite(f.fd, p, off)
+	n, err := 0, error(unix.EIO)
+	if fpOverwrite.Inject() == nil {
+		n, err = unix.Pwrite(f.fd, p, off)
+	}
+	n = max(n, 0)
 	if n > 0 && off+int64(n) > f.size.Load() {
 		f.size.Store(off + int64(n))
 		f.told = max(f.told, off+int64(n))
 	}
-	return max(n, 0), err
+	if n < len(p) {
+		err = errors.Join(err, f.lengthen(off+int64(len(p))))
+	}
+	return n, err
+}
+
+// Lengthen makes file n at least size bytes long, all of which are committed: an overwrite
+// past the end was, and its worker killed before the pwrite. What is written to the file
+// next must not begin below its position, where it would count as captured.
+func (s *Store) Lengthen(n Number, size int64) error {
+	f, err := s.Acquire(n)
+	if err != nil {
+		return err
+	}
+	defer f.Release()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lengthen(size)
+}
+
+// lengthen needs f.mu.
+func (f *File) lengthen(size int64) error {
+	if f.Size() >= size {
+		return nil
+	}
+	if err := unix.Ftruncate(f.fd, size); err != nil {
+		return fmt.Errorf("%w: file %s, %d bytes, position %d: %w", ErrShort, f.number, f.Size(), size, err)
+	}
+	f.size.Store(size)
+	f.told = max(f.told, size)
+	return nil
 }
 
 // Flush notes a close(2) of one of h's descriptors, if h wrote since the last one. On

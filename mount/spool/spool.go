@@ -56,6 +56,10 @@ var (
 	ErrOverwrite = errors.New("spool: write over what the file has")
 )
 
+// ErrShort: a spool file is shorter than what is committed of it and cannot be made longer.
+// What is written to it next would be taken for captured: nothing more may be accepted.
+var ErrShort = errors.New("spool: file is shorter than its position")
+
 // Number names a spool file for ever. Numbers begin at 1.
 type Number uint64
 
@@ -125,6 +129,7 @@ type Options struct {
 	Readback      int64  // bytes before the committed position that Punch leaves to be read; 0 means none
 	PunchEvery    int64  // granularity of punching under load; 4 MiB
 	Logger        *slog.Logger
+	Failed        func(error) // told when something could not be synced: nothing more may be accepted, see synced
 
 	// How long DetachOrphans waits for a writer to go, since processes that were killed just
 	// now still close their files, and how often an orphan is looked after; 200 ms.
@@ -176,6 +181,9 @@ func Open(dir string, o Options) (*Store, error) {
 	if o.PunchEvery == 0 {
 		o.PunchEvery = 4 << 20
 	}
+	if o.Failed == nil {
+		o.Failed = func(error) {}
+	}
 	if o.OrphanPatience == 0 {
 		o.OrphanPatience = 200 * time.Millisecond
 	}
@@ -224,8 +232,8 @@ func (s *Store) open() (err error) {
 	if err != nil {
 		return err
 	}
-	s.numbers = idRange{word: s.journal.mem[hdrNumbers:], step: 1 << 10, sync: s.journal.syncHeader}
-	s.writers = idRange{word: s.journal.mem[hdrWriters:], step: 1 << 16, sync: s.journal.syncHeader}
+	s.numbers = idRange{word: s.journal.mem[hdrNumbers:], step: 1 << 10, sync: s.syncHeader}
+	s.writers = idRange{word: s.journal.mem[hdrWriters:], step: 1 << 16, sync: s.syncHeader}
 	s.numbers.begin(uint64(highest) + 1)
 	s.writers.begin(1)
 	return nil
@@ -256,6 +264,8 @@ func (r *idRange) take() (uint64, error) {
 	r.next++
 	return r.next - 1, nil
 }
+
+func (s *Store) syncHeader() error { return s.synced(fpSyncHeader, s.journal.syncHeader) }
 
 func (j *journal) syncHeader() error {
 	if err := unix.Msync(j.mem[:headerSize], unix.MS_SYNC); err != nil {

@@ -337,7 +337,7 @@ func (s *Store) SyncDir(path string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Fsync(fd)
+	return s.synced(fpSyncDir, func() error { return unix.Fsync(fd) })
 }
 
 // Chmod, Chown and Utimens change a file; their Dir forms a directory.

@@ -78,7 +78,7 @@ func (f *File) punchAll(size int64) (Cut, error) {
 		f.unpunch()
 		return c, fmt.Errorf("mark spool file %s before its truncation: %w", f.number, err)
 	}
-	if err := unix.Fdatasync(f.fd); err != nil {
+	if err := f.s.synced(fpSyncCut, func() error { return unix.Fdatasync(f.fd) }); err != nil {
 		return c, fmt.Errorf("sync spool file %s before its truncation: %w", f.number, err)
 	}
 	return c, nil
