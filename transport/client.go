@@ -267,7 +267,8 @@ type RecalledBatch struct {
 // What a client has from Next is then in the result, or comes back through Acked or
 // Refused: a batch that Next gave while Recall ran comes as Refused with the code
 // Recalled, and was never sent. A recalled batch that was sent may still be reported by
-// Acked, as long as its connection lives and Forget was not called.
+// Acked, as long as its connection lives and Forget was not called; if it was given to
+// this client again meanwhile, for each time that it was given.
 func (c *Client) Recall(seqs ...uint64) []RecalledBatch { return c.flights.recallThese(seqs) }
 
 // RecallAll is Recall for all that is not answered.

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -30,9 +31,11 @@ type flights struct {
 	changed chan struct{} // holds a token after each change that someone may wait for
 
 	recalled map[batch.ID]*flight // they may still be acked on this connection
-	pulling  bool                 // Next was called and what it gives is not added yet
-	backAll  bool                 // it is to go back, whatever it is
-	back     map[uint64]struct{}  // it is to go back, if it is one of these
+	next     context.Context      // of the call of Next
+	stopNext context.CancelFunc
+	pulling  bool                // Next was called and what it gives is not added yet
+	backAll  bool                // it is to go back, whatever it is
+	back     map[uint64]struct{} // it is to go back, if it is one of these
 }
 
 func (f *flights) init() {
@@ -46,17 +49,33 @@ func (f *flights) size() (n int, bytes int64) {
 	return len(f.byID), f.bytes
 }
 
-// pull notes that Next is about to be called, and unpull that it gave nothing.
-func (f *flights) pull() {
+// pull notes that Next is about to be called, and returns the context for it, which ends
+// with ctx or when something is recalled.
+func (f *flights) pull(ctx context.Context) context.Context {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.pulling = true
+	if f.next == nil || f.next.Err() != nil {
+		f.next, f.stopNext = context.WithCancel(ctx)
+	}
+	return f.next
 }
 
+// unpull notes that Next gave nothing.
 func (f *flights) unpull() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.pulling, f.backAll, f.back = false, false, nil
+}
+
+// endPull frees what pull made for a connection that is over.
+func (f *flights) endPull() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopNext != nil {
+		f.stopNext()
+	}
+	f.next, f.stopNext = nil, nil
 }
 
 // What add found.
@@ -212,7 +231,10 @@ func (f *flights) recall(want func(*flight) bool) (out []RecalledBatch) {
 func (f *flights) recallAll() []RecalledBatch {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.backAll = f.pulling
+	if f.pulling {
+		f.backAll = true
+		f.stopNext()
+	}
 	return f.recall(func(*flight) bool { return true })
 }
 
@@ -227,7 +249,8 @@ func (f *flights) recallThese(seqs []uint64) []RecalledBatch {
 	for _, r := range out {
 		delete(set, r.Seq)
 	}
-	if f.pulling {
+	if f.pulling && len(set) > 0 {
+		f.stopNext()
 		if f.back == nil {
 			f.back = set
 		}

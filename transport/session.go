@@ -69,6 +69,7 @@ func newSession(ctx context.Context, c *Client, nc net.Conn) *session {
 func (s *session) run() error {
 	stop := watch(s.ctx, s.nc, true)
 	defer stop()
+	defer s.c.flights.endPull()
 	defer s.stopPull()
 	if err := s.handshake(); err != nil {
 		s.cancel(err)
@@ -220,12 +221,12 @@ func (s *session) send() error {
 		if err := s.waitFor(s.pull, func() bool { return s.hasRoom() }); err != nil {
 			break
 		}
-		s.c.flights.pull()
-		seq, b, err := s.c.src.Next(s.pull)
+		ctx := s.c.flights.pull(s.pull)
+		seq, b, err := s.c.src.Next(ctx)
 		if err != nil {
 			s.c.flights.unpull()
-			if s.pull.Err() != nil {
-				break
+			if ctx.Err() != nil {
+				continue // recalled, or the loop's end
 			}
 			return &sourceError{err}
 		}

@@ -406,4 +406,3 @@ func TestSenderMustBeThePeer(t *testing.T) {
 	nc.Close()
 	_, _ = io.Copy(io.Discard, nc)
 }
-
