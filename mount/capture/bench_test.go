@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"ftfuse/internal/record"
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
 )
@@ -197,17 +196,13 @@ func BenchmarkCaptureQueue(b *testing.B) {
 	}
 }
 
-// BenchmarkLanes is BenchmarkCaptureQueue of 64 files, by buckets, and by codec.
+// BenchmarkLanes is BenchmarkCaptureQueue of 64 files, by buckets.
 func BenchmarkLanes(b *testing.B) {
 	for _, buckets := range []int{1, 4, 16} {
 		for _, size := range []int{128, 4096, 65536} {
 			c := benchCase{line: 128, size: size, writers: 4, paths: 64, o: Options{Buckets: buckets}}
 			b.Run(fmt.Sprintf("%d-buckets/%v", buckets, c), func(b *testing.B) { runQueueBench(b, c) })
 		}
-	}
-	for _, codec := range []record.Codec{record.CodecNone, record.CodecS2, record.CodecZstd} {
-		c := benchCase{line: 128, size: 65536, writers: 4, paths: 64, o: Options{Codec: codec}}
-		b.Run(fmt.Sprintf("%v/%v", codec, c), func(b *testing.B) { runQueueBench(b, c) })
 	}
 }
 
