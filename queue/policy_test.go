@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -167,5 +168,36 @@ func TestWhatAPolicyDropsIsNamedInTheLog(t *testing.T) {
 		if !strings.Contains(out.String(), "level=WARN") || !strings.Contains(out.String(), dropped) {
 			t.Errorf("policy %v: the log does not name batch %s:\n%s", p, dropped, &out)
 		}
+	}
+}
+
+// TestAsideDoesNotWaitBehindWhatWaitsForRoom: whoever makes room may have to store
+// something first.
+func TestAsideDoesNotWaitBehindWhatWaitsForRoom(t *testing.T) {
+	q := mustOpen(t, t.TempDir(), Options{MaxBytes: 100 << 10, Cursors: []string{"out"}})
+	c := mustCursor(t, q, "out")
+	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, 1, 90<<10)}})
+	waiting := make(chan error, 1)
+	go func() {
+		_, err := q.Submit(t.Context(), &Txn{Entries: []Entry{testEntry(1, 2, 90<<10)}})
+		waiting <- err
+	}()
+	for len(q.submit) == 0 { // it has begun to wait
+		runtime.Gosched()
+	}
+	done := make(chan error, 1)
+	if _, err := q.Submit(t.Context(), &Txn{Aside: true, Set: []KV{{Key: "a", Value: []byte("b")}}, Done: func(err error) { done <- err }}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	it, err := c.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Ack(it.Seq)
+	if err := <-waiting; err != nil {
+		t.Fatal(err)
 	}
 }

@@ -117,6 +117,9 @@ type Txn struct {
 	// Again takes Entries although their ids are in the delivered set (with another CRC it is
 	// ErrConflict still), and waits while the queue is full, whatever OnFull says.
 	Again bool
+	// Aside lets a Txn without Entries and Prepare pass those that wait for room: state of
+	// its own, without which nobody could make room.
+	Aside bool
 	// Done is optional. It is called once from the committer's goroutine, in commit
 	// order, with nil when the commit is on disk, or with the error that stopped the
 	// queue. It must not block. For a duplicate it comes not before the original is
@@ -173,6 +176,8 @@ type Options struct {
 	// for them alone is a Loss with Copy set, and not in LostRanges.
 	Copies []string
 
+	cheapRanges int // see there; tests set it
+
 	// Wants is optional: false for a lane that a cursor does not want, which counts as acked
 	// by it when it is committed. What nobody wants is dropped, and counted as LostNoCursor.
 	// It is called with the queue's locks held and must call nothing of it.
@@ -201,6 +206,9 @@ func (o Options) withDefaults() (Options, error) {
 	def(&o.MemoryBytes, DefaultMemoryBytes)
 	def(&o.ReserveBytes, DefaultReserveBytes)
 	def(&o.IdleBytes, DefaultIdleBytes)
+	if o.cheapRanges == 0 {
+		o.cheapRanges = cheapRanges
+	}
 	if o.CommitEvery == 0 {
 		o.CommitEvery = DefaultCommitEvery
 	}
@@ -235,31 +243,30 @@ type Queue struct {
 
 	submit chan struct{} // held by the one Submit that decides; orders all Txns
 
-	mu         sync.Mutex
-	node       batch.Node
-	nextSeq    uint64 // of the next entry submitted
-	committed  uint64 // newest seq on disk
-	pending    group  // submitted, not yet taken by the committer
-	taking     int64  // bytes taken by the committer, not yet on disk
-	mem        window
-	cache      *blockCache
-	segs       []*segment      // ascending; the last is the active one
-	cursors    []*Cursor       // in order of Options.Cursors
-	retired    []*Cursor       // stored, and not configured any more; until that is stored
-	newCursors bool            // one was not stored
-	replacing  map[uint64]bool // entries in whose place others were submitted
-	delivered  *DeliveredSet
-	losses     losses
-	lost       lostLanes
-	untold     []Loss        // not durable yet
-	told       []Loss        // durable, OnLoss was not called yet
-	live       int64         // bytes that some cursor has not passed; submitted ones included
-	deletes    []uint64      // blocks of the active segment that every cursor passed
-	room       chan struct{} // closed and replaced when there is more room
-	diskFull   bool
-	closed     bool
-	lastWork   time.Time // newest commit that held a Txn
-	ackSince   time.Time // oldest ack that is not durable; zero: none
+	mu        sync.Mutex
+	node      batch.Node
+	nextSeq   uint64 // of the next entry submitted
+	committed uint64 // newest seq on disk
+	pending   group  // submitted, not yet taken by the committer
+	taking    int64  // bytes taken by the committer, not yet on disk
+	mem       window
+	cache     *blockCache
+	segs      []*segment      // ascending; the last is the active one
+	cursors   []*Cursor       // in order of Options.Cursors
+	retired   []*Cursor       // stored, and not configured any more; until that is stored
+	replacing map[uint64]bool // entries in whose place others were submitted
+	delivered *DeliveredSet
+	losses    losses
+	lost      lostLanes
+	untold    []Loss        // not durable yet
+	told      []Loss        // durable, OnLoss was not called yet
+	live      int64         // bytes that some cursor has not passed; submitted ones included
+	deletes   []uint64      // blocks of the active segment that every cursor passed
+	room      chan struct{} // closed and replaced when there is more room
+	diskFull  bool
+	closed    bool
+	lastWork  time.Time // newest commit that held a Txn
+	ackSince  time.Time // oldest ack that is not durable; zero: none
 
 	kvMu sync.RWMutex
 	kv   map[string][]byte // as of the newest submitted Txn

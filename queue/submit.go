@@ -10,12 +10,13 @@ import (
 
 // group is what is committed in one bbolt transaction.
 type group struct {
-	txns  []*Txn
-	items []*memItem
-	kv    map[string][]byte // nil: delete
-	bytes int64
-	sync  bool
-	puts  map[string][]byte // set when the group is taken: kv, and the delivered set
+	txns     []*Txn
+	items    []*memItem
+	kv       map[string][]byte // nil: delete
+	bytes    int64
+	sync     bool
+	replaces bool              // an entry takes another's place
+	puts     map[string][]byte // set when the group is taken: kv, and the delivered set
 }
 
 // Submit appends t to what will be committed. Txns are committed in the order in which
@@ -26,6 +27,9 @@ type group struct {
 func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
 	if err := checkEntries(t.Entries); err != nil {
 		return Fresh, err
+	}
+	if t.Aside && len(t.Entries) == 0 && t.Prepare == nil {
+		return q.aside(t)
 	}
 	select {
 	case q.submit <- struct{}{}:
@@ -81,6 +85,17 @@ func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
 	}
 	q.append(t, replaces)
 	return status, nil
+}
+
+// aside takes a Txn that has nothing but state, whoever waits.
+func (q *Queue) aside(t *Txn) (Status, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err := q.state(); err != nil {
+		return Fresh, err
+	}
+	q.enqueue(t, nil)
+	return Fresh, nil
 }
 
 // checkEntries refuses what could not be stored or found again.
@@ -216,6 +231,7 @@ func (q *Queue) append(t *Txn, replaces []replacement) {
 		if replaces != nil {
 			it.replaces = replaces[i]
 			q.replacing[it.replaces.seq] = true
+			q.pending.replaces = true
 		}
 		q.nextSeq++
 		q.mem.push(it)
