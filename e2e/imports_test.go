@@ -28,6 +28,7 @@ var engines = map[string][]string{
 	"ftfuse/internal/forward":   {"ftfuse/queue", "ftfuse/transport"},
 	"ftfuse/internal/upstream":  {"ftfuse/queue", "ftfuse/transport"},
 	"ftfuse/internal/report":    {"ftfuse/queue", "ftfuse/transport"},
+	"ftfuse/internal/service":   {"ftfuse/config", "ftfuse/transport"},
 }
 
 type goPackage struct {

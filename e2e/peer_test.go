@@ -27,7 +27,8 @@ type peer struct {
 	given    int
 	verdicts map[batch.ID]transport.Verdict // of what was refused; Code Taken: acked
 	more     chan struct{}                  // closed and replaced at every verdict
-	wait     func()                         // ends the client and waits for it
+	client   *transport.Client
+	wait     func() // ends the client and waits for it
 }
 
 var _ transport.Source = (*peer)(nil)
@@ -55,6 +56,7 @@ func startPeer(t *testing.T, from, dst *rig.Host, o peerOptions) *peer {
 			return c, err
 		},
 	}, p)
+	p.client = c
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -121,7 +123,9 @@ func sealedLine(t *testing.T, id batch.ID, host, path, line string) batch.Sealed
 	if !b.Add(&record.Attr{Host: host, Path: path, Time: time.Now().UnixNano()}, []byte(line)) {
 		t.Fatal("a line does not fit into a batch")
 	}
-	return b.Seal(id, time.Now().UnixNano())
+	sealed := b.Seal(id, time.Now().UnixNano())
+	sealed.Host = host
+	return sealed
 }
 
 // newLane is a lane of a source that nobody knows.

@@ -135,7 +135,9 @@ type Host struct {
 	Config func() string
 	Kind   string   // the role: mount, relay or receive
 	Env    []string // added to the role's environment
-	Role   *Role    // the newest one started
+	// HostName is the key `host` of the TOML file; Name if empty.
+	HostName string
+	Role     *Role // the newest one started
 
 	site *Site
 	net  *Namespace // nil: on the loopback
@@ -162,7 +164,11 @@ func (h *Host) Socket() string { return filepath.Join(h.State(), h.Kind, "ftfuse
 
 // WriteConfig writes the host's TOML file. Start does it too.
 func (h *Host) WriteConfig() error {
-	text := fmt.Sprintf("host = %q\nstate_dir = %q\n%s\n", h.Name, h.State(), h.Config())
+	name := h.HostName
+	if name == "" {
+		name = h.Name
+	}
+	text := fmt.Sprintf("host = %q\nstate_dir = %q\n%s\n", name, h.State(), h.Config())
 	if err := os.WriteFile(h.File(), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write the configuration of host %s: %w", h.Name, err)
 	}
