@@ -18,7 +18,8 @@ import (
 )
 
 // ErrCertificates is what Open and Reload return for files that are of no use: unreadable,
-// no PEM, a key that does not fit, a certificate that the CA did not sign or that is over.
+// no PEM, a key that does not fit, a certificate that the CA did not sign. One that is over
+// is taken: Leaf says until when it is good.
 var ErrCertificates = errors.New("certificates cannot be used")
 
 // Store holds a host's certificate, its key and the CA of its peers, as they were in the
@@ -131,56 +132,82 @@ func (s *Store) load() (*loaded, error) {
 	if err != nil {
 		return bad("read %s and %s: %w", s.cert, s.key, err)
 	}
-	pool, err := readPool(s.ca)
+	cas, err := readCAs(s.ca)
 	if err != nil {
 		return bad("read %s: %w", s.ca, err)
 	}
-	leaf := pair.Leaf
-	between := x509.NewCertPool()
-	for _, der := range pair.Certificate[1:] {
-		if c, err := x509.ParseCertificate(der); err == nil {
-			between.AddCert(c)
-		}
-	}
-	usages := []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool, Intermediates: between, KeyUsages: usages}); err != nil {
+	if err := signedBy(pair, cas); err != nil {
 		return bad("%s does not pass as one by %s: %w", s.cert, s.ca, err)
+	}
+	pool := x509.NewCertPool()
+	for _, c := range cas {
+		pool.AddCert(c)
 	}
 	base := tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		Certificates:           []tls.Certificate{pair},
 		SessionTicketsDisabled: true, // each connection shows its certificate
 	}
-	l := &loaded{server: base.Clone(), client: base.Clone(), leaf: leaf}
+	l := &loaded{server: base.Clone(), client: base.Clone(), leaf: pair.Leaf}
 	l.server.ClientCAs, l.server.ClientAuth = pool, tls.RequireAndVerifyClientCert
 	l.client.RootCAs = pool
 	return l, nil
 }
 
-// readPool reads a file of CA certificates and takes nothing else in it.
-func readPool(path string) (*x509.CertPool, error) {
+// signedBy returns nil if one of cas signed pair's certificate, whether or not one of them
+// is over or not good yet: that is for the peers to look at. A host whose clock is wrong,
+// or whose certificate ran out, still captures.
+func signedBy(pair tls.Certificate, cas []*x509.Certificate) (err error) {
+	between := x509.NewCertPool()
+	from := pair.Leaf.NotBefore
+	later := func(a, b time.Time) time.Time {
+		if a.After(b) {
+			return a
+		}
+		return b
+	}
+	for _, der := range pair.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("a certificate behind the first: %w", err)
+		}
+		between.AddCert(c)
+		from = later(from, c.NotBefore)
+	}
+	for _, ca := range cas {
+		roots := x509.NewCertPool()
+		roots.AddCert(ca)
+		if _, err = pair.Leaf.Verify(x509.VerifyOptions{
+			Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, CurrentTime: later(from, ca.NotBefore),
+		}); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// readCAs reads a file of CA certificates and takes nothing else in it.
+func readCAs(path string) ([]*x509.Certificate, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	n := 0
+	var cas []*x509.Certificate
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" {
 			continue
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", n+1, err)
+			return nil, fmt.Errorf("certificate %d: %w", len(cas)+1, err)
 		}
 		if !c.IsCA {
-			return nil, fmt.Errorf("certificate %d, of %s, is not one of a CA", n+1, c.Subject)
+			return nil, fmt.Errorf("certificate %d, of %s, is not one of a CA", len(cas)+1, c.Subject)
 		}
-		pool.AddCert(c)
-		n++
+		cas = append(cas, c)
 	}
-	if n == 0 {
+	if len(cas) == 0 {
 		return nil, errors.New("it has no PEM block CERTIFICATE")
 	}
-	return pool, nil
+	return cas, nil
 }
