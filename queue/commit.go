@@ -30,6 +30,7 @@ type committer struct {
 	retryAt   time.Time
 	ageAt     time.Time
 	rollAt    time.Time // not before this: the disk was full
+	ackedAt   time.Time // acks were written
 	ackAt     time.Time // acks are not written before this: not even they fit
 }
 
@@ -231,37 +232,29 @@ func (q *Queue) takePending() *group {
 	return &g
 }
 
-// commit writes g (which may be nil) and all acks in one transaction.
+// commit writes g (which may be nil) in one transaction, with all acks where they are due.
 func (c *committer) commit(g *group) error {
 	q := c.q
 	q.mu.Lock()
 	a := q.active()
-	ch := &change{puts: map[string][]byte{}, deletes: q.deletes}
-	q.deletes = nil
-	var sum tally
+	ch := &change{puts: map[string][]byte{}}
 	newest := q.committed
+	acks := c.acksNow(g)
+	if acks {
+		ch.deletes, q.deletes = q.deletes, nil // not those of blocks that this commit makes
+	}
 	if g != nil {
-		ch.entries = g.items
-		a.addBlocks(g.items)
-		for k, v := range g.puts {
-			ch.puts[k] = v
-		}
-		for _, it := range g.items {
-			sum.add(entryTally(&it.e, it.size))
-			a.ids.add(it.seq, it.e.Batch.ID)
-			newest = it.seq
-		}
+		newest = q.place(a, g, ch)
 	} else if c.held == nil && len(q.pending.txns) == 0 {
 		q.delivered.encode(ch.puts) // horizons; no Txn is in between
 	}
-	a.total.add(sum)
-	a.last = max(a.last, newest)
-	if g != nil {
-		q.settleNew(a, g.items)
+	var drained []*segment
+	var told []Loss
+	if acks {
+		c.ackedAt = time.Now()
+		told, q.untold = q.untold, nil
+		drained = q.encodeAcks(ch.puts)
 	}
-	drained := q.encodeAcks(ch.puts)
-	told := q.untold
-	q.untold = nil
 	ch.puts[segmentKey(classSegment, a.num)] = a.encodeRecord()
 	ch.puts[keyRoot] = rootRecord{q.node, newest}.encode()
 	q.mu.Unlock()
@@ -272,4 +265,44 @@ func (c *committer) commit(g *group) error {
 	c.publish(g, newest)
 	q.tell(told)
 	return c.remove(drained)
+}
+
+// place puts the entries of g into segment a, and all of g into ch. It returns the newest
+// seq. The caller holds mu.
+func (q *Queue) place(a *segment, g *group, ch *change) (newest uint64) {
+	newest = q.committed
+	ch.entries = g.items
+	a.addBlocks(g.items)
+	for k, v := range g.puts {
+		ch.puts[k] = v
+	}
+	for _, it := range g.items {
+		a.total.add(entryTally(&it.e, it.size))
+		a.ids.add(it.seq, it.e.Batch.ID)
+		newest = it.seq
+	}
+	a.last = max(a.last, newest)
+	q.settleNew(a, g.items)
+	return newest
+}
+
+// cheapRanges is how many ranges of acks are written with every commit. A cursor whose
+// destinations go at different speeds has a range for every batch that one of them took
+// before the others; written each time they would be more than the batches.
+const cheapRanges = 1024
+
+// acksNow says whether the acks go with the commit of g. Then all that hangs on them does:
+// deletes, losses, what segments have passed. The caller holds mu.
+func (c *committer) acksNow(g *group) bool {
+	q := c.q
+	if g == nil || g.replaces || q.closed || q.diskFull || len(q.retired) > 0 || time.Since(c.ackedAt) >= ackEvery {
+		return true
+	}
+	ranges := 0
+	for _, cur := range q.cursors {
+		if cur.dirty {
+			ranges += cur.acked.Len()
+		}
+	}
+	return ranges <= q.o.cheapRanges
 }

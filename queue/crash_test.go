@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 func crashOptions() Options {
 	return Options{
 		SegmentBytes: 256 << 10, MemoryBytes: 64 << 10, PendingBytes: 128 << 10, CommitEvery: time.Millisecond,
-		IdleBytes: 64 << 10, IdleAfter: time.Millisecond, ReserveBytes: 1 << 20, Dedupe: true, Cursors: []string{"out"},
+		IdleBytes: 64 << 10, IdleAfter: time.Millisecond, ReserveBytes: 1 << 20, Dedupe: true, Cursors: []string{"out"}, cheapRanges: 3,
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"sync"
 	"time"
 
 	"ftfuse/internal/batch"
@@ -235,27 +236,35 @@ type Imported struct {
 // Who has them downstream refuses them as duplicates. It waits where the queue is full. On
 // an error what was counted is imported; to import the same again does no harm.
 func (q *Queue) Import(ctx context.Context, r io.Reader) (Imported, error) {
-	var sum Imported
 	x, err := NewExportReader(r)
 	if err != nil {
-		return sum, err
+		return Imported{}, err
 	}
-	for {
-		s, err := x.Next()
-		if err == io.EOF {
-			sum.Unreadable = x.Total.Unreadable
-			return sum, q.Flush(ctx)
+	var conflicts []batch.ID
+	var mu sync.Mutex
+	var stored tally
+	for err == nil {
+		var s batch.Sealed
+		if s, err = x.Next(); err != nil {
+			break
 		}
-		if err == nil {
-			_, err = q.Submit(ctx, &Txn{Entries: []Entry{{Batch: s}}, Again: true})
-		}
-		switch {
-		case errors.Is(err, ErrConflict):
-			sum.Conflicts = append(sum.Conflicts, s.ID)
-		case err != nil:
-			return sum, errors.Join(err, q.Flush(ctx))
-		default:
-			sum.add(tally{1, uint64(s.Records), s.Payload, uint64(len(s.Data))})
+		t := tally{1, uint64(s.Records), s.Payload, uint64(len(s.Data))}
+		_, err = q.Submit(ctx, &Txn{Entries: []Entry{{Batch: s}}, Again: true, Done: func(err error) {
+			if err == nil {
+				mu.Lock()
+				stored.add(t)
+				mu.Unlock()
+			}
+		}})
+		if errors.Is(err, ErrConflict) {
+			conflicts, err = append(conflicts, s.ID), nil
 		}
 	}
+	if err == io.EOF {
+		err = nil
+	}
+	err = errors.Join(err, q.Flush(ctx))
+	mu.Lock()
+	defer mu.Unlock()
+	return Imported{Tally: stored, Conflicts: conflicts, Unreadable: x.Total.Unreadable}, err
 }

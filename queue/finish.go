@@ -28,10 +28,12 @@ func (q *Queue) encodeAcks(puts map[string][]byte) (drained []*segment) {
 			puts[segmentKey(classIDs, s.num)] = nil
 			drained = append(drained, s)
 		case s.dirty:
+			s.stored = s.passed
 			puts[segmentKey(classSegment, s.num)] = s.encodeRecord()
 			s.dirty = false
 		}
 	}
+	q.active().stored = q.active().passed
 	for _, c := range q.cursors {
 		if c.dirty {
 			puts[string(classCursor)+c.name] = c.encode()

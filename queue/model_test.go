@@ -79,7 +79,7 @@ func runModel(t *testing.T, seed uint64, ops int) {
 	m.o = Options{
 		SegmentBytes: 1 << (16 + r.IntN(5)), MemoryBytes: int64(1 + r.IntN(200<<10)), PendingBytes: 64 << 10, CommitBytes: int64(1 + r.IntN(64<<10)),
 		CommitEvery: time.Duration(1+r.IntN(3000)) * time.Microsecond, IdleBytes: 32 << 10, IdleAfter: time.Millisecond, ReserveBytes: 1 << 16,
-		Dedupe: true, Cursors: []string{"a", "b"}[:1+r.IntN(2)],
+		Dedupe: true, Cursors: []string{"a", "b"}[:1+r.IntN(2)], cheapRanges: 1 + r.IntN(6),
 		Wants: func(name string, lane batch.Lane) bool { return m.wants(name, lane) },
 	}
 	for _, name := range m.o.Cursors {

@@ -232,7 +232,6 @@ func (q *Queue) loadCursors(records map[string]cursorRecord) {
 		if ok {
 			c.acked = r.acked
 		} else {
-			q.newCursors = true
 			c.acked = q.passedRanges(records)
 			if len(records) > 0 {
 				q.log.Info("a new cursor begins with the oldest batch in the queue", slog.String("cursor", name))

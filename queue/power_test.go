@@ -17,7 +17,7 @@ import (
 func powerOptions() Options {
 	return Options{
 		SegmentBytes: 600 << 10, MemoryBytes: 64 << 10, PendingBytes: 128 << 10, CommitEvery: time.Millisecond,
-		IdleBytes: 64 << 10, IdleAfter: time.Millisecond, ReserveBytes: 1, Dedupe: true, Cursors: []string{"out"},
+		IdleBytes: 64 << 10, IdleAfter: time.Millisecond, ReserveBytes: 1, Dedupe: true, Cursors: []string{"out"}, cheapRanges: 3,
 	}
 }
 

@@ -262,6 +262,7 @@ func (x *inspection) writeRepaired(st *stored, l *loaded, note *RepairNote) erro
 	next := x.nums[len(x.nums)-1] + 1
 	puts := map[string][]byte{keyRoot: l.root.encode(), string(classKV) + RepairedKey: text}
 	for _, s := range l.segs {
+		s.stored = s.passed
 		puts[segmentKey(classSegment, s.num)] = s.encodeRecord()
 		puts[segmentKey(classIDs, s.num)] = s.ids.encode()
 	}

@@ -22,8 +22,9 @@ type segment struct {
 	total       tally
 	passed      tally // of what every cursor acked or lost
 	ids         idRuns
-	damaged     bool // something of it could not be read
-	dirty       bool // the stored record is behind
+	damaged     bool  // something of it could not be read
+	dirty       bool  // the stored record is behind
+	stored      tally // passed, as the record has it: that goes with the cursors'
 
 	io    sync.RWMutex // held to read, and locked to change the three below
 	db    *bbolt.DB    // nil unless it is the active one
@@ -64,7 +65,7 @@ func (s *segment) encodeRecord() []byte {
 	}
 	return appendFields(nil, s.first, s.last, damaged,
 		s.total.Batches, s.total.Records, s.total.Payload, s.total.Bytes,
-		s.passed.Batches, s.passed.Records, s.passed.Payload, s.passed.Bytes)
+		s.stored.Batches, s.stored.Records, s.stored.Payload, s.stored.Bytes)
 }
 
 func (s *segment) parseRecord(b []byte) error {
@@ -72,7 +73,7 @@ func (s *segment) parseRecord(b []byte) error {
 	_, err := readFields(b, &s.first, &s.last, &damaged,
 		&s.total.Batches, &s.total.Records, &s.total.Payload, &s.total.Bytes,
 		&s.passed.Batches, &s.passed.Records, &s.passed.Payload, &s.passed.Bytes)
-	s.damaged = damaged != 0
+	s.damaged, s.stored = damaged != 0, s.passed
 	return err
 }
 

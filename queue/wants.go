@@ -33,11 +33,11 @@ func (q *Queue) skipUnwanted(seg *segment, it *memItem) {
 }
 
 // settleCursors brings the entries that were stored before this start in line with the
-// cursors of this run: a new one needs not what it does not want, and what only a gone one
-// needed is lost. The gone one stays stored until the commit that says so. Nobody else has
+// cursors of this run: none needs what it does not want (one may be new, or its acks of that
+// were not stored), and what only a gone one needed is lost. The gone one stays stored until the commit that says so. Nobody else has
 // the queue yet.
 func (q *Queue) settleCursors() error {
-	if len(q.retired) == 0 && (!q.newCursors || q.o.Wants == nil) {
+	if len(q.retired) == 0 && q.o.Wants == nil {
 		return nil
 	}
 	var lost tally
@@ -51,13 +51,13 @@ func (q *Queue) settleCursors() error {
 		}
 	}
 	for _, c := range q.retired {
+		q.ackLater()
 		q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", c.name))
 	}
 	if lost.Batches > 0 {
 		q.log.Error("batches that only cursors needed which are no longer configured are dropped", slog.String("reason", LostNoCursor),
 			slog.Uint64("batches", lost.Batches), slog.Uint64("records", lost.Records), slog.Uint64("bytes", lost.Payload))
 	}
-	q.ackLater()
 	return nil
 }
 
@@ -69,9 +69,13 @@ func (q *Queue) settleOld(seg *segment, seq uint64) (lost tally, err error) {
 			gone, copies = true, copies && q.copyOnly(c)
 		}
 	}
+	var took tally
+	wanted := false
 	if id, ok := seg.ids.id(seq); ok && q.o.Wants != nil {
 		for _, c := range q.cursors {
-			if c.acked.Contains(seq) || q.wants(c, id.Lane) {
+			wants := q.wants(c, id.Lane)
+			wanted = wanted || wants
+			if wants || c.acked.Contains(seq) {
 				continue
 			}
 			t, err := q.tallyOf(seg, seq)
@@ -81,12 +85,17 @@ func (q *Queue) settleOld(seg *segment, seq uint64) (lost tally, err error) {
 				return lost, fmt.Errorf("read the head of entry %d: %w", seq, err)
 			}
 			c.take(seg, seq, t)
+			took = t
 		}
 	}
-	if !gone || q.needed(seq) {
-		return lost, nil
+	switch {
+	case q.needed(seq):
+	case gone || took.Batches > 0 && !wanted:
+		return q.loseUnneeded(seg, seq, gone && copies)
+	case took.Batches > 0:
+		q.pass(seg, seq, took)
 	}
-	return q.loseUnneeded(seg, seq, copies)
+	return lost, nil
 }
 
 // loseUnneeded drops an entry that only retired cursors have not acked.
