@@ -92,6 +92,16 @@ func (d *destination) next() *entry {
 			fl.out++
 			e.counted = true
 		}
+		if e != nil && e.twinAway() {
+			if e.counted {
+				e.counted = false
+				e.flow.out--
+				d.ready.update(e.flow)
+			}
+			e.stage, e.at = parked, nil
+			d.l.parked[e] = struct{}{}
+			continue
+		}
 		if e != nil {
 			e.stage, e.at = fetching, d
 			e.turn++
@@ -104,6 +114,17 @@ func (d *destination) next() *entry {
 		}
 		return e
 	}
+}
+
+// twinAway reports whether another copy of the same id is on its way: an answer names an
+// id, and must be that to one copy.
+func (e *entry) twinAway() bool {
+	for t := e.lane.byN[e.n]; t != nil; t = t.twin {
+		if t != e && (t.stage == fetching || t.stage == given) {
+			return true
+		}
+	}
+	return false
 }
 
 // stray returns the oldest stray that still waits, or nil.
@@ -160,7 +181,7 @@ func (d *destination) fetched(e *entry, turn uint32, b batch.Sealed, found bool,
 func (d *destination) Acked(seq uint64) { d.l.acked(d, seq) }
 
 // Final settles what the last node has.
-func (d *destination) Final(lane batch.Lane, r []batch.Range) { d.l.final(lane, r) }
+func (d *destination) Final(lane batch.Lane, r []batch.Range) { d.l.final(lane, r, false) }
 
 // Refused finds another way for a batch.
 func (d *destination) Refused(seq uint64, v transport.Verdict) { d.l.refused(d, seq, v) }

@@ -37,11 +37,14 @@ type finals struct {
 
 // laneFinals is one lane.
 type laneFinals struct {
-	sets    []batch.Ranges // by line
-	wanted  []bool         // by line
-	dirty   []bool         // not stored
-	below   uint64         // what upstream announced
-	tracked int            // batches that lines have
+	sets      []batch.Ranges // by line
+	claims    []batch.Ranges // by line: told, and not proven
+	ways      []way
+	waysDirty bool
+	wanted    []bool // by line
+	dirty     []bool // not stored
+	below     uint64 // what upstream announced
+	tracked   int    // batches that lines have
 }
 
 func newFinals(origin batch.Origin, names []string, wants func(int, batch.Lane) bool) *finals {
@@ -96,7 +99,7 @@ func (f *finals) lane(id batch.Lane) *laneFinals {
 	lf := f.lanes[id]
 	if lf == nil {
 		n := len(f.names)
-		lf = &laneFinals{sets: make([]batch.Ranges, n), wanted: make([]bool, n), dirty: make([]bool, n), below: 1}
+		lf = &laneFinals{sets: make([]batch.Ranges, n), claims: make([]batch.Ranges, n), wanted: make([]bool, n), dirty: make([]bool, n), below: 1}
 		for i := range n {
 			lf.wanted[i] = f.wants(i, id)
 			lf.dirty[i] = lf.wanted[i]
@@ -107,17 +110,11 @@ func (f *finals) lane(id batch.Lane) *laneFinals {
 	return lf
 }
 
-// track counts a batch that a line has read, and reports whether it is final there
-// already; then it is not counted.
-func (f *finals) track(line int, id batch.ID) bool {
+// track counts a batch of lane that a line has read.
+func (f *finals) track(lane batch.Lane) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	lf := f.lane(id.Lane)
-	if lf.sets[line].Contains(id.N) {
-		return true
-	}
-	lf.tracked++
-	return false
+	f.lane(lane).tracked++
 }
 
 func (f *finals) untrack(lane batch.Lane) {
@@ -128,37 +125,49 @@ func (f *finals) untrack(lane batch.Lane) {
 	}
 }
 
-// add notes what became final at a line and returns what of it is final at every line
-// that the lane goes to.
-func (f *finals) add(line int, lane batch.Lane, ranges []batch.Range) []batch.Range {
+// add notes what a line was told of: all that became final of lane, and what of that is
+// proven to be. It returns what is final at every line that the lane goes to.
+func (f *finals) add(line int, lane batch.Lane, told, proven []batch.Range) []batch.Range {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	lf := f.lane(lane)
-	for _, r := range ranges {
+	claims := lf.claims[line].All()
+	claims = subtract(unite(claims, told), proven)
+	lf.claims[line] = setOf(claims)
+	if len(proven) == 0 {
+		return nil
+	}
+	for _, r := range proven {
 		lf.sets[line].AddRange(r)
 	}
 	lf.dirty[line] = true
 	for i := range lf.sets {
 		if i != line && lf.wanted[i] {
-			ranges = intersect(ranges, lf.sets[i].All())
+			proven = intersect(proven, lf.sets[i].All())
 		}
 	}
-	return ranges
+	return proven
 }
 
-// intersect returns the numbers that are in both; each is ascending.
-func intersect(a, b []batch.Range) (both []batch.Range) {
-	for len(a) > 0 && len(b) > 0 {
-		if r := (batch.Range{First: max(a[0].First, b[0].First), Last: min(a[0].Last, b[0].Last)}); r.First <= r.Last {
-			both = append(both, r)
-		}
-		if a[0].Last < b[0].Last {
-			a = a[1:]
-		} else {
-			b = b[1:]
+// claimed reports whether a line was told that id is final, and had no proof.
+func (f *finals) claimed(line int, id batch.ID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lf := f.lanes[id.Lane]
+	return lf != nil && (lf.claims[line].Contains(id.N) || lf.sets[line].Contains(id.N))
+}
+
+// claims returns what a line was told is final without proof.
+func (f *finals) claims(line int) map[batch.Lane][]batch.Range {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := map[batch.Lane][]batch.Range{}
+	for lane, lf := range f.lanes {
+		if lf.claims[line].Len() > 0 {
+			all[lane] = lf.claims[line].All()
 		}
 	}
-	return both
+	return all
 }
 
 // everywhere returns what of lane is final at every line that it goes to.
@@ -169,7 +178,11 @@ func (f *finals) everywhere(lane batch.Lane) (set batch.Ranges) {
 	if lf == nil {
 		return set
 	}
-	var all []batch.Range
+	return setOf(lf.everywhere())
+}
+
+// everywhere is what is final at every line.
+func (lf *laneFinals) everywhere() (all []batch.Range) {
 	first := true
 	for i := range lf.sets {
 		switch {
@@ -180,27 +193,25 @@ func (f *finals) everywhere(lane batch.Lane) (set batch.Ranges) {
 			all = intersect(all, lf.sets[i].All())
 		}
 	}
-	for _, r := range all {
-		set.AddRange(r)
-	}
-	return set
+	return all
 }
 
-// upstream takes in a horizon that a peer announced: it is true everywhere.
-func (f *finals) upstream(lane batch.Lane, below uint64) {
+// upstream takes in a horizon that a peer announced, and returns the lines to which it
+// says anything new.
+func (f *finals) upstream(lane batch.Lane, below uint64) (lines []int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	lf := f.lane(lane)
 	if below <= lf.below || lane.Origin == f.origin {
-		return
+		return nil
 	}
 	lf.below = below
 	for i := range lf.sets {
 		if lf.wanted[i] && lf.sets[i].Next() < below {
-			lf.sets[i].AddRange(batch.Range{First: 1, Last: below - 1})
-			lf.dirty[i] = true
+			lines = append(lines, i)
 		}
 	}
+	return lines
 }
 
 // horizons lists what a line announces.
@@ -244,6 +255,9 @@ func (f *finals) unstored() []queue.KV {
 				lf.dirty[i] = false
 				set = append(set, queue.KV{Key: f.key(i, lane), Value: lf.sets[i].Append(nil)})
 			}
+		}
+		if lf.waysDirty {
+			set = append(set, lf.storedWays(lane))
 		}
 	}
 	return set
@@ -292,6 +306,7 @@ func (f *finals) remove(lane batch.Lane) {
 	for i := range f.names {
 		f.drop = append(f.drop, queue.KV{Key: f.key(i, lane)})
 	}
+	f.drop = append(f.drop, queue.KV{Key: waysKey(lane)})
 	delete(f.lanes, lane)
 	k := keyOf(Any, lane)
 	f.epochs[k] = slices.DeleteFunc(f.epochs[k], func(l batch.Lane) bool { return l == lane })

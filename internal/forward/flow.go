@@ -27,6 +27,7 @@ type entry struct {
 	seq     uint64
 	n       uint64 // in its lane
 	lane    *laneEntries
+	twin    *entry // another copy of the same id
 	flow    *flow
 	size    int64
 	records uint32

@@ -58,7 +58,7 @@ func newForwarder(o Options, s store) (*Forwarder, error) {
 	f.wants = func(line int, lane batch.Lane) bool { return wants(cursors[line], lane) }
 	f.finals = newFinals(origin, cursors, f.wants)
 	f.relabels = newRelabels(f, rand.Uint64())
-	if err := errors.Join(f.finals.load(s), f.relabels.load(s)); err != nil {
+	if err := errors.Join(f.finals.load(s), f.finals.loadWays(s), f.relabels.load(s)); err != nil {
 		return nil, err
 	}
 	committed := s.Stats().Committed
@@ -147,7 +147,7 @@ func (f *Forwarder) keep(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if set := slices.Concat(f.finals.unstored(), f.relabels.unstored()); len(set) > 0 {
-			if _, err := f.store.Submit(ctx, &queue.Txn{Set: set}); err != nil {
+			if _, err := f.store.Submit(ctx, &queue.Txn{Set: set, Aside: true}); err != nil {
 				return err
 			}
 		}
@@ -158,10 +158,21 @@ func (f *Forwarder) keep(ctx context.Context) error {
 // its source. It is announced downstream, and what is below counts as final here. It
 // does not block.
 func (f *Forwarder) Horizon(lane batch.Lane, below uint64) {
-	f.finals.upstream(lane, below)
+	for _, line := range f.finals.upstream(lane, below) {
+		f.lines[line].final(lane, []batch.Range{{First: 1, Last: below - 1}}, false)
+	}
 	f.skips.Merge(lane, below)
 	f.dropped.Merge(lane, below)
 }
+
+// Covers reports whether a relay that took id before may answer Duplicate to a copy that
+// came by via: where the id is final, or was taken by a way that has every node of via.
+// Otherwise the two copies may be sent to each other's nodes, and each be deleted on the
+// strength of the other: it must be taken again, as one more copy.
+func (f *Forwarder) Covers(id batch.ID, via []batch.Node) bool { return f.finals.covers(id, via) }
+
+// Took notes that a batch is durable here that came by via.
+func (f *Forwarder) Took(id batch.ID, via []batch.Node) { f.finals.took(id, via) }
 
 // Finals returns what of lane is final at every group that it goes to: what a relay
 // tells a peer that comes (back) and announces the lane.
@@ -171,20 +182,17 @@ func (f *Forwarder) Finals(lane batch.Lane) batch.Ranges { return f.finals.every
 // and will not come this way. It does not block.
 func (f *Forwarder) Skip(lane batch.Lane, skips ...transport.Skip) { f.skips.Add(lane, skips...) }
 
-// final passes on what became final at every line.
+// final passes on what became final at every line. A relabelled batch makes its old id
+// final too.
 func (f *Forwarder) final(lane batch.Lane, ranges []batch.Range) {
 	if len(ranges) == 0 {
 		return
 	}
 	for _, old := range f.relabels.final(lane, ranges) {
-		one := []batch.Range{{First: old.N, Last: old.N}}
 		for _, l := range f.lines {
-			if l.f.wants(l.index, old.Lane) {
-				f.finals.add(l.index, old.Lane, one)
+			if f.wants(l.index, old.Lane) {
+				l.final(old.Lane, []batch.Range{{First: old.N, Last: old.N}}, true)
 			}
-		}
-		if f.o.OnFinal != nil {
-			f.o.OnFinal(old.Lane, one)
 		}
 	}
 	if f.o.OnFinal != nil {

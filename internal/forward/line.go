@@ -13,9 +13,10 @@ import (
 
 // Bounds of what a line keeps in memory.
 const (
-	maxAhead   = 128 << 10 // batches that no next node has
-	maxUnfinal = 512 << 10 // batches that wait for their final ack, with KeepFinal
-	idleFlows  = 10 * time.Second
+	maxAhead     = 128 << 10 // batches that no next node has
+	maxUnfinal   = 512 << 10 // batches that wait for their final ack, with KeepFinal
+	abreastAfter = 100 * time.Millisecond
+	idleFlows    = 10 * time.Second
 )
 
 // line feeds the destinations of a group from one cursor: all of them, or, with
@@ -46,14 +47,37 @@ type line struct {
 	room    chan struct{} // for the reader
 	kick    chan struct{} // for the clock: there may be an earlier deadline
 	count   counts
+	known   bool          // everything in the queue was read, not long ago
 	behind  time.Duration // when it was last looked who stays behind
 	swept   time.Duration
 }
 
-// laneEntries are the batches of one lane that a line tracks.
+// laneEntries are the batches of one lane that a line tracks. An id may be there more
+// than once: copies that came different ways, see Forwarder.Covers.
 type laneEntries struct {
 	lane batch.Lane
-	byN  map[uint64]*entry
+	byN  map[uint64]*entry // the others follow at twin
+}
+
+func (le *laneEntries) add(e *entry) {
+	e.twin = le.byN[e.n]
+	le.byN[e.n] = e
+}
+
+func (le *laneEntries) remove(e *entry) {
+	at := le.byN[e.n]
+	if at == e {
+		if e.twin == nil {
+			delete(le.byN, e.n)
+		} else {
+			le.byN[e.n] = e.twin
+		}
+		return
+	}
+	for at.twin != e {
+		at = at.twin
+	}
+	at.twin = e.twin
 }
 
 // counts are what Stats shows of a line.
@@ -89,7 +113,7 @@ func (l *line) read(ctx context.Context) error {
 		if err := l.awaitRoom(ctx); err != nil {
 			return err
 		}
-		h, err := l.cursor.NextHead(ctx)
+		h, err := l.nextHead(ctx)
 		if err != nil {
 			return err
 		}
@@ -104,6 +128,22 @@ func (l *line) read(ctx context.Context) error {
 	}
 }
 
+// nextHead waits for the next head. When there is none for a moment, everything in the
+// queue is known here.
+func (l *line) nextHead(ctx context.Context) (queue.Head, error) {
+	if l.abreast() {
+		return l.cursor.NextHead(ctx)
+	}
+	short, cancel := context.WithTimeout(ctx, abreastAfter)
+	defer cancel()
+	h, err := l.cursor.NextHead(short)
+	if err == nil || ctx.Err() != nil || short.Err() == nil {
+		return h, err
+	}
+	l.catchUp()
+	return l.cursor.NextHead(ctx)
+}
+
 // awaitRoom waits until one more entry may be read.
 func (l *line) awaitRoom(ctx context.Context) error {
 	for {
@@ -113,6 +153,7 @@ func (l *line) awaitRoom(ctx context.Context) error {
 		if ok {
 			return nil
 		}
+		l.fallBehind()
 		select {
 		case <-l.room:
 		case <-ctx.Done():
@@ -126,16 +167,13 @@ func (l *line) add(h queue.Head) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
-	if l.f.finals.track(l.index, h.ID) { // reported final before this start, which had not stored that it is acked
-		l.cursor.Ack(h.Seq)
-		return
-	}
+	l.f.finals.track(h.ID.Lane)
 	e := &entry{
 		seq: h.Seq, n: h.ID.N, lane: l.lane(h.ID.Lane), flow: l.flow(keyOf(l.group.Mode, h.ID.Lane)), read: now,
 		size: h.Size, records: h.Records, payload: h.Payload, resent: h.Seq <= l.suspect,
 	}
 	l.entries[e.seq] = e
-	e.lane.byN[e.n] = e
+	e.lane.add(e)
 	e.flow.tracked++
 	l.ahead++
 	if _, held := l.held[e.seq]; held {
@@ -222,7 +260,7 @@ func (l *line) drop(e *entry) {
 	e.stage = gone
 	delete(l.parked, e)
 	delete(l.entries, e.seq)
-	delete(e.lane.byN, e.n)
+	e.lane.remove(e)
 	if len(e.lane.byN) == 0 {
 		delete(l.lanes, e.lane.lane)
 	}
@@ -242,6 +280,11 @@ func (l *line) out(e *entry) {
 		e.counted = false
 		e.flow.out--
 		l.arrive(e.flow)
+	}
+	for t := e.lane.byN[e.n]; t != nil; t = t.twin {
+		if t != e && t.stage == parked {
+			l.unpark(t)
+		}
 	}
 }
 

@@ -79,7 +79,8 @@ func (m *mark) ahead(ctx context.Context, seq uint64) error {
 		return nil
 	}
 	_, err := m.s.Submit(ctx, &queue.Txn{
-		Set: []queue.KV{{Key: m.key, Value: binary.LittleEndian.AppendUint64(nil, to)}},
+		Aside: true, // a full queue would wait for what may not be sent
+		Set:   []queue.KV{{Key: m.key, Value: binary.LittleEndian.AppendUint64(nil, to)}},
 		Done: func(err error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()

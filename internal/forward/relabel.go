@@ -207,6 +207,18 @@ func (r *relabels) final(lane batch.Lane, ranges []batch.Range) (olds []batch.ID
 	return olds
 }
 
+// withhold adds to not the numbers of lane that were relabelled and whose new id is not
+// final.
+func (r *relabels) withhold(lane batch.Lane, not *batch.Ranges) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, old := range r.olds { // few, if any
+		if old.Lane == lane {
+			not.Add(old.N)
+		}
+	}
+}
+
 // unstored returns what to store, and counts it as stored.
 func (r *relabels) unstored() []queue.KV {
 	r.mu.Lock()

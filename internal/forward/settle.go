@@ -8,31 +8,36 @@ import (
 // acked settles a batch that d has on its disk.
 func (l *line) acked(d *destination, seq uint64) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	now := l.now()
 	l.on(d, now, evAcked)
 	e := l.entries[seq]
 	if e == nil || e.stage == unfinal {
+		l.mu.Unlock()
 		return
 	}
 	l.count.acked = plus(l.count.acked, e)
 	l.withdraw(e, d)
-	if !l.f.o.KeepFinal {
+	lane, n := e.lane, batch.Range{First: e.n, Last: e.n}
+	if l.f.o.KeepFinal {
+		l.ahead--
+		l.count.unfinal = plus(l.count.unfinal, e)
+		e.stage, e.at, e.node = unfinal, d, d.node
+		delete(l.parked, e)
+		l.unfinal.push(e, now, l.f.o.FinalTimeout)
+		signal(l.room)
+		signal(l.kick)
+	} else {
 		l.cursor.Ack(seq)
 		l.drop(e)
-		return
 	}
-	l.ahead--
-	l.count.unfinal = plus(l.count.unfinal, e)
-	e.stage, e.at, e.node = unfinal, d, d.node
-	delete(l.parked, e)
-	l.unfinal.push(e, now, l.f.o.FinalTimeout)
-	signal(l.room)
-	signal(l.kick)
+	claimed := l.f.finals.claimed(l.index, batch.ID{Lane: lane.lane, N: n.First})
+	l.mu.Unlock()
+	if claimed { // the last node had said so before
+		l.final(lane.lane, []batch.Range{n}, false)
+	}
 }
 
-// withdraw takes e away from whoever else has it or may get it: by, or the last node,
-// has it (by is nil then).
+// withdraw takes e away from whoever else has it or may get it: by has it on its disk.
 func (l *line) withdraw(e *entry, by *destination) {
 	if e.stage == fetching || e.stage == given {
 		if e.at == by {
@@ -53,17 +58,24 @@ func (l *line) withdraw(e *entry, by *destination) {
 	e.left = nil
 }
 
-// final settles what the last node has.
-func (l *line) final(lane batch.Lane, ranges []batch.Range) {
+// final settles what the last node has. It names ids, not contents: only an ack says that
+// the next node's content is ours. So what this line has and nobody acked stays, and is
+// not reported upstream, until it is acked; sure is for what needs no such proof.
+func (l *line) final(lane batch.Lane, ranges []batch.Range, sure bool) {
 	l.mu.Lock()
-	everywhere := l.f.finals.add(l.index, lane, ranges)
+	open := ranges
+	if !sure {
+		open = l.proven(lane, ranges)
+	}
+	everywhere := l.f.finals.add(l.index, lane, ranges, open)
 	if le := l.lanes[lane]; le != nil {
-		for _, r := range ranges {
+		for _, r := range open {
 			eachIn(le.byN, r, func(e *entry) {
-				l.count.final++
-				l.withdraw(e, nil)
-				l.cursor.Ack(e.seq)
-				l.drop(e)
+				if e.stage == unfinal {
+					l.count.final++
+					l.cursor.Ack(e.seq)
+					l.drop(e)
+				}
 			})
 		}
 	}
@@ -71,23 +83,83 @@ func (l *line) final(lane batch.Lane, ranges []batch.Range) {
 	l.f.final(lane, everywhere)
 }
 
+// proven returns what of ranges may be taken for final: all but what this line has and
+// nobody acked, and, as long as the line does not know what is in the queue, only what
+// was acked.
+func (l *line) proven(lane batch.Lane, ranges []batch.Range) []batch.Range {
+	var acked, not batch.Ranges
+	if le := l.lanes[lane]; le != nil {
+		for _, r := range ranges {
+			eachIn(le.byN, r, func(e *entry) {
+				if e.stage == unfinal {
+					acked.Add(e.n)
+				} else {
+					not.Add(e.n)
+				}
+			})
+		}
+	}
+	l.f.relabels.withhold(lane, &not)
+	if !l.known {
+		return subtract(acked.All(), not.All())
+	}
+	if not.Len() == 0 {
+		return ranges
+	}
+	return subtract(ranges, not.All())
+}
+
+// abreast reports whether everything in the queue is known here.
+func (l *line) abreast() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.known
+}
+
+// fallBehind notes that there is more in the queue than is known here.
+func (l *line) fallBehind() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.known = false
+}
+
+// catchUp notes that everything in the queue is known here, and looks again at what was
+// said to be final before.
+func (l *line) catchUp() {
+	l.mu.Lock()
+	l.known = true
+	l.mu.Unlock()
+	for lane, ranges := range l.f.finals.claims(l.index) {
+		l.final(lane, ranges, false)
+	}
+}
+
 // eachIn calls fn for each entry in r. fn may delete it.
 func eachIn(all map[uint64]*entry, r batch.Range, fn func(*entry)) {
 	if r.Last-r.First >= uint64(len(all)) {
 		for n, e := range all {
 			if n >= r.First && n <= r.Last {
-				fn(e)
+				e.each(fn)
 			}
 		}
 		return
 	}
 	for n := r.First; ; n++ {
 		if e := all[n]; e != nil {
-			fn(e)
+			e.each(fn)
 		}
 		if n == r.Last {
 			return
 		}
+	}
+}
+
+// each calls fn for e and its twins. fn may remove them.
+func (e *entry) each(fn func(*entry)) {
+	for e != nil {
+		next := e.twin
+		fn(e)
+		e = next
 	}
 }
 
