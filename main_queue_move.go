@@ -2,11 +2,14 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -147,11 +150,42 @@ func (q roleQueue) importStopped(c *cli.Context, in io.Reader) (queuetool.Result
 	}); err != nil {
 		return queuetool.Result{}, err
 	}
-	s := q.cfg.QueueFor(q.role)
-	to, err := queue.Open(q.dir, queue.Options{Cursors: cursors, MaxBytes: int64(s.MaxBytes), OnFull: queue.Error, Dedupe: q.role == config.RoleRelay})
+	// Nobody drains it now: max_bytes is the role's affair when it starts.
+	to, err := queue.Open(q.dir, queue.Options{Cursors: cursors, MaxBytes: math.MaxInt64 / 2, Dedupe: q.role == config.RoleRelay})
 	if err != nil {
 		return queuetool.Result{}, inUse(err)
 	}
-	did, err := to.Import(c.Context, in)
+	ctx, cancel := context.WithCancelCause(c.Context)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		stopOnFullDisk(ctx, to, cancel)
+	}()
+	did, err := to.Import(ctx, in)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	cancel(nil)
+	<-ended
 	return queuetool.NewResult(did, errors.Join(err, to.Close())), nil
+}
+
+// errDiskFull ends an import into the files of a stopped role.
+var errDiskFull = errors.New("the disk is full")
+
+// stopOnFullDisk cancels ctx when q waits for room on the disk, which nobody makes.
+func stopOnFullDisk(ctx context.Context, q *queue.Queue, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if q.Stats().DiskFull {
+				cancel(errDiskFull)
+				return
+			}
+		}
+	}
 }

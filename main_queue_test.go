@@ -1,11 +1,18 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"ftfuse/internal/batch"
+	"ftfuse/internal/record"
+	"ftfuse/queue"
 )
 
 // stopped runs a receiver once, so that there is a queue, and returns its
@@ -32,25 +39,32 @@ func says(t *testing.T, code int, text string, args ...string) {
 
 func TestQueueOfAStoppedRole(t *testing.T) {
 	conf, dir := stopped(t)
-	says(t, 0, "newest", "queue", "ls", "-c", conf)
+	says(t, 0, "stopped\n", "queue", "ls", "-c", conf)
+	says(t, 0, "nothing is queued", "queue", "ls", "-c", conf)
+	says(t, 0, `"role":"receive"`, "queue", "ls", "--json", "-c", conf)
 	says(t, 0, dir+": whole: ", "queue", "verify", "-c", conf, "--role", "receive")
 	says(t, 0, "nothing to repair", "queue", "repair", "-c", conf)
+	says(t, 1, "start the role, then import", "queue", "import", "-c", conf, os.DevNull)
 }
 
 func TestQueueOfARoleThatNeverRan(t *testing.T) {
 	conf := receiverConfig(t, t.TempDir(), "127.0.0.1:0", "")
 	says(t, 0, "no queue yet", "queue", "verify", "-c", conf)
-	says(t, 1, "no queue yet", "queue", "verify", "-c", conf, "--role", "receive")
-	says(t, 1, "no queue yet", "queue", "repair", "-c", conf)
+	for _, command := range []string{"ls", "cat", "verify", "repair", "export", "import"} {
+		says(t, 1, "no queue yet", "queue", command, "-c", conf, "--role", "receive")
+	}
 }
 
-func TestQueueOfARunningRoleIsLeftAlone(t *testing.T) {
+func TestQueueOfARunningRole(t *testing.T) {
 	conf := receiverConfig(t, t.TempDir(), "127.0.0.1:0", "")
 	p := start(t, nil, binary, "receive", "-c", conf)
 	p.waitFor("ready")
-	for _, command := range []string{"ls", "verify", "repair"} {
-		says(t, 1, "stop the role first", "queue", command, "-c", conf)
-	}
+	says(t, 0, "running\n", "queue", "ls", "-c", conf)
+	says(t, 0, ": whole: ", "queue", "verify", "-c", conf)
+	says(t, 0, "", "queue", "cat", "-c", conf)
+	says(t, 1, "no such cursor", "queue", "cat", "-c", conf, "--cursor", "wrong")
+	says(t, 0, "exported 0 batches", "queue", "export", "-c", conf)
+	says(t, 1, "stop the role first", "queue", "repair", "-c", conf)
 	p.signal(syscall.SIGTERM)
 	p.exits(exitOK)
 }
@@ -79,10 +93,93 @@ func TestDamagedQueueIsNamed(t *testing.T) {
 	}
 	says(t, 1, dir+": damaged: ", "queue", "verify", "-c", conf)
 	says(t, 1, "ftfuse queue repair --role receive", "queue", "verify", "-c", conf)
-	says(t, 0, "state damaged", "queue", "ls", "-c", conf)
+	says(t, 1, "ftfuse queue repair", "queue", "ls", "-c", conf)
 	says(t, 1, "ftfuse queue repair", "receive", "-c", conf)
 }
 
 func TestRepairNeedsOneRole(t *testing.T) {
-	says(t, 2, "--role", "queue", "repair", "-c", file(t, goodConfig))
+	for _, command := range []string{"repair", "export", "import"} {
+		says(t, 2, "--role", "queue", command, "-c", file(t, goodConfig))
+	}
+}
+
+// relayConfig is a relay in dir that sends to a place where nobody listens.
+func relayConfig(t *testing.T, dir string) string {
+	t.Helper()
+	return file(t, fmt.Sprintf(`host = "r"
+state_dir = %q
+log.format = "json"
+shutdown_timeout = "100ms"
+[relay]
+listen = "127.0.0.1:0"
+[[relay.forward]]
+name = "next"
+primary = ["127.0.0.1:1"]
+`, dir))
+}
+
+// backlog puts n batches into the queue of the stopped relay, for the cursor of its group.
+func backlog(t *testing.T, dir string, n int) {
+	t.Helper()
+	q, err := queue.Open(filepath.Join(dir, "relay", "queue"), queue.Options{Cursors: []string{"forward/next"}, Dedupe: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := record.NewBuilder(1 << 20)
+	for i := range n {
+		b.Reset()
+		text := fmt.Sprintf("line %d\x1b[2J\n", i)
+		if !b.Add(&record.Attr{Host: "web-01", Path: "logs/a b.log", PID: 42, Time: time.Now().UnixNano(), Flags: record.Recovered}, []byte(text)) {
+			t.Fatal("a record does not fit")
+		}
+		id := batch.ID{Lane: batch.Lane{Origin: batch.Origin{1}, Epoch: batch.Epoch{Counter: 1, Random: 2}}, N: uint64(i + 1)}
+		s := b.Seal(id, time.Now().UnixNano())
+		s.Host, s.Data = "web-01", bytes.Clone(s.Data)
+		if _, err := q.Submit(t.Context(), &queue.Txn{Entries: []queue.Entry{{Batch: s}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBacklogOfADeadHostMovesToAnother: out of files or of a running role, into files or a
+// running role.
+func TestBacklogOfADeadHostMovesToAnother(t *testing.T) {
+	for _, running := range []bool{false, true} {
+		t.Run(fmt.Sprint(running), func(t *testing.T) {
+			dead, other := t.TempDir(), t.TempDir()
+			from, to := relayConfig(t, dead), relayConfig(t, other)
+			backlog(t, dead, 5)
+			backlog(t, other, 0)
+			if running {
+				for _, conf := range []string{from, to} {
+					p := start(t, nil, binary, "relay", "-c", conf)
+					p.waitFor("ready")
+					defer p.signal(syscall.SIGKILL)
+				}
+			}
+			says(t, 0, "1-5", "queue", "ls", "-c", from)
+			says(t, 0, `"numbers":"1-5"`, "queue", "ls", "--json", "-c", from)
+			says(t, 0, "line 4\x1b[2J\n", "queue", "cat", "-c", from)
+			says(t, 0, `== web-01 "logs/a b.log" pid 42`, "queue", "cat", "-c", from, "--cursor", "forward/next")
+			export := filepath.Join(t.TempDir(), "backlog")
+			says(t, 0, "exported 5 batches, 5 records", "queue", "export", "-c", from, "-o", export)
+			says(t, 1, "is there already", "queue", "export", "-c", from, "-o", export)
+			says(t, 0, "imported 5 batches", "queue", "import", "-c", to, export)
+			says(t, 0, "1-5", "queue", "ls", "-c", to)
+			says(t, 0, "line 4", "queue", "cat", "-c", to)
+			says(t, 0, ": whole: ", "queue", "verify", "-c", to)
+			if err := os.Truncate(export, 1200); err != nil {
+				t.Fatal(err)
+			}
+			says(t, 1, "cut short", "queue", "import", "-c", to, export)
+			says(t, 1, "not an export", "queue", "import", "-c", to, os.DevNull)
+			says(t, 0, "1-5", "queue", "ls", "-c", from) // it stays there
+			if left, err := filepath.Glob(export + ".*"); err != nil || len(left) != 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+		})
+	}
 }

@@ -76,10 +76,7 @@ func (q *Queue) nextListed(cursors []*Cursor, at uint64) (l Listed, h *head, seg
 	if err := q.state(); err != nil {
 		return l, nil, nil, err
 	}
-	seq := q.nextSeq
-	for _, c := range cursors {
-		seq = min(seq, c.acked.Gap(at))
-	}
+	seq := nextOpen(cursors, at)
 	if seq > q.committed {
 		return l, nil, nil, nil
 	}

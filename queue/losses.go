@@ -3,6 +3,8 @@ package queue
 import (
 	"fmt"
 	"log/slog"
+	"math"
+	"slices"
 	"sort"
 	"time"
 
@@ -152,17 +154,21 @@ func (q *Queue) headOf(seg *segment, seq uint64) (*head, error) {
 // oldestFree returns the oldest committed seq that some cursor has not acked and no
 // consumer holds, or 0. The caller holds mu.
 func (q *Queue) oldestFree() uint64 {
-	for seq := q.low(); seq <= q.committed; seq++ {
-		open, held := false, false
-		for _, c := range q.cursors {
-			open = open || !c.acked.Contains(seq)
-			held = held || c.given[seq].held
-		}
-		if open && !held {
+	for seq := nextOpen(q.cursors, 1); seq <= q.committed; seq = nextOpen(q.cursors, seq+1) {
+		if !slices.ContainsFunc(q.cursors, func(c *Cursor) bool { return c.given[seq].held }) {
 			return seq
 		}
 	}
 	return 0
+}
+
+// nextOpen returns the first seq from at on that one of cursors has not acked.
+func nextOpen(cursors []*Cursor, at uint64) uint64 {
+	seq := uint64(math.MaxUint64)
+	for _, c := range cursors {
+		seq = min(seq, c.acked.Gap(at))
+	}
+	return seq
 }
 
 // low returns the oldest seq that some cursor has not acked.

@@ -10,6 +10,9 @@ import (
 // skipUnwanted acks it, which is being committed to seg, for every cursor that does not
 // want its lane, and passes it if nobody is left. The caller holds mu.
 func (q *Queue) skipUnwanted(seg *segment, it *memItem) {
+	if q.o.Wants == nil && it.replaces.seq == 0 {
+		return
+	}
 	t := entryTally(&it.e, it.size)
 	id := it.e.Batch.ID
 	wanted, skipped := false, false

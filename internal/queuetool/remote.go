@@ -39,10 +39,10 @@ func (r Remote) Export(ctx context.Context, cursor string) (io.ReadCloser, error
 	return resp.Body, nil
 }
 
-// Import sends an export to the role.
+// Import sends an export to the role. Where no role answers nothing of it was read.
 func (r Remote) Import(ctx context.Context, export io.Reader) (Result, error) {
 	var did Result
-	return did, r.document(ctx, http.MethodPost, "/queue/import", export, &did)
+	return did, r.document(ctx, http.MethodPost, "/queue/import", io.NopCloser(export), &did)
 }
 
 func (r Remote) document(ctx context.Context, method, path string, body io.Reader, v any) error {
