@@ -53,7 +53,7 @@ func TestFailoverIsInTimeAndUnnoticedByWriters(t *testing.T) {
 			s.start()
 			f := s.startFlow(2, rig.Job{Size: 128, Lines: tally.MaxLines, Rate: 4000})
 			f.moves(100_000)
-			must(t, usedNow(t, s.sources[0], a1))
+			eventually(t, patience, func() error { return usedNow(t, s.sources[0], a1) })
 			must(t, c.strike(a1))
 			gap := f.gap(500_000)
 			if gap > c.within+busy {
@@ -86,10 +86,10 @@ func usedNow(t *testing.T, src, dst *rig.Host) error {
 			if d.Address != dst.Addr(port) {
 				continue
 			}
-			if d.State == "connected" && d.Lanes > 0 {
+			if d.State == "connected" && d.Flows > 0 {
 				return nil
 			}
-			return fmt.Errorf("%s is %s for %s with %d lanes", dst.Name, d.State, src.Name, d.Lanes)
+			return fmt.Errorf("%s is %s for %s with %d flows", dst.Name, d.State, src.Name, d.Flows)
 		}
 	}
 	return fmt.Errorf("%s does not know %s", src.Name, dst.Name)

@@ -4,6 +4,8 @@
 //
 // The long forms of these tests run with FTFUSE_SOAK=1. FTFUSE_BIN names a binary to
 // test instead of building one, FTFUSE_E2E_LOG a file that takes the logs of all roles.
+// FTFUSE_SEED repeats the chance of a test that logged it, FTFUSE_ROUNDS says how many
+// troubles befall a network of relays.
 package e2e
 
 import (

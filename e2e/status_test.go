@@ -34,8 +34,6 @@ type roleStatus struct {
 		Mode         string        `json:"mode"`
 		Failovers    uint64        `json:"failovers"`
 		Failbacks    uint64        `json:"failbacks"`
-		Relabelled   uint64        `json:"relabelled"`
-		Waiting      uint64        `json:"waiting"`
 		Resent       []laneRanges  `json:"resent_ranges"`
 		Destinations []destination `json:"destinations"`
 	} `json:"forward"`
@@ -45,6 +43,7 @@ type roleStatus struct {
 		Failed     uint64 `json:"failed"`
 	} `json:"peers"`
 	Duplicates uint64       `json:"duplicates"`
+	Relabelled uint64       `json:"relabelled_batches"`
 	Resent     []laneRanges `json:"resent_ranges"`
 	Dropped    []struct {
 		Reason  string `json:"reason"`
@@ -56,7 +55,7 @@ type destination struct {
 	Address  string `json:"address"`
 	Primary  bool   `json:"primary"`
 	State    string `json:"state"`
-	Lanes    int    `json:"lanes"`
+	Flows    int    `json:"flows"`
 	InFlight int    `json:"in_flight_batches"`
 }
 
