@@ -131,9 +131,9 @@ func (f *finals) add(line int, lane batch.Lane, told, proven []batch.Range) []ba
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	lf := f.lane(lane)
-	claims := lf.claims[line].All()
-	claims = subtract(unite(claims, told), proven)
-	lf.claims[line] = setOf(claims)
+	if lf.claims[line].Len() > 0 || !slices.Equal(told, proven) {
+		lf.claims[line] = setOf(subtract(unite(lf.claims[line].All(), told), proven))
+	}
 	if len(proven) == 0 {
 		return nil
 	}

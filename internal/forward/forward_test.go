@@ -1,0 +1,356 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"ftfuse/internal/batch"
+	"ftfuse/transport"
+)
+
+// TestALaneIsAnnouncedBeforeAnythingOfItIsFinal: the server tells what became final while
+// this client was away only for lanes that are announced; a lane whose batches were all
+// acked, and none reported as final, must be among them after a restart too.
+func TestALaneIsAnnouncedBeforeAnythingOfItIsFinal(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		a := r.up("a", 2, nil)
+		r.start()
+		r.submit(rigLane(3), 1, 1)
+		r.pass(5 * time.Second)
+		if got := a.horizon(rigLane(3)); got != 1 || r.waiting() != 0 {
+			t.Errorf("announced %d, %d waiting; want 1, 0", got, r.waiting())
+		}
+		r.crash()
+		a.told = nil
+		r.start()
+		r.pass(5 * time.Second)
+		if got := a.horizon(rigLane(3)); got != 1 {
+			t.Errorf("after a restart: announced %d, want 1", got)
+		}
+		a.server.Final(batch.ID{Lane: rigLane(3), N: 1})
+		r.pass(5 * time.Second)
+		if got := a.horizon(rigLane(3)); got != 2 {
+			t.Errorf("final: announced %d, want 2", got)
+		}
+		r.crash()
+		a.told = nil
+		r.start()
+		r.pass(5 * time.Second)
+		if got := a.horizon(rigLane(3)); got != 2 {
+			t.Errorf("final, after a restart: announced %d, want 2", got)
+		}
+	}, single())
+}
+
+// TestARefusedBatchComesAgainWithTheNextConnection, and holds up no other.
+func TestARefusedBatchComesAgainWithTheNextConnection(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		var conflicts []batch.Lane
+		r.o.OnConflict = func(l batch.Lane) { conflicts = append(conflicts, l) }
+		refuse := func(b batch.Sealed) (v transport.Verdict, _ bool) {
+			switch b.ID.N {
+			case 1:
+				v = transport.Verdict{Code: transport.Version, Text: "a test"}
+			case 2:
+				v = transport.Verdict{Code: transport.Conflict, Text: "a test"}
+			}
+			return v, true
+		}
+		a := r.up("a", 2, refuse)
+		r.start()
+		r.submit(rigLane(1), 1, 4)
+		r.pass(time.Second)
+		r.want("sent", a.numbers(), "1 2 3 4")
+		if len(conflicts) != 1 || conflicts[0] != rigLane(1) || r.waiting() != 2 {
+			t.Errorf("conflicts %v, %d waiting", conflicts, r.waiting())
+		}
+		if err := r.f.Drain(context.Background()); err == nil || !strings.Contains(err.Error(), "2 batches") || !strings.Contains(err.Error(), "refused") {
+			t.Errorf("Drain with nothing but refused batches: %v", err)
+		}
+	}, single())
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, func(batch.Sealed) (transport.Verdict, bool) {
+			return transport.Verdict{Code: transport.Denied, Text: "a test"}, true
+		})
+		r.start()
+		r.submit(rigLane(1), 1, 2)
+		r.pass(time.Second)
+		r.down("a")
+		a := r.up("a", 2, nil)
+		r.pass(5 * time.Second)
+		r.want("after a reconnect", a.numbers(), "1 2")
+		if r.waiting() != 0 {
+			t.Errorf("%d are waiting", r.waiting())
+		}
+	}, single())
+}
+
+// TestAnotherDestinationTakesWhatOneRefuses, and nobody is asked twice on a connection.
+func TestAnotherDestinationTakesWhatOneRefuses(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		a := r.up("a", 2, func(b batch.Sealed) (v transport.Verdict, _ bool) {
+			if b.ID.N == 2 {
+				v.Code = transport.Version
+			}
+			return v, true
+		})
+		b := r.up("b", 3, nil)
+		r.start()
+		r.submit(rigLane(1), 1, 4)
+		r.pass(time.Second)
+		r.want("a", a.numbers(), "1 2 3 4")
+		r.want("b", b.numbers(), "2")
+		if r.waiting() != 0 {
+			t.Errorf("%d are waiting", r.waiting())
+		}
+	}, pair(Any))
+}
+
+// TestALoopIsNotOfferedToThatNodeAgain, not after a reconnect either, but to another one
+// at its place.
+func TestALoopIsNotOfferedToThatNodeAgain(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		loop := func(batch.Sealed) (transport.Verdict, bool) { return transport.Verdict{Code: transport.Loop}, true }
+		a := r.up("a", 2, loop)
+		r.start()
+		r.submit(rigLane(1), 1, 1)
+		r.pass(time.Second)
+		r.want("a", a.numbers(), "1")
+		r.down("a")
+		a = r.up("a", 2, loop)
+		r.pass(5 * time.Second)
+		r.want("a again", a.numbers(), "")
+		if n := strings.Count(r.log.String(), "met a node that it came through"); n != 1 {
+			t.Errorf("said %d times, want once", n)
+		}
+		r.down("a")
+		a = r.up("a", 4, nil)
+		r.pass(5 * time.Second)
+		r.want("another node at its place", a.numbers(), "1")
+	}, single())
+}
+
+// TestFailoverSendsWhatIsInFlightWithTheFlag, at once, in order, before anything newer.
+func TestFailoverSendsWhatIsInFlightWithTheFlag(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		a := r.up("a", 2, func(b batch.Sealed) (transport.Verdict, bool) { return transport.Verdict{}, b.ID.N <= 2 })
+		b := r.up("b", 3, nil)
+		r.start()
+		r.submit(rigLane(1), 1, 5)
+		r.pass(time.Second)
+		r.want("a", a.numbers(), "1 2 3 4 5")
+		r.want("b", b.numbers(), "")
+		r.down("a")
+		r.submit(rigLane(1), 6, 7)
+		r.pass(time.Second)
+		r.want("b within a second", b.numbers(), "3! 4! 5! 6 7")
+		if !strings.Contains(r.log.String(), `msg="sent again to another destination" group=g from=a:7400 to=b:7400`) || !strings.Contains(r.log.String(), "ranges=3-5") {
+			t.Errorf("what may stand twice is not named")
+		}
+		if st := r.f.Stats().Groups[0].Lines[0]; st.Doubtful != 3 || st.Failovers != 1 {
+			t.Errorf("%+v", st)
+		}
+	}, pair(Any))
+}
+
+// TestASilentDestinationIsLeftWithinFiveSeconds, and the ack that it gives late counts.
+func TestASilentDestinationIsLeftWithinFiveSeconds(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, nil)
+		b := r.up("b", 3, nil)
+		r.start()
+		r.pass(time.Second)
+		r.net.cut("a", "here", true)
+		r.net.cut("here", "a", true)
+		r.submit(rigLane(1), 1, 3)
+		r.pass(5 * time.Second)
+		r.want("b", b.numbers(), "1! 2! 3!")
+	}, pair(Hash))
+}
+
+// TestNoAckProgressIsAFailure: the peer is there, and answers nothing.
+func TestNoAckProgressIsAFailure(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		a := r.up("a", 2, never)
+		b := r.up("b", 3, nil)
+		r.start()
+		r.submit(rigLane(1), 1, 2)
+		r.pass(4 * time.Second)
+		r.want("a", a.numbers(), "1 2")
+		r.want("b, early", b.numbers(), "")
+		r.pass(1500 * time.Millisecond)
+		r.want("b", b.numbers(), "1! 2!")
+		r.submit(rigLane(1), 3, 3)
+		r.pass(time.Minute)
+		r.want("a, later", a.numbers(), "1 2")
+		r.want("b, later", b.numbers(), "1! 2! 3")
+	}, pair(Any))
+}
+
+// TestAFailbackResendsNothing, and comes after failback_after.
+func TestAFailbackResendsNothing(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, nil)
+		r.up("b", 3, nil)
+		r.start()
+		r.pass(time.Second)
+		r.down("a")
+		r.pass(time.Second)
+		r.down("b") // to come back with answers that wait
+		b := r.up("b", 3, nil)
+		r.pass(2 * time.Second)
+		a := r.up("a", 2, nil)
+		for n := uint64(1); n <= 60; n++ {
+			r.submit(rigLane(1), n, n)
+			r.pass(time.Second)
+		}
+		all := b.numbers() + " " + a.numbers()
+		if strings.Contains(all, "!") || len(strings.Fields(all)) != 60 {
+			t.Errorf("sent: %s", all)
+		}
+		if n := len(strings.Fields(b.numbers())); n < 25 || n > 35 {
+			t.Errorf("%d of 60 went to the secondary, a second each; failback_after is 30 s", n)
+		}
+	}, pair(Any))
+}
+
+// TestASlowDestinationHoldsUpNoOther: the lanes of another one go on.
+func TestASlowDestinationHoldsUpNoOther(t *testing.T) {
+	g := GroupConfig{Name: "g", Mode: Hash, Primary: []string{"a" + simPort, "b" + simPort}, Window: 1}
+	inBubble(t, func(r *rig) {
+		a, b := r.up("a", 2, nil), r.up("b", 3, nil)
+		r.start()
+		r.pass(time.Second)
+		homes := map[string][]batch.Lane{}
+		for bucket := range uint8(batch.MaxBuckets) {
+			lane := rigLane(1)
+			lane.Bucket = bucket
+			k := keyOf(Hash, lane)
+			to := "a"
+			if k.weight("b"+simPort) > k.weight("a"+simPort) {
+				to = "b"
+			}
+			homes[to] = append(homes[to], lane)
+		}
+		b.answer = never // a window of one batch: full with the first
+		r.submit(homes["b"][0], 1, 50)
+		r.submit(homes["a"][0], 1, 50)
+		r.pass(time.Second)
+		if n := len(strings.Fields(a.numbers())); n != 50 {
+			t.Errorf("%d of 50 batches came past a slow destination", n)
+		}
+		r.want("b", b.numbers(), "1")
+	}, g)
+}
+
+// TestALaneLeavesADestinationThatStaysBehind, in a group of mode any, in order.
+func TestALaneLeavesADestinationThatStaysBehind(t *testing.T) {
+	g := GroupConfig{Name: "g", Mode: Any, Primary: []string{"a" + simPort, "b" + simPort}, Window: 1}
+	inBubble(t, func(r *rig) {
+		slow := func(batch.Sealed) (transport.Verdict, bool) {
+			time.Sleep(3 * time.Second)
+			return transport.Verdict{}, true
+		}
+		k := keyOf(Any, rigLane(1))
+		names := []string{"a", "b"}
+		if k.weight("b"+simPort) > k.weight("a"+simPort) {
+			names = []string{"b", "a"}
+		}
+		home, other := r.up(names[0], 2, slow), r.up(names[1], 3, nil)
+		r.start()
+		r.submit(rigLane(1), 1, 100)
+		r.pass(30 * time.Second)
+		if n := len(strings.Fields(home.numbers())); n > 6 {
+			t.Errorf("the slow one got %d", n)
+		}
+		if strings.Contains(other.numbers(), "!") || r.waiting() != 0 {
+			t.Errorf("the other one got %s; %d wait", other.numbers(), r.waiting())
+		}
+	}, g)
+}
+
+// TestBroadcastGivesEveryDestinationEverything, and one that is down costs the others
+// nothing; a stand-in gets what its primary does not.
+func TestBroadcastGivesEveryDestinationEverything(t *testing.T) {
+	g := GroupConfig{
+		Name: "g", Mode: Broadcast, Primary: []string{"a" + simPort, "b" + simPort, "c" + simPort},
+		Secondary: []string{"s" + simPort}, FailbackAfter: time.Minute,
+	}
+	inBubble(t, func(r *rig) {
+		a, c, s := r.up("a", 2, nil), r.up("c", 4, nil), r.up("s", 5, nil)
+		r.start()
+		r.submit(rigLane(1), 1, 3)
+		r.pass(time.Second)
+		r.down("a")
+		r.submit(rigLane(1), 4, 5)
+		r.pass(time.Second)
+		r.want("a", a.numbers(), "1 2 3")
+		r.want("c", c.numbers(), "1 2 3 4 5")
+		r.want("the stand-in of a", s.numbers(), "4 5")
+		b := r.up("b", 3, nil)
+		r.pass(5 * time.Second)
+		r.want("b", b.numbers(), "1 2 3 4 5")
+	}, g)
+}
+
+// TestDrainSendsAllAndEndsTheConnections.
+func TestDrainSendsAllAndEndsTheConnections(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		a := r.up("a", 2, func(batch.Sealed) (transport.Verdict, bool) {
+			time.Sleep(100 * time.Millisecond)
+			return transport.Verdict{}, true
+		})
+		r.start()
+		r.submit(rigLane(1), 1, 20)
+		r.pass(5 * time.Millisecond)
+		if err := r.f.Drain(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if n := len(strings.Fields(a.numbers())); n != 20 || r.waiting() != 0 {
+			t.Errorf("%d sent, %d waiting", n, r.waiting())
+		}
+	}, single())
+	inBubble(t, func(r *rig) {
+		r.start()
+		r.submit(rigLane(1), 1, 2)
+		r.pass(time.Second)
+		start := time.Now()
+		if err := r.f.Drain(context.Background()); err == nil || !strings.Contains(err.Error(), "no destination is connected") {
+			t.Errorf("nobody is there: %v", err)
+		}
+		if d := time.Since(start); d > 2*time.Second {
+			t.Errorf("waited %v for a destination that is not there", d)
+		}
+	}, single())
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, never)
+		r.start()
+		r.submit(rigLane(1), 1, 2)
+		r.pass(time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if err := r.f.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "2 batches") {
+			t.Errorf("nobody answers: %v", err)
+		}
+	}, single())
+}
+
+// TestARestartFlagsWhatMayHaveBeenSent, and nothing else.
+func TestARestartFlagsWhatMayHaveBeenSent(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, never)
+		r.start()
+		r.submit(rigLane(1), 1, 3)
+		r.pass(time.Second)
+		r.crash()
+		r.down("a")
+		b := r.up("b", 3, nil)
+		r.start()
+		r.submit(rigLane(2), 1, 2)
+		r.pass(5 * time.Second)
+		r.want("the stand-in, after a restart", b.numbers(), "1! 2! 3! 1 2")
+	}, pair(Any))
+}
