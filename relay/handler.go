@@ -33,6 +33,7 @@ type handler struct {
 
 	taken, resent tally         // see Stats
 	duplicates    atomic.Uint64 // batches that were here already
+	again         atomic.Uint64 // of those, taken again for the way they came
 	conflicts     atomic.Uint64 // batches refused for another content under their id
 	foreign       atomic.Uint64 // batches refused for records of a host not theirs
 }
@@ -94,27 +95,36 @@ func (h *handler) txn(b batch.Sealed, p transport.Peer) (*queue.Txn, transport.V
 }
 
 // commit submits t and returns true: reply follows when it is on disk; or the verdict.
+//
+// A copy that came by a way that no copy taken here came by is no duplicate: the one that
+// was taken may be on its way to the very nodes that this one comes from. It is taken
+// again, as one more copy with its own way, which ends where a node meets itself.
 func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, reply func(transport.Verdict)) (transport.Verdict, bool) {
-	code := transport.Duplicate // unless Prepare is called, which is before Done
-	prepare := t.Prepare
-	t.Prepare = func(t *queue.Txn) error {
-		code = transport.Taken
+	covered := h.forward.Covers(b.ID, b.Via)
+	fresh, prepare := false, t.Prepare
+	t.Prepare = func(t *queue.Txn) error { // not called for a duplicate; before Done
+		fresh = true
 		if prepare == nil {
 			return nil
 		}
 		return prepare(t)
 	}
 	t.Done = func(err error) {
-		if err == nil {
-			err = fpCommitted.Inject()
+		switch {
+		case err != nil || fresh:
+			h.done(b, err, reply)
+		case covered:
+			reply(transport.Verdict{Code: transport.Duplicate})
 		}
-		if err != nil {
-			reply(transport.Verdict{Code: transport.Busy, Text: err.Error()})
-			return
-		}
-		reply(transport.Verdict{Code: code})
 	}
 	status, err := h.q.Submit(ctx, t)
+	if status == queue.Duplicate && err == nil && !covered {
+		h.again.Add(1)
+		// Without Prepare, and so without a place in outputs: the copy there is one.
+		_, err = h.q.Submit(ctx, &queue.Txn{
+			Entries: []queue.Entry{{Batch: b}}, Again: true, Done: func(err error) { h.done(b, err, reply) },
+		})
+	}
 	switch {
 	case errors.Is(err, queue.ErrConflict):
 		h.conflicts.Add(1)
@@ -129,6 +139,19 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 		h.log.Error("failpoint", "error", err)
 	}
 	return transport.Verdict{}, true
+}
+
+// done answers for a batch that is on disk now, or says why not.
+func (h *handler) done(b batch.Sealed, err error, reply func(transport.Verdict)) {
+	if err == nil {
+		err = fpCommitted.Inject()
+	}
+	if err != nil {
+		reply(transport.Verdict{Code: transport.Busy, Text: err.Error()})
+		return
+	}
+	h.forward.Took(b.ID, b.Via)
+	reply(transport.Verdict{Code: transport.Taken})
 }
 
 // account counts a batch, and tells a peer that may have missed it that one is final.

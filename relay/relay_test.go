@@ -209,11 +209,14 @@ func TestEverythingIsSentBeforeTheEnd(t *testing.T) {
 	f.connect(t, x.r.Addr().String())
 	line := strings.Repeat("x", 100<<10)
 	want := ""
+	a.Lock() // it takes nothing for now
 	for range 200 {
 		f.add("f", line)
 		want += line + "\n"
 	}
 	f.expect(t, "hop acks", f.allAcked)
+	x.stop()
+	a.Unlock()
 	x.end()
 	a.check(f)
 	wantFile(t, s.out("h", "f"), want)
@@ -287,6 +290,43 @@ func TestALoopIsRefused(t *testing.T) {
 	a.check(f)
 	x.end()
 	y.end()
+}
+
+// TestTwoCopiesDoNotDeleteEachOther: both relays have every batch from the source, and
+// offer it to each other while nobody else is there. Each knows the id; if each called it
+// a duplicate, each would let its copy go.
+func TestTwoCopiesDoNotDeleteEachOther(t *testing.T) {
+	a := newAggregator(t, 9)
+	a.stop()
+	one, two := newSetup(t, a), newSetup(t, a).withCopy()
+	for _, p := range []struct{ s, other *setup }{{&one, &two}, {&two, &one}} {
+		p.s.Forwards[0].Secondary = []string{p.other.Listen}
+	}
+	f, g := newFeeder(1), newFeeder(1)
+	want := ""
+	for i := range 20 {
+		line := fmt.Sprintf("line %d\n", i)
+		want += line
+		b := f.seal("h", "f", line)
+		f.send(b)
+		g.send(b)
+	}
+	f.connect(t, one.Listen)
+	g.connect(t, two.Listen)
+	x, y := start(t, one), start(t, two)
+	f.expect(t, "hop acks", f.allAcked)
+	g.expect(t, "hop acks", g.allAcked)
+	waitFor(t, "both to have met", func() bool { return x.r.Stats().Duplicates >= 20 && y.r.Stats().Duplicates >= 20 })
+	a.start()
+	f.expect(t, "final acks", f.allFinal)
+	g.expect(t, "final acks", g.allFinal)
+	a.check(f)
+	if n := x.r.Stats().Again + y.r.Stats().Again; n < 20 {
+		t.Errorf("%d batches were taken again", n)
+	}
+	x.end()
+	y.end()
+	wantFile(t, two.out("h", "f"), want)
 }
 
 func wantFile(t testing.TB, path, want string) {

@@ -14,6 +14,7 @@ import (
 type Stats struct {
 	Taken      queue.Tally // and committed
 	Duplicates uint64      // batches that were here already
+	Again      uint64      // of those, taken again for the way they came
 	Conflicts  uint64      // batches refused for another content under their id
 	Foreign    uint64      // batches refused for records of a host that they do not speak for
 	Resent     queue.Tally // of Taken: in flight to another node before
@@ -30,7 +31,7 @@ func (r *Relay) Stats() Stats {
 	h := r.handler
 	s := Stats{
 		Taken:      h.taken.load(),
-		Duplicates: h.duplicates.Load(), Conflicts: h.conflicts.Load(), Foreign: h.foreign.Load(), Resent: h.resent.load(),
+		Duplicates: h.duplicates.Load(), Again: h.again.Load(), Conflicts: h.conflicts.Load(), Foreign: h.foreign.Load(), Resent: h.resent.load(),
 		DroppedUpstream: r.tell.DroppedUpstream(), DroppedDownstream: r.tell.DroppedDownstream(),
 		Server: r.server.Stats(), Forward: r.forward.Stats(),
 	}

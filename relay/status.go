@@ -26,8 +26,11 @@ func (r *Relay) status() status.Role {
 		elsewhere[reason] = sum
 	}
 	s.DroppedElsewhere = report.Losses(elsewhere)
+	s.Counters = []status.Counter{{
+		Name: "taken_again_batches", Help: "Batches that were here before and were taken once more, for they had come another way.", Value: st.Again,
+	}}
 	if st.Sink != nil {
-		s.Counters = st.Sink.Counters()
+		s.Counters = append(s.Counters, st.Sink.Counters()...)
 		if st.Sink.HeldFiles > 0 {
 			s.Trouble = append(s.Trouble, "copies cannot be written to some files for now; the log names them")
 		}
