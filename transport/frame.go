@@ -131,13 +131,19 @@ type frameReader struct {
 	head    [frameHeaderSize]byte
 	meta    []byte
 	largest int // longest data that came in whole
+	pace    *pace
 }
 
 // next reads a header and the fields behind it. The data, if any, are still to be
 // read with readData. A clean end between two frames is io.EOF.
 func (f *frameReader) next() (frameHeader, []byte, error) {
-	if _, err := io.ReadFull(f.r, f.head[:]); err != nil {
+	f.pace.stop()
+	if _, err := io.ReadFull(f.r, f.head[:1]); err != nil {
 		return frameHeader{}, nil, err
+	}
+	f.pace.start()
+	if _, err := io.ReadFull(f.r, f.head[1:]); err != nil {
+		return frameHeader{}, nil, unexpected(err)
 	}
 	h, err := parseFrameHeader(f.head[:], f.lim)
 	if err != nil {
@@ -156,28 +162,34 @@ func (f *frameReader) next() (frameHeader, []byte, error) {
 	return h, meta, nil
 }
 
-// readData reads n bytes of data into a slice of their own. It allocates at once no
-// more than twice what this peer has sent in one piece before, so that a peer that
-// announces megabytes and sends nothing costs next to nothing.
+// readData reads n bytes of data into a slice of their own. It allocates at once no more
+// than twice what this peer has sent in one piece before, and then no more than has come
+// in, so that a peer that announces megabytes and sends nothing costs next to nothing.
 func (f *frameReader) readData(n int) ([]byte, error) {
-	const first = 64 << 10
-	step := min(n, max(first, 2*f.largest))
-	buf := dirty.Make(step)[:step]
+	const first = 16 << 10
+	var parts [][]byte
 	read := 0
 	for {
-		if _, err := io.ReadFull(f.r, buf[read:]); err != nil {
+		step := min(n-read, max(first, 2*f.largest, read))
+		part := dirty.Make(step)[:step]
+		if _, err := io.ReadFull(f.r, part); err != nil {
 			return nil, unexpected(err)
 		}
-		read = len(buf)
+		read += step
+		if read == n && parts == nil {
+			f.largest = max(f.largest, n)
+			return part[:n:n], nil
+		}
+		parts = append(parts, part)
 		if read == n {
 			break
 		}
-		step = min(n, 2*read)
-		grown := dirty.Make(step)[:step]
-		copy(grown, buf)
-		buf = grown
 	}
 	f.largest = max(f.largest, n)
+	buf := dirty.Make(n)[:0]
+	for _, part := range parts {
+		buf = append(buf, part...)
+	}
 	return buf[:n:n], nil
 }
 

@@ -229,6 +229,10 @@ func TestMain(m *testing.M) {
 		runServerProcess(file)
 		return
 	}
+	if os.Getenv(loris) != "" {
+		runLoris()
+		return
+	}
 	os.Exit(m.Run())
 }
 

@@ -48,6 +48,7 @@ type Server struct {
 	h       Handler
 	log     *slog.Logger
 	pending budget
+	grace   time.Duration // see pace
 
 	mu       sync.Mutex
 	places   places
@@ -69,7 +70,7 @@ func NewServer(o ServerOptions, h Handler) *Server {
 	o.MaxPending = orDefault(o.MaxPending, int64(DefaultWindow))
 	s := &Server{
 		o: o, t: timing{o.Heartbeat, o.DeadAfter, o.Handshake}.withDefaults(), h: h, log: o.Logger,
-		places: newPlaces(), stopping: make(chan struct{}), ended: make(chan struct{}),
+		grace: paceGrace, places: newPlaces(), stopping: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

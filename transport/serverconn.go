@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	serverReadBuffer = 8 << 10
+	serverReadBuffer = 4 << 10
 	maxLanes         = 1 << 16 // lanes a connection is told of by name; one with more is told of all
 	maxRefusals      = 1 << 20 // bytes of REFUSE frames that wait for a peer that does not read
 	batchOverhead    = 1 << 10 // what a batch in the Handler's hands costs beside its bytes
@@ -75,8 +75,9 @@ func newServerConn(ctx context.Context, s *Server, nc net.Conn, address string) 
 		out: outbox{acks: make(map[batch.Lane]*batch.Ranges), finals: make(map[batch.Lane]*batch.Ranges)},
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
-	c.wire = wire{nc: nc, ctx: c.ctx}
-	c.frames = frameReader{r: bufio.NewReaderSize(&c.wire, serverReadBuffer), lim: limits{meta: maxEarlyMeta}}
+	measure := &pace{grace: s.grace}
+	c.wire = wire{nc: nc, ctx: c.ctx, pace: measure}
+	c.frames = frameReader{r: bufio.NewReaderSize(&c.wire, serverReadBuffer), pace: measure, lim: limits{meta: maxEarlyMeta}}
 	return c
 }
 
@@ -176,6 +177,7 @@ func (c *serverConn) batch(h frameHeader, meta []byte) error {
 		return err
 	}
 	c.pending.Add(1)
+	c.frames.pace.start() // the wait was ours
 	if b.Data, err = c.frames.readData(int(h.data)); err != nil {
 		c.settled(cost)
 		return err

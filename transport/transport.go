@@ -90,7 +90,7 @@ const (
 	ByeVersion  ByeCode = 3 // no protocol version in common
 	ByeTooLarge ByeCode = 4 // a frame above what the node takes
 	ByeTooMany  ByeCode = 5 // connections
-	ByeTimeout  ByeCode = 6 // the handshake took too long
+	ByeTimeout  ByeCode = 6 // the handshake, or one frame, took too long
 	ByeDenied   ByeCode = 7 // this peer is not wanted
 	ByeLoop     ByeCode = 8 // the peer is this node itself
 	ByeInternal ByeCode = 9 // a failure of the node's own
@@ -98,7 +98,7 @@ const (
 
 var byeNames = [...]string{
 	"drained", "shutdown", "protocol error", "version", "frame too large", "too many connections",
-	"handshake timeout", "denied", "loop", "internal error",
+	"timeout", "denied", "loop", "internal error",
 }
 
 // String is the reason in words.

@@ -44,6 +44,49 @@ type wire struct {
 	ctx     context.Context // ends the reading, see watch
 	silence time.Duration   // 0: whatever deadline is set stays
 	armed   time.Time
+	pace    *pace // nil: any will do
+}
+
+// ErrSlow is the end of a connection whose peer took too long over one frame.
+var ErrSlow = errors.New("transport: peer is too slow")
+
+// A peer that has begun a frame must get on with it: behind a grace it must have sent so
+// much a second, else what it has sent so far would be kept for it for hours.
+const (
+	paceGrace = 10 * time.Second
+	paceLeast = 4 << 10 // bytes a second
+)
+
+// pace measures how fast a frame comes in, while it does. All methods of nil do nothing.
+type pace struct {
+	since time.Time // zero: no frame has begun
+	bytes int64
+	grace time.Duration
+}
+
+func (p *pace) start() {
+	if p != nil {
+		p.since, p.bytes = time.Now(), 0
+	}
+}
+
+func (p *pace) stop() {
+	if p != nil {
+		p.since = time.Time{}
+	}
+}
+
+// check counts n more bytes and says when that is too slow.
+func (p *pace) check(n int) error {
+	if p == nil || p.since.IsZero() {
+		return nil
+	}
+	p.bytes += int64(n)
+	late := time.Since(p.since) - p.grace
+	if late > 0 && float64(p.bytes) < late.Seconds()*paceLeast {
+		return fmt.Errorf("%w: %d bytes of a frame in %v", ErrSlow, p.bytes, (late + p.grace).Round(time.Millisecond))
+	}
+	return nil
 }
 
 func (w *wire) Read(p []byte) (int, error) {
@@ -61,6 +104,9 @@ func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.nc.Read(p)
 	if err != nil && err != io.EOF {
 		err = w.explain(err)
+	}
+	if err == nil {
+		err = w.pace.check(n)
 	}
 	return n, err
 }
@@ -160,6 +206,8 @@ func byeFor(err error) (code ByeCode, text string, ok bool) {
 		return 0, "", false
 	case errors.Is(err, errShutdown):
 		return ByeShutdown, "", true
+	case errors.Is(err, ErrSlow):
+		return ByeTimeout, err.Error(), true
 	case errors.Is(err, errTooLarge):
 		return ByeTooLarge, err.Error(), true
 	case errors.Is(err, errHeaderVersion):
