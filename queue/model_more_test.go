@@ -16,6 +16,7 @@ import (
 type modelReplace struct {
 	txn      int
 	old, new uint64
+	before   []*modelCursor // had acked the old one before it was submitted
 }
 
 func newModelCursor(name string) *modelCursor {
@@ -129,7 +130,13 @@ func (m *model) submitReplace(old uint64) (modelReplace, bool) {
 	m.entries = append(m.entries, e)
 	m.kv = append(m.kv, state)
 	m.after = append(m.after, len(m.entries))
-	return modelReplace{number, old, uint64(len(m.entries))}, true
+	p := modelReplace{txn: number, old: old, new: uint64(len(m.entries))}
+	for _, c := range m.cur {
+		if c.acked[old] {
+			p.before = append(p.before, c)
+		}
+	}
+	return p, true
 }
 
 // replace puts an entry in the place of another; acks of the old one come in between and
@@ -166,7 +173,10 @@ func (m *model) replacedNow(p modelReplace) {
 	m.replaced[p.old] = p.new
 	for _, c := range m.cur {
 		if c.acked[p.old] {
-			c.acked[p.new], c.sure[p.new] = true, true
+			c.acked[p.new] = true
+		}
+		if slices.Contains(p.before, c) { // else the ack may have come after the commit
+			c.sure[p.new] = true
 		}
 		c.acked[p.old], c.sure[p.old] = true, true
 	}
