@@ -47,14 +47,7 @@ func startPeer(t *testing.T, from, dst *rig.Host, o peerOptions) *peer {
 	identity := transport.Identity{Host: o.host, Role: o.role, Product: "e2e"}
 	_, _ = rand.Read(identity.Node[:]) // never fails (crypto/rand)
 	c := transport.NewClient(transport.ClientOptions{
-		Identity: identity, Address: dst.Addr(port), TLS: o.tls,
-		Dial: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-			err = from.Do(func() error {
-				c, err = (&net.Dialer{}).DialContext(ctx, network, address)
-				return err
-			})
-			return c, err
-		},
+		Identity: identity, Address: dst.Addr(port), TLS: o.tls, Dial: dialFrom(from),
 	}, p)
 	p.client = c
 	ctx, cancel := context.WithCancel(context.Background())
@@ -66,6 +59,17 @@ func startPeer(t *testing.T, from, dst *rig.Host, o peerOptions) *peer {
 	p.wait = func() { cancel(); <-done }
 	t.Cleanup(p.wait)
 	return p
+}
+
+// dialFrom connects from a host's network.
+func dialFrom(h *rig.Host) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (c net.Conn, err error) {
+		err = h.Do(func() error {
+			c, err = (&net.Dialer{}).DialContext(ctx, network, address)
+			return err
+		})
+		return c, err
+	}
 }
 
 func (p *peer) Next(ctx context.Context) (uint64, batch.Sealed, error) {

@@ -57,6 +57,8 @@ type destination struct {
 	State    string `json:"state"`
 	Flows    int    `json:"flows"`
 	InFlight int    `json:"in_flight_batches"`
+
+	SentBytes int64 `json:"sent_bytes"`
 }
 
 // laneRanges are batches of one lane, as status names them.

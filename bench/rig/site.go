@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Site is a small network of hosts on this machine. Each host is a network namespace with
@@ -135,6 +137,9 @@ type Host struct {
 	Config func() string
 	Kind   string   // the role: mount, relay or receive
 	Env    []string // added to the role's environment
+	// Resolv is a file that the role has for /etc/resolv.conf; "" is the machine's. Such a role
+	// has file systems mounted for itself alone: it cannot be a mount.
+	Resolv string
 	// HostName is the key `host` of the TOML file; Name if empty.
 	HostName string
 	Role     *Role // the newest one started
@@ -180,13 +185,37 @@ func (h *Host) Launch(env ...string) error {
 	if err := h.WriteConfig(); err != nil {
 		return err
 	}
-	return h.Do(func() error {
+	return h.net.Do(func() error {
+		if err := h.ownResolver(); err != nil {
+			return err
+		}
 		r, err := startNamed(h.Name, nil, h.site.Bin, h.Kind, h.File(), h.site.Log, append(append([]string(nil), h.Env...), env...)...)
 		if err == nil {
 			h.Role = r
 		}
 		return err
 	})
+}
+
+// ownResolver gives this thread, and what it starts, another /etc/resolv.conf.
+func (h *Host) ownResolver() error {
+	if h.Resolv == "" {
+		return nil
+	}
+	if h.net == nil {
+		return ErrNoLink // not a thread of its own
+	}
+	err := unix.Unshare(unix.CLONE_NEWNS)
+	if err == nil {
+		err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	}
+	if err == nil {
+		err = unix.Mount(h.Resolv, "/etc/resolv.conf", "", unix.MS_BIND, "")
+	}
+	if err != nil {
+		return fmt.Errorf("give %s a resolver of its own: %w", h.Name, err)
+	}
+	return nil
 }
 
 // Start starts the host's role and waits until it serves.
