@@ -20,7 +20,7 @@ type lineStore struct {
 	n       uint64
 	size    int64
 	writers uint64
-	paths   []string // of files 1 and up, which are written to in turns
+	more    []string // paths of files 2 and up, which are written to in turns with file 1
 	text    []byte
 	f       *os.File
 	freed   chan uint64
@@ -30,10 +30,14 @@ func (s *lineStore) Begin(uint64) spool.Recovery { return spool.Recovery{From: 1
 func (s *lineStore) Next() uint64                { return s.n + 1 }
 
 func (s *lineStore) Entries(dst []spool.Entry, from uint64) []spool.Entry {
+	files := uint64(1 + len(s.more))
 	for ; from <= s.n && len(dst) < cap(dst); from++ {
-		file, n := (from-1)%uint64(len(s.paths)), (from-1)/uint64(len(s.paths))
+		file, n, path := (from-1)%files, (from-1)/files, "logs/access.log"
+		if file > 0 {
+			path = s.more[file-1]
+		}
 		dst = append(dst, spool.Entry{
-			Seq: from, File: spool.Number(1 + file), Writer: 1 + from%s.writers, Off: int64(n) * s.size, Len: uint32(s.size), Path: s.paths[file], PathID: 1 + uint32(file),
+			Seq: from, File: spool.Number(1 + file), Writer: 1 + from%s.writers, Off: int64(n) * s.size, Len: uint32(s.size), Path: path, PathID: 1 + uint32(file),
 			PID: 100 + uint32(from%s.writers), Time: 1_700_000_000_000_000_000 + int64(from)*7000, Kind: spool.Write,
 		})
 	}
@@ -122,9 +126,9 @@ var benchCases = []benchCase{
 
 func runBench(b *testing.B, c benchCase, file bool, q Queue) {
 	text := bytes.Repeat(append(bytes.Repeat([]byte{'x'}, c.line-1), '\n'), (4<<20)/c.line)
-	s := &lineStore{n: uint64(b.N), size: int64(c.size), writers: c.writers, text: text, freed: make(chan uint64, 1), paths: []string{"logs/access.log"}}
+	s := &lineStore{n: uint64(b.N), size: int64(c.size), writers: c.writers, text: text, freed: make(chan uint64, 1)}
 	for i := range c.paths - 1 {
-		s.paths = append(s.paths, fmt.Sprintf("logs/access-%d.log", i))
+		s.more = append(s.more, fmt.Sprintf("logs/access-%d.log", i))
 	}
 	if file {
 		name := filepath.Join(b.TempDir(), "spool")
