@@ -46,7 +46,8 @@ type Exported struct {
 }
 
 // Export writes the batches that cursor (any cursor, for "") still needs to w, for Import
-// on another host. It marks nothing as passed. Batches that cannot be read are left out
+// on another host. It marks nothing as passed. The copies carry FlagResent: this node may
+// have sent them already, and not been told what became of it. Batches that cannot be read are left out
 // and counted.
 func (q *Queue) Export(ctx context.Context, w io.Writer, cursor string) (Exported, error) {
 	var sum Exported
@@ -65,6 +66,7 @@ func (q *Queue) Export(ctx context.Context, w io.Writer, cursor string) (Exporte
 			sum.Unreadable++
 			return nil
 		}
+		s.Flags |= batch.FlagResent
 		buf = append(buf[:0], exportBatch, 0, 0, 0, 0)
 		buf = appendHead(buf, l.Seq, &Entry{Batch: s})
 		binary.LittleEndian.PutUint32(buf[1:], uint32(len(buf)-5))

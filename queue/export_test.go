@@ -59,7 +59,7 @@ func TestExportComesBackAsItWas(t *testing.T) {
 		}
 		for i, s := range all {
 			w := entries[i].Batch
-			if s.ID != w.ID || !bytes.Equal(s.Data, w.Data) || s.Host != w.Host || !slices.Equal(s.Via, w.Via) || s.Time != w.Time || s.Records != w.Records || s.Payload != w.Payload {
+			if s.ID != w.ID || !bytes.Equal(s.Data, w.Data) || s.Host != w.Host || !slices.Equal(s.Via, w.Via) || s.Flags != w.Flags|batch.FlagResent || s.Time != w.Time || s.Records != w.Records || s.Payload != w.Payload {
 				t.Errorf("%s: batch %d is %+v", name, i, s)
 			}
 		}

@@ -25,9 +25,17 @@ var flagNames = []struct {
 	flag uint16
 	name string
 }{
-	{record.Unterminated, "unterminated"}, {record.Break, "break"}, {record.PieceFirst, "first-piece"}, {record.PieceMiddle, "middle-piece"},
-	{record.PieceLast, "last-piece"}, {record.Recovered, "recovered"}, {record.Offline, "offline"}, {record.Overwrite, "overwrite"},
-	{record.Binary, "binary"}, {record.Opener, "opener"}, {record.Several, "several"},
+	{record.Unterminated, "unterminated"},
+	{record.Break, "break"},
+	{record.PieceFirst, "first-piece"},
+	{record.PieceMiddle, "middle-piece"},
+	{record.PieceLast, "last-piece"},
+	{record.Recovered, "recovered"},
+	{record.Offline, "offline"},
+	{record.Overwrite, "overwrite"},
+	{record.Binary, "binary"},
+	{record.Opener, "opener"},
+	{record.Several, "several"},
 }
 
 // Cat prints the records of an export: for each batch a line that begins with "# ", for
