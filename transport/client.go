@@ -57,6 +57,7 @@ type Client struct {
 	notify   sync.Mutex // held over a change of state and its OnState
 	mu       sync.Mutex
 	st       ClientStats
+	lastWhy  Why           // of st.LastError
 	drain    chan struct{} // closed by Drain
 	draining bool
 	ended    chan struct{} // closed when Run returns
@@ -160,8 +161,9 @@ func (c *Client) failed(err error) {
 		err = errPeerDrained
 	}
 	text := err.Error()
-	again := c.st.LastError == text
-	c.st.LastError = text
+	kind := why(err)
+	again := c.st.LastError != "" && c.lastWhy == kind && (kind.plain() || c.st.LastError == text)
+	c.st.LastError, c.lastWhy = text, kind
 	if !orderly {
 		c.st.Failures++
 	}

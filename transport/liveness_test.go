@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"log/slog"
 	"math/big"
 	"net"
 	"runtime"
@@ -205,6 +206,32 @@ func TestDrainWithoutConnection(t *testing.T) {
 		t.Errorf("Drain of a client that never ran: %v", err)
 	}
 }
+
+// TestRepeatedFailuresAreLoggedOnce: the same reason again and again is one warning,
+// whatever ports the tries come from.
+func TestRepeatedFailuresAreLoggedOnce(t *testing.T) {
+	_, ln := serve(t, ServerOptions{Admit: func(Peer, net.Conn) error { return errors.New("not on the list") }}, newTestHandler())
+	for name, addr := range map[string]string{"denied": ln.Addr().String(), "reset": fakeServer(t, nil, nil)} {
+		t.Run(name, func(t *testing.T) {
+			var warnings atomic.Int64
+			logger := slog.New(countWarnings{slog.DiscardHandler, &warnings})
+			c := connect(t, ClientOptions{Address: addr, Logger: logger, MinWait: time.Millisecond, MaxWait: time.Millisecond}, newTestSource())
+			await(t, nil, "ten failures", func() bool { return c.Stats().Failures >= 10 })
+			if n := warnings.Load(); n != 1 {
+				t.Errorf("%d warnings", n)
+			}
+		})
+	}
+}
+
+// countWarnings is a log that counts.
+type countWarnings struct {
+	slog.Handler
+	n *atomic.Int64
+}
+
+func (h countWarnings) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+func (h countWarnings) Handle(context.Context, slog.Record) error    { h.n.Add(1); return nil }
 
 // TestSourceErrorEndsRun: the queue's failure is the client's.
 func TestSourceErrorEndsRun(t *testing.T) {

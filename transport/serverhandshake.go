@@ -30,6 +30,10 @@ func (c *serverConn) sayBye(err error) {
 		linger(tcp(c.nc))
 		return
 	}
+	if errors.Is(err, ErrSilent) { // a FIN would wait behind what the peer does not acknowledge; a reset may come through
+		abort(c.nc)
+		return
+	}
 	if !ok {
 		closeNow(c.nc)
 		return
@@ -74,11 +78,11 @@ func (c *serverConn) handshake() error {
 	}
 	id := c.s.o.Identity
 	if m.node == id.Node {
-		return &handshakeError{ByeLoop, fmt.Errorf("peer %v is this very node %v: a forward points back here", c.peer, m.node)}
+		return &handshakeError{ByeLoop, fmt.Errorf("%s %s is this very node %v: a forward points back here", m.role, m.host, m.node)}
 	}
 	if err := c.s.admit(c.peer, c.nc); err != nil {
 		c.s.deniedPeers.Add(1)
-		return &handshakeError{ByeDenied, fmt.Errorf("%w: %v: %w", errDenied, c.peer, err)}
+		return &handshakeError{ByeDenied, fmt.Errorf("%w: %s %s: %w", errDenied, m.role, m.host, err)}
 	}
 	w := hello{
 		minVersion: version, maxVersion: version, node: id.Node, maxData: c.s.o.MaxData, window: c.s.o.Window,
@@ -110,7 +114,7 @@ func (c *serverConn) readHello() (hello, error) {
 // begin makes the connection one of those that count, when its handshake is done.
 func (c *serverConn) begin() error {
 	// The client always reads, so its window never stays closed.
-	setUserTimeout(c.nc, c.s.t.deadAfter-c.s.t.heartbeat)
+	setUserTimeout(c.nc, c.s.t.deadAfter)
 	c.wire.silence = c.s.t.deadAfter
 	c.frames.lim = limits{meta: maxMeta, data: c.s.o.MaxData}
 	if tc, ok := c.nc.(*tls.Conn); ok {

@@ -103,7 +103,7 @@ func addTo(sets map[batch.Lane]*batch.Ranges, lane batch.Lane, r batch.Range) {
 // millisecond when it is busy, and a PING when nothing else was sent for a heartbeat,
 // whatever the reader and the Handler are doing. It ends with the connection's context.
 func (c *serverConn) write() {
-	heartbeat := time.NewTicker(c.s.t.heartbeat)
+	heartbeat := time.NewTimer(c.s.t.heartbeat)
 	defer heartbeat.Stop()
 	pause := time.NewTimer(0)
 	defer pause.Stop()
@@ -117,9 +117,7 @@ func (c *serverConn) write() {
 		case <-c.ctx.Done():
 			return
 		case <-heartbeat.C:
-			if time.Since(last) < c.s.t.heartbeat {
-				continue // what was written since is as good
-			}
+			heartbeat.Reset(c.s.t.heartbeat)
 			buf = appendToken(buf, typePing, uint64(time.Since(c.since)))
 		case <-c.wake:
 			if rest := ackEvery - time.Since(last); rest > 0 {
@@ -144,6 +142,7 @@ func (c *serverConn) write() {
 			return
 		}
 		last = time.Now()
+		heartbeat.Reset(c.s.t.heartbeat) // what was written is as good as a PING
 		if cap(buf) > 64<<10 {
 			buf = nil
 		}

@@ -44,6 +44,12 @@ const (
 	WhyOther       Why = "other"
 )
 
+// plain reports whether w says all there is to say: the error's text differs from time to
+// time by addresses only.
+func (w Why) plain() bool {
+	return w == WhyRefused || w == WhyReset || w == WhySilent || w == WhyUnreachable
+}
+
 // StateChange is one step of a Client.
 type StateChange struct {
 	State State

@@ -32,7 +32,7 @@ const (
 const (
 	DefaultMaxData            = 4 << 20                 // longest sealed batch, in bytes
 	DefaultWindow             = 64 << 20                // bytes in flight
-	DefaultHeartbeat          = time.Second             // between two PINGs
+	DefaultHeartbeat          = 750 * time.Millisecond  // between two PINGs
 	DefaultDeadAfter          = 3500 * time.Millisecond // of silence
 	DefaultHandshake          = 5 * time.Second         // from the connection to the last byte of the handshake
 	DefaultDial               = 3 * time.Second         // to connect
