@@ -299,9 +299,6 @@ func TestTwoCopiesDoNotDeleteEachOther(t *testing.T) {
 	a := newAggregator(t, 9)
 	a.stop()
 	one, two := newSetup(t, a), newSetup(t, a).withCopy()
-	for _, p := range []struct{ s, other *setup }{{&one, &two}, {&two, &one}} {
-		p.s.Forwards[0].Secondary = []string{p.other.Listen}
-	}
 	f, g := newFeeder(1), newFeeder(1)
 	want := ""
 	for i := range 20 {
@@ -313,9 +310,13 @@ func TestTwoCopiesDoNotDeleteEachOther(t *testing.T) {
 	}
 	f.connect(t, one.Listen)
 	g.connect(t, two.Listen)
-	x, y := start(t, one), start(t, two)
+	x, y := start(t, one), start(t, two) // which do not know each other yet
 	f.expect(t, "hop acks", f.allAcked)
 	g.expect(t, "hop acks", g.allAcked)
+	x.end()
+	y.end()
+	one.Forwards[0].Secondary, two.Forwards[0].Secondary = []string{two.Listen}, []string{one.Listen}
+	x, y = start(t, one), start(t, two)
 	waitFor(t, "both to have met", func() bool { return x.r.Stats().Duplicates >= 20 && y.r.Stats().Duplicates >= 20 })
 	a.start()
 	f.expect(t, "final acks", f.allFinal)
