@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"slices"
+	"time"
 
 	"ftfuse/internal/batch"
 	"ftfuse/transport"
@@ -31,8 +32,10 @@ type destination struct {
 	out       int      // fetching and given
 	connected bool
 	conns     uint64
+	refusals  uint64     // on this connection
 	node      batch.Node // of the newest connection
 	host      string
+	since     time.Time // of its state
 	wake      chan struct{}
 }
 
@@ -221,6 +224,7 @@ func (d *destination) connect(p transport.Peer) {
 	another := d.node != (batch.Node{}) && d.node != p.Node
 	d.connected, d.node, d.host = true, p.Node, p.Host
 	d.conns++
+	d.refusals = 0
 	for e := range l.parked {
 		l.unpark(e)
 	}

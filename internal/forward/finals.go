@@ -39,6 +39,7 @@ type finals struct {
 type laneFinals struct {
 	sets      []batch.Ranges // by line
 	claims    []batch.Ranges // by line: told, and not proven
+	hops      []batch.Ranges // by line: acked since the start and not final, for Stats
 	ways      []way
 	waysDirty bool
 	wanted    []bool // by line
@@ -99,7 +100,7 @@ func (f *finals) lane(id batch.Lane) *laneFinals {
 	lf := f.lanes[id]
 	if lf == nil {
 		n := len(f.names)
-		lf = &laneFinals{sets: make([]batch.Ranges, n), claims: make([]batch.Ranges, n), wanted: make([]bool, n), dirty: make([]bool, n), below: 1}
+		lf = &laneFinals{sets: make([]batch.Ranges, n), claims: make([]batch.Ranges, n), hops: make([]batch.Ranges, n), wanted: make([]bool, n), dirty: make([]bool, n), below: 1}
 		for i := range n {
 			lf.wanted[i] = f.wants(i, id)
 			lf.dirty[i] = lf.wanted[i]
@@ -126,8 +127,9 @@ func (f *finals) untrack(lane batch.Lane) {
 }
 
 // add notes what a line was told of: all that became final of lane, and what of that is
-// proven to be. It returns what is final at every line that the lane goes to.
-func (f *finals) add(line int, lane batch.Lane, told, proven []batch.Range) []batch.Range {
+// proven to be. It returns what is final at every line that the lane goes to, and how many
+// of the batches that acked named became final.
+func (f *finals) add(line int, lane batch.Lane, told, proven []batch.Range) (everywhere []batch.Range, hops uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	lf := f.lane(lane)
@@ -135,26 +137,41 @@ func (f *finals) add(line int, lane batch.Lane, told, proven []batch.Range) []ba
 		lf.claims[line] = setOf(subtract(unite(lf.claims[line].All(), told), proven))
 	}
 	if len(proven) == 0 {
-		return nil
+		return nil, 0
+	}
+	if n := lf.hops[line].Count(); n > 0 {
+		lf.hops[line] = setOf(subtract(lf.hops[line].All(), proven))
+		hops = n - lf.hops[line].Count()
 	}
 	for _, r := range proven {
 		lf.sets[line].AddRange(r)
 	}
 	lf.dirty[line] = true
+	lf.waysDirty = lf.waysDirty || len(lf.ways) > 0
 	for i := range lf.sets {
 		if i != line && lf.wanted[i] {
 			proven = intersect(proven, lf.sets[i].All())
 		}
 	}
-	return proven
+	return proven, hops
 }
 
-// claimed reports whether a line was told that id is final, and had no proof.
-func (f *finals) claimed(line int, id batch.ID) bool {
+// acked notes that a line let go of id. It reports whether the line was told before that
+// id is final.
+func (f *finals) acked(line int, id batch.ID) (final bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lf := f.lane(id.Lane)
+	lf.hops[line].Add(id.N)
+	return lf.claims[line].Contains(id.N) || lf.sets[line].Contains(id.N)
+}
+
+// at reports whether id is final at a line.
+func (f *finals) at(line int, id batch.ID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	lf := f.lanes[id.Lane]
-	return lf != nil && (lf.claims[line].Contains(id.N) || lf.sets[line].Contains(id.N))
+	return lf != nil && lf.sets[line].Contains(id.N)
 }
 
 // claims returns what a line was told is final without proof.

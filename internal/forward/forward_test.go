@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -353,4 +354,65 @@ func TestARestartFlagsWhatMayHaveBeenSent(t *testing.T) {
 		r.pass(5 * time.Second)
 		r.want("the stand-in, after a restart", b.numbers(), "1! 2! 3! 1 2")
 	}, pair(Any))
+}
+
+// TestAServiceIsAsManyDestinationsAsItHasHosts, primaries by the lowest priority value,
+// and follows the DNS.
+func TestAServiceIsAsManyDestinationsAsItHasHosts(t *testing.T) {
+	const srv = "srv+_ftfuse._tcp.example.org"
+	target := func(host string, priority uint16) transport.Target {
+		return transport.Target{Host: host, Port: 7400, Priority: priority}
+	}
+	inBubble(t, func(r *rig) {
+		r.o.Resolver = &transport.Resolver{Net: &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+			return nil, errors.New("no DNS in this test")
+		}}}
+		a, b := r.up("a", 2, nil), r.up("b", 3, nil)
+		r.start()
+		r.pass(time.Millisecond)
+		l := r.f.lines[0]
+		s := target0(t, l)
+		l.adopt(s, []transport.Target{target("a", 1), target("b", 2)})
+		r.submit(rigLane(1), 1, 2)
+		r.pass(time.Second)
+		r.want("the primary", a.numbers(), "1 2")
+		l.adopt(s, []transport.Target{target("b", 2)}) // now the lowest
+		r.pass(20 * time.Second)
+		r.submit(rigLane(1), 3, 4)
+		r.pass(time.Second)
+		r.want("the one that is left", b.numbers(), "3 4")
+		if st := r.f.Stats().Groups[0].Lines[0]; len(st.Destinations) != 1 || st.Destinations[0].Secondary || st.Destinations[0].Configured != srv {
+			t.Errorf("%+v", st.Destinations)
+		}
+		l.adopt(s, []transport.Target{target("a", 1), target("b", 2)})
+		r.pass(time.Minute)
+		r.submit(rigLane(1), 5, 6)
+		r.pass(time.Second)
+		r.want("the primary is back in the DNS", a.numbers(), "1 2 5 6")
+	}, GroupConfig{Name: "g", Mode: Any, Primary: []string{srv}, FailbackAfter: 10 * time.Second})
+}
+
+func target0(t *testing.T, l *line) target {
+	t.Helper()
+	_, services, err := l.configured()
+	if err != nil || len(services) != 1 {
+		t.Fatal(services, err)
+	}
+	return services[0]
+}
+
+// TestOptionsThatCannotBe are refused by name.
+func TestOptionsThatCannotBe(t *testing.T) {
+	for name, groups := range map[string][]GroupConfig{
+		"no group":       nil,
+		"no name":        {{Mode: Any, Primary: []string{"a:1"}}},
+		"a name twice":   {{Name: "g", Mode: Any, Primary: []string{"a:1"}}, {Name: "g", Mode: Any, Primary: []string{"b:1"}}},
+		"no primary":     {{Name: "g", Mode: Any}},
+		"no mode":        {{Name: "g", Primary: []string{"a:1"}}},
+		"more stand-ins": {{Name: "g", Mode: Broadcast, Primary: []string{"a:1"}, Secondary: []string{"b:1", "c:1"}}},
+	} {
+		if _, err := (Options{Groups: groups}).withDefaults(); !errors.Is(err, ErrOptions) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

@@ -182,20 +182,9 @@ func (f *Forwarder) Finals(lane batch.Lane) batch.Ranges { return f.finals.every
 // and will not come this way. It does not block.
 func (f *Forwarder) Skip(lane batch.Lane, skips ...transport.Skip) { f.skips.Add(lane, skips...) }
 
-// final passes on what became final at every line. A relabelled batch makes its old id
-// final too.
+// final passes on what became final at every line.
 func (f *Forwarder) final(lane batch.Lane, ranges []batch.Range) {
-	if len(ranges) == 0 {
-		return
-	}
-	for _, old := range f.relabels.final(lane, ranges) {
-		for _, l := range f.lines {
-			if f.wants(l.index, old.Lane) {
-				l.final(old.Lane, []batch.Range{{First: old.N, Last: old.N}}, true)
-			}
-		}
-	}
-	if f.o.OnFinal != nil {
+	if len(ranges) > 0 && f.o.OnFinal != nil {
 		f.o.OnFinal(lane, ranges)
 	}
 }

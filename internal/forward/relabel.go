@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,8 +14,9 @@ import (
 )
 
 // prefixRelabel begins the keys that hold, until the new one is final, under which id a
-// batch came that had to be sealed again: relabel/, the new id in hexadecimal; the value
-// is the old id.
+// batch came that had to be sealed again: relabel/, the new id in hexadecimal. The value
+// is the old id, and for each cursor that needs the new one a length u8 and its name: the
+// others had passed the old one on.
 const prefixRelabel = "relabel/"
 
 // relabelAgain is how long a batch waits that cannot be relabelled yet.
@@ -28,11 +30,17 @@ type relabels struct {
 	mu    sync.Mutex
 	queue []conflict
 	wake  chan struct{}
-	next  map[batch.Lane]uint64 // number of the newest batch made of each new lane
-	fresh uint64                // the random part of the epochs of this start
-	olds  map[batch.ID]batch.ID // by new id
+	next  map[batch.Lane]uint64    // number of the newest batch made of each new lane
+	fresh uint64                   // the random part of the epochs of this start
+	olds  map[batch.ID]*relabelled // by new id
 	drop  []queue.KV
 	count uint64
+}
+
+// relabelled is what is known of a new id.
+type relabelled struct {
+	old  batch.ID
+	owed map[int]bool // lines that send the new one, where it is not final
 }
 
 // conflict is a batch to relabel.
@@ -42,7 +50,7 @@ type conflict struct {
 }
 
 func newRelabels(f *Forwarder, fresh uint64) *relabels {
-	return &relabels{f: f, wake: make(chan struct{}, 1), next: map[batch.Lane]uint64{}, fresh: fresh, olds: map[batch.ID]batch.ID{}}
+	return &relabels{f: f, wake: make(chan struct{}, 1), next: map[batch.Lane]uint64{}, fresh: fresh, olds: map[batch.ID]*relabelled{}}
 }
 
 // load reads what is stored.
@@ -54,7 +62,7 @@ func (r *relabels) load(s store) error {
 			var to, from batch.ID
 			if to, err = batch.ParseID(name); err == nil {
 				if from, err = batch.ParseID(value); err == nil {
-					r.olds[to] = from
+					r.restore(to, from, value[batch.IDSize:])
 				}
 			}
 		}
@@ -64,6 +72,23 @@ func (r *relabels) load(s store) error {
 		return bad == nil
 	})
 	return bad
+}
+
+// restore takes in one stored value. A cursor that is configured no more is owed nothing.
+func (r *relabels) restore(to, from batch.ID, names []byte) {
+	x := &relabelled{old: from, owed: map[int]bool{}}
+	for len(names) > 0 && len(names) > int(names[0]) {
+		name := string(names[1 : 1+int(names[0])])
+		names = names[1+len(name):]
+		if i := slices.Index(r.f.finals.names, name); i >= 0 && !r.f.finals.at(i, to) {
+			x.owed[i] = true
+		}
+	}
+	if len(x.owed) == 0 {
+		r.drop = append(r.drop, queue.KV{Key: relabelKey(to)})
+		return
+	}
+	r.olds[to] = x
 }
 
 // add asks for a batch to be relabelled.
@@ -114,9 +139,14 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 			l.letGo(c.seq, over)
 		}
 	}()
+	owed := map[int]bool{}
 	for _, l := range r.f.lines {
-		if !l.hold(c.seq) {
+		needs, ok := l.hold(c.seq)
+		if !ok {
 			return false, nil
+		}
+		if needs {
+			owed[l.index] = true
 		}
 	}
 	it, ok, err := r.f.lines[0].cursor.Fetch(ctx, c.seq)
@@ -136,7 +166,7 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 		r.f.log.Error("a batch whose id is taken cannot be sealed again; it stays queued, refused", "batch", c.id.String(), "error", err)
 		return true, nil
 	}
-	err = r.replace(ctx, c, id, queue.Entry{Batch: b, Note: it.Note})
+	err = r.replace(ctx, c, id, &relabelled{old: c.id, owed: owed}, queue.Entry{Batch: b, Note: it.Note})
 	switch {
 	case errors.Is(err, queue.ErrGone):
 		over = true
@@ -145,20 +175,30 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 		return false, fmt.Errorf("relabel batch %v: %w", c.id, err)
 	}
 	over = true
+	for _, l := range r.f.lines {
+		if !owed[l.index] && r.f.wants(l.index, id.Lane) { // nothing will come there
+			l.final(id.Lane, []batch.Range{{First: id.N, Last: id.N}}, true)
+		}
+	}
 	r.f.log.Error("two contents went under one id: is this host a clone, or its queue restored from a copy? the batch here is relabelled and both are kept",
 		"old", c.id.String(), "new", id.String())
 	return true, nil
 }
 
 // replace commits e in the place of c.
-func (r *relabels) replace(ctx context.Context, c conflict, id batch.ID, e queue.Entry) error {
+func (r *relabels) replace(ctx context.Context, c conflict, id batch.ID, x *relabelled, e queue.Entry) error {
+	value := c.id.Append(nil)
+	for line := range x.owed {
+		name := r.f.finals.names[line]
+		value = append(append(value, byte(len(name))), name...)
+	}
 	r.mu.Lock()
-	r.olds[id] = c.id // before it can be sent
+	r.olds[id] = x // before it can be sent
 	r.mu.Unlock()
 	committed := make(chan error, 1)
 	_, err := r.f.store.Submit(ctx, &queue.Txn{
 		Entries: []queue.Entry{e}, Replace: []uint64{c.seq}, Sync: true,
-		Set:  []queue.KV{{Key: relabelKey(id), Value: c.id.Append(nil)}},
+		Set:  []queue.KV{{Key: relabelKey(id), Value: value}},
 		Done: func(err error) { committed <- err },
 	})
 	if err == nil {
@@ -187,34 +227,32 @@ func (r *relabels) newID(old batch.ID) batch.ID {
 	return batch.ID{Lane: lane, N: r.next[lane]}
 }
 
-// final returns the old ids of what became final of a lane, and forgets them.
-func (r *relabels) final(lane batch.Lane, ranges []batch.Range) (olds []batch.ID) {
+// final returns the old ids of what became final of a lane at a line: they are final there
+// too.
+func (r *relabels) final(line int, lane batch.Lane, ranges []batch.Range) (olds []batch.ID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id, old := range r.olds { // few, if any
-		if id.Lane != lane {
+	for id, x := range r.olds { // few, if any
+		if id.Lane != lane || !x.owed[line] || !slices.ContainsFunc(ranges, func(a batch.Range) bool { return id.N >= a.First && id.N <= a.Last }) {
 			continue
 		}
-		for _, x := range ranges {
-			if id.N >= x.First && id.N <= x.Last {
-				olds = append(olds, old)
-				delete(r.olds, id)
-				r.drop = append(r.drop, queue.KV{Key: relabelKey(id)})
-				break
-			}
+		olds = append(olds, x.old)
+		if delete(x.owed, line); len(x.owed) == 0 {
+			delete(r.olds, id)
+			r.drop = append(r.drop, queue.KV{Key: relabelKey(id)})
 		}
 	}
 	return olds
 }
 
 // withhold adds to not the numbers of lane that were relabelled and whose new id is not
-// final.
-func (r *relabels) withhold(lane batch.Lane, not *batch.Ranges) {
+// final at a line.
+func (r *relabels) withhold(line int, lane batch.Lane, not *batch.Ranges) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, old := range r.olds { // few, if any
-		if old.Lane == lane {
-			not.Add(old.N)
+	for _, x := range r.olds { // few, if any
+		if x.old.Lane == lane && x.owed[line] {
+			not.Add(x.old.N)
 		}
 	}
 }
@@ -228,25 +266,27 @@ func (r *relabels) unstored() []queue.KV {
 	return set
 }
 
-// hold makes a line keep its hands off a batch that is to be relabelled. It returns false
-// where that is in flight: its answer is to come first.
-func (l *line) hold(seq uint64) bool {
+// hold makes a line keep its hands off a batch that is to be relabelled. needs says
+// whether it still has to send it. ok is false where that is not known, or the batch is in
+// flight: its answer is to come first.
+func (l *line) hold(seq uint64) (needs, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.entries[seq]
 	switch {
-	case e == nil: // not read yet, or settled
-	case e.stage == fetching || e.stage == given:
-		return false
+	case e == nil && !l.known || e != nil && (e.stage == fetching || e.stage == given):
+		return false, false
+	case e == nil:
 	case e.stage == unfinal: // what is behind has it, under the old id
 		l.cursor.Ack(seq)
 		l.drop(e)
 	default:
 		e.stage, e.at = parked, nil
 		l.parked[e] = struct{}{}
+		needs = true
 	}
 	l.held[seq] = struct{}{}
-	return true
+	return needs, true
 }
 
 // letGo ends hold. gone: the batch is not in the queue any more.

@@ -127,7 +127,7 @@ func (l *line) adopt(s target, found []transport.Target) {
 
 // add1 makes a destination and starts its client.
 func (l *line) add1(t target) {
-	d := &destination{l: l, address: t.address, configured: t.configured, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	d := &destination{l: l, address: t.address, configured: t.configured, since: time.Now(), wake: make(chan struct{}, 1), ended: make(chan struct{})}
 	d.end = sync.OnceFunc(func() { close(d.ended) })
 	o := &l.f.o
 	d.client = transport.NewClient(transport.ClientOptions{

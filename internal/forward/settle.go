@@ -30,7 +30,7 @@ func (l *line) acked(d *destination, seq uint64) {
 		l.cursor.Ack(seq)
 		l.drop(e)
 	}
-	claimed := l.f.finals.claimed(l.index, batch.ID{Lane: lane.lane, N: n.First})
+	claimed := l.f.finals.acked(l.index, batch.ID{Lane: lane.lane, N: n.First})
 	l.mu.Unlock()
 	if claimed { // the last node had said so before
 		l.final(lane.lane, []batch.Range{n}, false)
@@ -67,20 +67,24 @@ func (l *line) final(lane batch.Lane, ranges []batch.Range, sure bool) {
 	if !sure {
 		open = l.proven(lane, ranges)
 	}
-	everywhere := l.f.finals.add(l.index, lane, ranges, open)
+	everywhere, hops := l.f.finals.add(l.index, lane, ranges, open)
+	l.count.final += hops
 	if le := l.lanes[lane]; le != nil {
 		for _, r := range open {
 			eachIn(le.byN, r, func(e *entry) {
 				if e.stage == unfinal {
-					l.count.final++
 					l.cursor.Ack(e.seq)
 					l.drop(e)
 				}
 			})
 		}
 	}
+	olds := l.f.relabels.final(l.index, lane, open)
 	l.mu.Unlock()
 	l.f.final(lane, everywhere)
+	for _, old := range olds {
+		l.final(old.Lane, []batch.Range{{First: old.N, Last: old.N}}, true)
+	}
 }
 
 // proven returns what of ranges may be taken for final: all but what this line has and
@@ -99,7 +103,7 @@ func (l *line) proven(lane batch.Lane, ranges []batch.Range) []batch.Range {
 			})
 		}
 	}
-	l.f.relabels.withhold(lane, &not)
+	l.f.relabels.withhold(l.index, lane, &not)
 	if !l.known {
 		return subtract(acked.All(), not.All())
 	}
@@ -163,6 +167,9 @@ func (e *entry) each(fn func(*entry)) {
 	}
 }
 
+// loggedRefusals is how many refusals on one connection are logged; Stats counts all.
+const loggedRefusals = 32
+
 // refused finds another way for a batch that d does not take.
 func (l *line) refused(d *destination, seq uint64, v transport.Verdict) {
 	l.mu.Lock()
@@ -191,8 +198,12 @@ func (l *line) refused(d *destination, seq uint64, v transport.Verdict) {
 		l.place(e)
 	}
 	held := e.stage == parked
+	d.refusals++
+	many := d.refusals > loggedRefusals
 	l.mu.Unlock()
-	l.logRefused(d, id, v, held)
+	if !many {
+		l.logRefused(d, id, v, held)
+	}
 	if v.Code == transport.Conflict {
 		l.f.conflict(seq, id)
 	}

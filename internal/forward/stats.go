@@ -36,7 +36,7 @@ type LineStats struct {
 	Unfinal queue.Tally
 	Acked   queue.Tally // what the next nodes took since the start
 	Refused int         // batches that every destination refused; they wait for a reconnect
-	Final   uint64      // batches that became final while they were kept, since the start
+	Final   uint64      // of these, those that became final
 	// Doubtful batches were in flight to a destination that was left, and went to another.
 	// Where both write output, they may stand at both.
 	Doubtful     uint64
@@ -54,6 +54,7 @@ type DestinationStats struct {
 	// State is connecting, connected, reconnecting, hold-down, stalled, draining or
 	// failed over.
 	State   string
+	Since   time.Time // of State
 	Until   time.Time // end of the hold-down; zero: none
 	Flows   int       // whose home it is
 	Waiting int       // batches that wait for room in its window
@@ -108,7 +109,7 @@ func (l *line) stats() LineStats {
 			continue
 		}
 		ds := DestinationStats{
-			Address: d.address, Configured: d.configured, Secondary: h.secondary, State: h.state.String(),
+			Address: d.address, Configured: d.configured, Secondary: h.secondary, State: h.state.String(), Since: d.since,
 			Flows: homes[i], Waiting: waiting[i] + len(d.strays), Client: d.client.Stats(),
 		}
 		if h.state == stateHold {

@@ -93,6 +93,7 @@ func (l *line) changed() bool {
 		}
 		if l.seen[i] != s {
 			same, l.seen[i] = false, s
+			l.dests[i].since = time.Now()
 		}
 	}
 	return !same
@@ -162,9 +163,15 @@ func (l *line) settle(fl *flow, to int) {
 // strays at a destination that failed, where they can go elsewhere.
 func (l *line) recall(failing bool) {
 	l.replaceStrays()
+	for _, d := range l.dests {
+		failing = failing || d.out > 0 && l.peers.rank(d.i) >= rankStalled
+	}
+	if !failing {
+		return
+	}
 	byDest := map[*destination][]*entry{}
 	for _, e := range l.entries {
-		if (e.stage == fetching || e.stage == given) && (failing && e.flow.failing && e.counted || l.stranded(e)) {
+		if (e.stage == fetching || e.stage == given) && (e.flow.failing && e.counted || l.stranded(e)) {
 			byDest[e.at] = append(byDest[e.at], e)
 		}
 	}
