@@ -321,3 +321,20 @@ func (m *model) lists() {
 		m.t.Fatalf("behind the last batch: %v", err)
 	}
 }
+
+func (m *model) drain() {
+	mustFlush(m.t, m.q)
+	for _, c := range m.cur {
+		for seq := uint64(1); seq <= uint64(len(m.entries)); seq++ {
+			if c.acked[seq] {
+				continue
+			}
+			it := mustNext(m.t, c.c)
+			if it.Seq != seq {
+				m.t.Fatalf("cursor %s gave %d, want %d", c.name, it.Seq, seq)
+			}
+			m.same(it)
+			c.c.Ack(seq)
+		}
+	}
+}

@@ -391,20 +391,3 @@ func (m *model) forget(txn int) {
 	m.kv, m.after = m.kv[:txn+1], m.after[:txn+1]
 	m.done = txn
 }
-
-func (m *model) drain() {
-	mustFlush(m.t, m.q)
-	for _, c := range m.cur {
-		for seq := uint64(1); seq <= uint64(len(m.entries)); seq++ {
-			if c.acked[seq] {
-				continue
-			}
-			it := mustNext(m.t, c.c)
-			if it.Seq != seq {
-				m.t.Fatalf("cursor %s gave %d, want %d", c.name, it.Seq, seq)
-			}
-			m.same(it)
-			c.c.Ack(seq)
-		}
-	}
-}

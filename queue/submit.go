@@ -61,30 +61,32 @@ func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
 	if err != nil {
 		return Fresh, err
 	}
+	return status, q.take(t, fresh, status)
+}
+
+// take makes t part of the queue, with the entries that are new, or without them where
+// they are dropped. On an error t is as it was. The caller holds mu, which Prepare does not.
+func (q *Queue) take(t *Txn, fresh []Entry, status Status) error {
 	replaces, err := q.checkReplace(t, len(fresh))
-	if err == nil && replaces != nil && status == Dropped {
-		err = fmt.Errorf("submit %d entries in the place of others: %w: the disk is full", len(fresh), ErrFull)
-	}
 	if err != nil {
-		return Fresh, err
-	}
-	lost := fresh
-	if status == Dropped {
-		fresh = nil
+		return err
 	}
 	was := t.Entries
 	t.Entries = fresh
+	if status == Dropped {
+		t.Entries = nil
+	}
 	if err := q.prepare(t); err != nil {
 		t.Entries = was
-		return Fresh, err
+		return err
 	}
 	if status == Dropped {
-		for i := range lost {
-			q.dropNew(&lost[i])
+		for i := range fresh {
+			q.dropNew(&fresh[i])
 		}
 	}
 	q.append(t, replaces)
-	return status, nil
+	return nil
 }
 
 // aside takes a Txn that has nothing but state, whoever waits.
@@ -179,7 +181,7 @@ func (q *Queue) admit(ctx context.Context, entries []Entry, t *Txn) (Status, err
 			switch {
 			case policy == Error:
 				return Fresh, fmt.Errorf("submit %d bytes: %w: %d of %d bytes are waiting", size, ErrFull, q.live, q.o.MaxBytes)
-			case policy == DropNewest:
+			case policy == DropNewest && len(t.Replace) == 0:
 				return Dropped, nil
 			case policy == DropOldest && q.dropOldest(LostDropOldest):
 				continue
