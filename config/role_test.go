@@ -153,7 +153,7 @@ func TestBucketsAreAsManyAsTheGroupsHaveUseFor(t *testing.T) {
 		"secondary":       {with(t, `name = "colo"`, `secondary = ["c:1"]`), 1},
 		"several":         {strings.Replace(good, `["b:7401"]`, `["b:7401", "c:1"]`, 1), 4},
 		"a service":       {strings.Replace(good, `["b:7401"]`, `["srv+_ftfuse._tcp.example.org"]`, 1), 4},
-		"broadcast":       {with(t, `name = "colo"`, `mode = "broadcast"`), 1},
+		"broadcast":       {strings.Replace(with(t, `name = "colo"`, `mode = "broadcast"`), `["b:7401"]`, `["b:7401", "c:1"]`, 1), 1},
 		"hash":            {with(t, `name = "colo"`, `mode = "hash"`), 16},
 		"said":            {with(t, `[mount]`, `buckets = 3`), 3},
 	} {

@@ -165,14 +165,14 @@ func TestAStateDirectoryMayHaveALongName(t *testing.T) {
 // queue next.
 func TestCloseWaitsForWhatItCutsOff(t *testing.T) {
 	dir := t.TempDir()
-	began, ended := make(chan struct{}), false
+	began, hold := make(chan struct{}), make(chan struct{})
 	s := start(t, Options{Dir: dir, Handlers: map[string]http.Handler{
 		"GET /queue/export": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprint(w, "first")
 			w.(http.Flusher).Flush()
 			close(began)
 			<-r.Context().Done()
-			ended = true
+			<-hold
 		}),
 	}})
 	resp, err := Client(dir).Get("http://role/queue/export")
@@ -181,14 +181,19 @@ func TestCloseWaitsForWhatItCutsOff(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	<-began
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if !ended {
-		t.Error("Close returned before the handler")
-	}
+	closed := make(chan error)
+	go func() { closed <- s.Close() }()
 	if data, err := io.ReadAll(resp.Body); err == nil {
 		t.Errorf("the reader takes %q for the whole", data)
+	}
+	select {
+	case <-closed:
+		t.Fatal("Close returned before the handler")
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(hold)
+	if err := <-closed; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -107,4 +107,7 @@ func TestAnythingCanBeScraped(t *testing.T) {
 			t.Errorf("no %q in:\n%s", want, got)
 		}
 	}
+	if strings.Contains(got, "ftfuse_dropped_No") {
+		t.Errorf("a name has capital letters:\n%s", got)
+	}
 }
