@@ -26,6 +26,7 @@ type schedule struct {
 	keepFinal bool
 	failback  time.Duration
 	timeout   time.Duration
+	commit    time.Duration
 	faults    int
 }
 
@@ -38,6 +39,7 @@ func newSchedule(seed uint64) schedule {
 		keepFinal: rng.IntN(3) == 0, failback: time.Duration(1+rng.IntN(20)) * time.Second,
 		timeout: time.Duration(3+rng.IntN(20)) * time.Second, faults: 1 + rng.IntN(8),
 	}
+	s.commit = []time.Duration{8 * time.Millisecond, 8 * time.Millisecond, 300 * time.Millisecond}[rng.IntN(3)]
 	s.loop = s.relays == 2 && s.mode[1] != Broadcast && rng.IntN(3) == 0
 	return s
 }
@@ -83,7 +85,7 @@ func (s *schedule) group(level int, to []string, last string) []GroupConfig {
 
 func (s *schedule) build(m mutant) *world {
 	rng := rand.New(rand.NewPCG(s.seed, 12))
-	w := &world{rng: rng, mutant: m, output: map[string]map[string][]uint16{}, log: slog.New(slog.DiscardHandler)}
+	w := &world{rng: rng, mutant: m, commit: s.commit, output: map[string]map[string][]uint16{}, log: slog.New(slog.DiscardHandler)}
 	if os.Getenv("FTFUSE_SIM_LOG") != "" {
 		w.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

@@ -35,6 +35,7 @@ type world struct {
 	mu     sync.Mutex
 	net    *simNet
 	mutant mutant
+	commit time.Duration // the longest that a group commit takes
 	nodes  []*simNode
 	log    *slog.Logger
 
@@ -86,7 +87,7 @@ func (n *simNode) start() {
 	w := n.w
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.ended = cancel, make(chan struct{})
-	n.q = openSimQueue(n.disk, Cursors(n.groups), func() time.Duration { return w.within(time.Millisecond, 8*time.Millisecond) }, w.mutant)
+	n.q = openSimQueue(n.disk, Cursors(n.groups), func() time.Duration { return w.within(time.Millisecond, w.commit) }, w.mutant)
 	identity := transport.Identity{Node: n.disk.node, Host: n.name, Role: n.role, Product: "simulation"}
 	var wg sync.WaitGroup
 	if n.role != "receive" {
