@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -60,21 +61,42 @@ func (s *site) troubles() []trouble {
 
 // chaos lets troubles befall the hosts, one after the other with load between, each trouble
 // once before any comes again, until rounds of them are over.
-func (f *flow) chaos(chance *rand.Rand, hosts []*rig.Host, rounds int, longest time.Duration) {
-	f.s.t.Helper()
+func (s *site) chaos(chance *rand.Rand, hosts []*rig.Host, rounds int, longest time.Duration) error {
 	var left []trouble
 	for range rounds {
 		if len(left) == 0 {
-			left = f.s.troubles()
+			left = s.troubles()
 		}
 		i := chance.IntN(len(left))
 		now := left[i]
 		left = slices.Delete(left, i, i+1)
 		h := hosts[chance.IntN(len(hosts))]
 		d := time.Duration(chance.Int64N(int64(longest)))
-		f.s.t.Logf("%s of %s for %v", now.name, h.Name, d.Round(time.Millisecond))
-		if err := now.do(f.s.t, h, d); err != nil {
-			f.s.t.Fatalf("%s of %s: %v", now.name, h.Name, err)
+		s.t.Logf("%s of %s for %v", now.name, h.Name, d.Round(time.Millisecond))
+		if err := now.do(s.t, h, d); err != nil {
+			return fmt.Errorf("%s of %s: %w", now.name, h.Name, err)
+		}
+	}
+	return nil
+}
+
+// killWorkers kills the process that serves a source's mount now and then, until done is
+// closed. Its programs see nothing of it: the kernel writes for them, the holder starts
+// another worker.
+func (s *site) killWorkers(chance *rand.Rand, done <-chan struct{}) error {
+	for {
+		t := time.NewTimer(time.Second + time.Duration(chance.Int64N(int64(4*time.Second))))
+		select {
+		case <-done:
+			t.Stop()
+			return nil
+		case <-t.C:
+		}
+		h := s.sources[chance.IntN(len(s.sources))]
+		s.t.Logf("kill -9 of the worker of %s", h.Name)
+		n := h.Role.Readies()
+		if err := errors.Join(h.Role.KillWorker(), h.Role.ReadyAgain(s.t.Context(), n+1)); err != nil {
+			return fmt.Errorf("kill the worker of %s: %w", h.Name, err)
 		}
 	}
 }
@@ -88,6 +110,7 @@ func (f *flow) chaos(chance *rand.Rand, hosts []*rig.Host, rounds int, longest t
 func twoStages(t *testing.T, mode string) *site {
 	t.Helper()
 	s := newSite(t)
+	s.files = []string{"1.log", "2.log", "3.log", "4.log"} // of several buckets
 	to := func(hosts ...*rig.Host) group { return group{mode: mode, primary: hosts} }
 	g := []*rig.Host{s.agg("g1"), s.agg("g2")}
 	last := to(g...)
@@ -110,11 +133,12 @@ func TestTwoStagesOfRelaysInTrouble(t *testing.T) {
 			s := twoStages(t, mode)
 			chance := seeded(t)
 			s.start()
-			f := s.startFlow(2, rig.Job{Size: 64, Lines: tally.MaxLines, Rate: flowRate()})
+			f := s.startFlow(1, rig.Job{Size: 64, Lines: tally.MaxLines, Rate: flowRate()})
 			f.moves(1)
-			f.chaos(chance, append(slices.Clone(s.relays), s.aggs...), chaosRounds(t), chaosLongest())
+			s.trouble(chance)
 			f.finish()
 			f.settle(mode == "broadcast")
+			s.sizes()
 			s.stop()
 			v, err := f.count()
 			must(t, err)
@@ -126,15 +150,48 @@ func TestTwoStagesOfRelaysInTrouble(t *testing.T) {
 	}
 }
 
+// trouble lets chaos loose on both halves of the network at once, and on the sources, until
+// all of it is over.
+func (s *site) trouble(chance *rand.Rand) {
+	s.t.Helper()
+	halves := make([][]*rig.Host, 2)
+	for i, h := range slices.Concat(s.relays, s.aggs) {
+		halves[i%2] = append(halves[i%2], h)
+	}
+	rounds, longest := chaosRounds(s.t), chaosLongest()
+	done := make(chan struct{})
+	var both, all sync.WaitGroup
+	errs := make([]error, 3)
+	for i, half := range halves {
+		own := rand.New(rand.NewPCG(chance.Uint64(), chance.Uint64()))
+		both.Go(func() { errs[i] = s.chaos(own, half, rounds, longest) })
+	}
+	own := rand.New(rand.NewPCG(chance.Uint64(), chance.Uint64()))
+	all.Go(func() { errs[2] = s.killWorkers(own, done) })
+	both.Wait()
+	close(done)
+	all.Wait()
+	must(s.t, errors.Join(errs...))
+}
+
+// sizes logs how large the delivered sets have become.
+func (s *site) sizes() {
+	s.t.Helper()
+	for _, h := range slices.Concat(s.relays, s.aggs) {
+		q := statusOf(s.t, h).Queue
+		s.t.Logf("delivered set of %s: %d lanes, %d ranges, %d bytes", h.Name, q.Lanes, q.Ranges, q.Stored)
+	}
+}
+
 // flowRate is how many lines a second each writer writes.
 func flowRate() int {
 	if soak {
-		return 2000
+		return 1000
 	}
-	return 1000
+	return 500
 }
 
-// chaosRounds is how many troubles befall a network: FTFUSE_ROUNDS, or 4, or about 20
+// chaosRounds is how many troubles befall each half of a network: FTFUSE_ROUNDS, or 3, or about 20
 // minutes' worth in the long form.
 func chaosRounds(t *testing.T) int {
 	t.Helper()
@@ -146,7 +203,7 @@ func chaosRounds(t *testing.T) int {
 	if soak {
 		return 150
 	}
-	return 4
+	return 3
 }
 
 func chaosLongest() time.Duration {
@@ -186,6 +243,12 @@ func (s *site) flagged(v *verdict) error {
 			}
 		}
 	}
-	s.t.Logf("%d batches stand at two aggregators, all of them sent with the mark", len(count))
+	var all uint64
+	for _, ranges := range marked {
+		for _, r := range ranges {
+			all += r[1] - r[0] + 1
+		}
+	}
+	s.t.Logf("%d batches stand at two aggregators; %d were taken with the mark that they may", len(count), all)
 	return wrong
 }

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +19,7 @@ import (
 // port is where every relay and receiver of a site listens: each has an address of its own.
 const port = 7400
 
-// siteLoad is the file that the writers of a source append to.
+// siteLoad is the file that the writers of a source append to, unless a test says otherwise.
 const siteLoad = "load.log"
 
 // site is a network of real roles, see rig.Site.
@@ -30,6 +29,7 @@ type site struct {
 	sources []*rig.Host
 	relays  []*rig.Host
 	aggs    []*rig.Host
+	files   []string // that the writers of each source append to
 }
 
 // newSite is a network without hosts. It is gone after the test, however that ends.
@@ -51,7 +51,7 @@ func newSite(t *testing.T) *site {
 			}
 		}
 	})
-	return &site{Site: s, t: t}
+	return &site{Site: s, t: t, files: []string{siteLoad}}
 }
 
 // needLinks skips what needs links that can be cut.
@@ -160,32 +160,43 @@ func (s *site) stop() {
 	}
 }
 
-// flow is the writers of every source.
+// stream is one file of one source.
+type stream struct {
+	src  *rig.Host
+	file string
+}
+
+// out is where the stream comes out at an aggregator.
+func (s stream) out(agg *rig.Host) string { return filepath.Join(agg.Out(), s.src.Name, s.file) }
+
+// flow is the writers of every stream.
 type flow struct {
 	s       *site
 	job     rig.Job
-	writers map[*rig.Host][]*rig.Writer
-	done    map[*rig.Host]*flowed
+	writers map[stream][]*rig.Writer
+	done    map[stream]*flowed
 }
 
-// flowed is what the writers of one source did.
+// flowed is what the writers of one stream did.
 type flowed struct {
 	plan    tally.Plan
 	lines   int64   // given to write(2), all accepted
 	longest float64 // of all write(2)s, ms
 }
 
-// startFlow starts count writers on every source.
+// startFlow starts count writers on every file of every source.
 func (s *site) startFlow(count int, job rig.Job) *flow {
 	s.t.Helper()
-	f := &flow{s: s, job: job, writers: map[*rig.Host][]*rig.Writer{}, done: map[*rig.Host]*flowed{}}
+	f := &flow{s: s, job: job, writers: map[stream][]*rig.Writer{}, done: map[stream]*flowed{}}
 	for _, h := range s.sources {
-		for i := range count {
-			job.Path, job.Writer, job.Clock = filepath.Join(h.Point(), siteLoad), i, true
-			w, err := rig.StartWriter(bin, job)
-			must(s.t, err)
-			s.t.Cleanup(w.Kill)
-			f.writers[h] = append(f.writers[h], w)
+		for _, file := range s.files {
+			for i := range count {
+				job.Path, job.Writer, job.Clock = filepath.Join(h.Point(), file), i, true
+				w, err := rig.StartWriter(bin, job)
+				must(s.t, err)
+				s.t.Cleanup(w.Kill)
+				f.writers[stream{h, file}] = append(f.writers[stream{h, file}], w)
+			}
 		}
 	}
 	for _, all := range f.writers {
@@ -199,16 +210,18 @@ func (s *site) startFlow(count int, job rig.Job) *flow {
 // finish ends the writers. None may have seen an error.
 func (f *flow) finish() {
 	f.s.t.Helper()
-	for h, all := range f.writers {
-		d := &flowed{plan: tally.Plan{Writers: len(all), Size: f.job.Size, Lines: 1}}
-		var results []rig.Result
+	for _, all := range f.writers { // all at once
 		for _, w := range all {
 			w.Finish()
 		}
+	}
+	for from, all := range f.writers {
+		d := &flowed{plan: tally.Plan{Writers: len(all), Size: f.job.Size, Lines: 1}}
+		var results []rig.Result
 		for _, w := range all {
 			r, err := w.Wait()
 			if err != nil || len(r.Errors) > 0 {
-				f.s.t.Fatalf("a writer on %s: %v %v", h.Name, err, r.Errors)
+				f.s.t.Fatalf("a writer on %s: %v %v", from.src.Name, err, r.Errors)
 			}
 			results = append(results, r)
 			d.plan.Lines = max(d.plan.Lines, r.Lines)
@@ -220,7 +233,7 @@ func (f *flow) finish() {
 				d.plan.Maybe = append(d.plan.Maybe, tally.Name{Writer: i, N: n})
 			}
 		}
-		f.done[h] = d
+		f.done[from] = d
 	}
 }
 
@@ -243,12 +256,12 @@ func (f *flow) accepted() (sum int64) {
 // verdict is what stands in the files of the aggregators.
 type verdict struct {
 	accepted int64
-	lost     int64               // at no aggregator
-	missing  map[string]int64    // at each: what is not there
-	wrong    []string            // doubled, altered, unfinished at one aggregator
-	disorder int64               // after a later line of the same writer: no fault where the way changed
-	twice    map[string][]tag    // by aggregator: the batches of lines that stand at others too
-	names    map[*rig.Host]int64 // by source: lines at more than one aggregator
+	lost     int64            // at no aggregator
+	missing  map[string]int64 // at each: what is not there
+	wrong    []string         // doubled, altered, unfinished at one aggregator
+	disorder int64            // after a later line of the same writer: no fault where the way changed
+	both     int64            // at more than one aggregator
+	twice    map[string][]tag // by aggregator: the batches of lines that stand at others too
 }
 
 // tag is the name of a batch as %N writes it, without the number of the line.
@@ -256,16 +269,16 @@ type tag string
 
 // count reads every file of every aggregator.
 func (f *flow) count() (*verdict, error) {
-	v := &verdict{missing: map[string]int64{}, twice: map[string][]tag{}, names: map[*rig.Host]int64{}, accepted: f.accepted()}
-	for src, d := range f.done {
+	v := &verdict{missing: map[string]int64{}, twice: map[string][]tag{}, accepted: f.accepted()}
+	for from, d := range f.done {
 		var parts []*tally.Seen
 		for _, g := range f.s.aggs {
-			c, seen, err := part(outFile(g, src), d.plan)
+			c, seen, err := part(from.out(g), d.plan)
 			if err != nil {
 				return nil, err
 			}
 			if c.Doubled+c.Altered+c.Partial > 0 {
-				v.wrong = append(v.wrong, fmt.Sprintf("%s of %s at %s: %v", siteLoad, src.Name, g.Name, c))
+				v.wrong = append(v.wrong, fmt.Sprintf("%s of %s at %s: %v", from.file, from.src.Name, g.Name, c))
 			}
 			v.missing[g.Name] += d.lines - c.Lines
 			v.disorder += c.Disorder
@@ -274,10 +287,10 @@ func (f *flow) count() (*verdict, error) {
 		lost, twice := tally.Across(d.plan, parts...)
 		v.lost += int64(len(lost))
 		if len(lost) > 0 {
-			v.wrong = append(v.wrong, fmt.Sprintf("%d lines of %s are nowhere, the first is %v, the last %v", len(lost), src.Name, lost[0], lost[len(lost)-1]))
+			v.wrong = append(v.wrong, fmt.Sprintf("%d lines of %s of %s are nowhere, the first is %v, the last %v", len(lost), from.file, from.src.Name, lost[0], lost[len(lost)-1]))
 		}
-		v.names[src] += int64(len(twice))
-		if err := f.tagTwice(v, src, twice); err != nil {
+		v.both += int64(len(twice))
+		if err := f.tagTwice(v, from, twice); err != nil {
 			return nil, err
 		}
 	}
@@ -285,7 +298,7 @@ func (f *flow) count() (*verdict, error) {
 }
 
 // tagTwice notes the batches in which lines that stand at several aggregators came to each.
-func (f *flow) tagTwice(v *verdict, src *rig.Host, twice []tally.Name) error {
+func (f *flow) tagTwice(v *verdict, from stream, twice []tally.Name) error {
 	if len(twice) == 0 {
 		return nil
 	}
@@ -294,7 +307,7 @@ func (f *flow) tagTwice(v *verdict, src *rig.Host, twice []tally.Name) error {
 		want[n] = true
 	}
 	for _, g := range f.s.aggs {
-		text, err := os.ReadFile(outFile(g, src))
+		text, err := os.ReadFile(from.out(g))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -315,7 +328,7 @@ func (f *flow) tagTwice(v *verdict, src *rig.Host, twice []tally.Name) error {
 	return nil
 }
 
-func outFile(agg, src *rig.Host) string { return filepath.Join(agg.Out(), src.Name, siteLoad) }
+func outFile(agg, src *rig.Host) string { return stream{src, siteLoad}.out(agg) }
 
 // part checks one output file; one that is not there has nothing.
 func part(path string, plan tally.Plan) (tally.Count, *tally.Seen, error) {
@@ -361,8 +374,8 @@ func (f *flow) settle(each bool) *verdict {
 // bytes is the size of all output files.
 func (f *flow) bytes() (sum int64) {
 	for _, g := range f.s.aggs {
-		for _, src := range f.s.sources {
-			if st, err := os.Stat(outFile(g, src)); err == nil {
+		for from := range f.writers {
+			if st, err := os.Stat(from.out(g)); err == nil {
 				sum += st.Size()
 			}
 		}
@@ -382,8 +395,8 @@ func (f *flow) moves(by int64) {
 	})
 }
 
-// exact fails the test for whatever is not as it must be at the end; twice says whether
-// lines may stand at two aggregators in flagged batches.
+// exact fails the test for whatever is not as it must be at the end; each says whether every
+// aggregator must have every line. Whether lines may stand at two is flagged's to say.
 func (f *flow) exact(v *verdict, each bool) {
 	f.s.t.Helper()
 	for _, w := range v.wrong {
@@ -394,11 +407,7 @@ func (f *flow) exact(v *verdict, each bool) {
 			f.s.t.Errorf("%d of %d lines are not at %s", n, v.accepted, name)
 		}
 	}
-	var twice int64
-	for _, n := range v.names {
-		twice += n
-	}
-	f.s.t.Logf("%d lines, %d lost, %d at two aggregators, %d out of order, longest write(2) %.1f ms", v.accepted, v.lost, twice, v.disorder, f.longest())
+	f.s.t.Logf("%d lines, %d lost, %d at two aggregators, %d out of order, longest write(2) %.1f ms", v.accepted, v.lost, v.both, v.disorder, f.longest())
 }
 
 // seeded is a source of chance that can be had again: FTFUSE_SEED.
@@ -412,11 +421,4 @@ func seeded(t *testing.T) *rand.Rand {
 	}
 	t.Logf("FTFUSE_SEED=%d", seed)
 	return rand.New(rand.NewPCG(seed, 4))
-}
-
-// later runs f in the background; the returned function waits for it and must be called.
-func later(ctx context.Context, f func(ctx context.Context) error) func() error {
-	done := make(chan error, 1)
-	go func() { done <- f(ctx) }()
-	return func() error { return <-done }
 }
