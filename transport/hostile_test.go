@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -231,6 +232,32 @@ func TestHandshakeTimeout(t *testing.T) {
 			if bye, err := parseBye(awaitFrame(t, fr, typeBye)); err != nil || bye.Code != ByeTimeout {
 				t.Errorf("%v %v", bye, err)
 			}
+		})
+	}
+}
+
+// TestTLSHandshakeTimeout: the time for both handshakes is one.
+func TestTLSHandshakeTimeout(t *testing.T) {
+	ca := newTestCA(t)
+	s, ln := serve(t, ServerOptions{Handshake: 100 * time.Millisecond, TLS: ca.mutual(ca.host("agg"))}, newTestHandler())
+	for name, shake := range map[string]bool{"nothing": false, "TLS and no HELLO": true} {
+		t.Run(name, func(t *testing.T) {
+			before := s.Stats().Failed
+			nc, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			if err := nc.SetDeadline(time.Now().Add(testLimit)); err != nil {
+				t.Fatal(err)
+			}
+			if shake {
+				nc = clientTLS(nc, ca.mutual(ca.host("x"))(), "agg:1")
+			}
+			if n, err := io.Copy(io.Discard, nc); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%d bytes, %v", n, err)
+			}
+			await(t, nil, "a failure", func() bool { return s.Stats().Failed == before+1 })
 		})
 	}
 }

@@ -3,6 +3,9 @@ package transport
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net"
 	"os"
@@ -148,6 +151,15 @@ func runLoris() {
 	if os.Getenv(loris) == "defaults" {
 		o.MaxConns = 0
 	}
+	if file := os.Getenv(loris + "_CERT"); file != "" {
+		cert, err := tls.LoadX509KeyPair(file, file)
+		if err != nil {
+			panic(err)
+		}
+		o.TLS = func() *tls.Config {
+			return &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAnyClientCert, MinVersion: tls.VersionTLS13}
+		}
+	}
 	go func() { panic(NewServer(o, newTestHandler()).Serve(context.Background(), ln)) }()
 	fmt.Println(ln.Addr())
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
@@ -176,12 +188,20 @@ func residentKiB() int {
 // TestSlowLoris: 2,000 peers of 40 addresses that say nothing, dribble their handshake,
 // are idle behind it, or dribble a batch of 4 MiB behind it cost a server less than 64 MiB,
 // and a good peer is served meanwhile; with the default limits too, where most of them
-// find no place.
+// find no place; and below TLS, where they dribble that handshake.
 func TestSlowLoris(t *testing.T) {
-	for _, limits := range []string{"room", "defaults"} {
+	for _, limits := range []string{"room", "defaults", "tls"} {
 		t.Run(limits, func(t *testing.T) {
 			cmd := exec.Command(os.Args[0])
 			cmd.Env = append(os.Environ(), loris+"="+limits)
+			o := ClientOptions{Heartbeat: DefaultHeartbeat, DeadAfter: DefaultDeadAfter, Logger: discard}
+			if limits == "tls" {
+				cert := newTestCA(t).host("agg")
+				cmd.Env = append(cmd.Env, loris+"_CERT="+writePEM(t, cert))
+				o.TLS = func() *tls.Config {
+					return &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true}
+				}
+			}
 			in, err := cmd.StdinPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -207,16 +227,16 @@ func TestSlowLoris(t *testing.T) {
 				return n
 			}
 			lines.Scan()
-			addr := lines.Text()
-			serveOne(t, addr, 1) // what the first connection costs is not the point
+			o.Address = lines.Text()
+			serveOne(t, o, 1) // what the first connection costs is not the point
 			before := ask()
-			attackers := attack(t, addr, 2000)
+			attackers := attack(t, o, 2000)
 			most, slowest := before, time.Duration(0)
 			for n := range 30 { // dribble while good peers come and go
 				for i, nc := range attackers {
-					dribble(nc, i, n)
+					dribble(nc, i, n, o.TLS != nil)
 				}
-				slowest = max(slowest, serveOne(t, addr, byte(n+2)))
+				slowest = max(slowest, serveOne(t, o, byte(n+2)))
 				most = max(most, ask())
 			}
 			t.Logf("%d KiB before, %d KiB at most; the slowest of 30 good peers took %v", before, most, slowest)
@@ -231,7 +251,7 @@ func TestSlowLoris(t *testing.T) {
 }
 
 // attack makes connections from 40 addresses, a quarter of each kind of dribble.
-func attack(t *testing.T, addr string, n int) []net.Conn {
+func attack(t *testing.T, o ClientOptions, n int) []net.Conn {
 	t.Helper()
 	var all []net.Conn
 	t.Cleanup(func() {
@@ -240,11 +260,16 @@ func attack(t *testing.T, addr string, n int) []net.Conn {
 		}
 	})
 	for i := range n {
-		nc, err := dialFrom(fmt.Sprintf("127.0.1.%d", 1+i%40), addr)(t.Context(), "tcp", "")
+		nc, err := dialFrom(fmt.Sprintf("127.0.1.%d", 1+i%40), o.Address)(t.Context(), "tcp", "")
 		if err != nil {
 			t.Fatalf("attacker %d: %v", i, err)
 		}
 		all = append(all, nc)
+		if o.TLS != nil {
+			// A record of 4 KiB with a ClientHello of as much, of which little comes.
+			_, _ = nc.Write([]byte{22, 3, 1, 0x0f, 0xff, 1, 0, 0x0f, 0xfb})
+			continue
+		}
 		if i%4 >= 2 {
 			_, _ = nc.Write((&hello{minVersion: 1, maxVersion: 1, node: testNode(9), host: "h", role: "mount"}).append(nil, typeHello))
 		}
@@ -258,8 +283,12 @@ func attack(t *testing.T, addr string, n int) []net.Conn {
 }
 
 // dribble sends the next byte or so, if there is a connection still.
-func dribble(nc net.Conn, kind, step int) {
+func dribble(nc net.Conn, kind, step int, tls bool) {
 	_ = nc.SetWriteDeadline(time.Now().Add(time.Second))
+	if tls {
+		_, _ = nc.Write(make([]byte, 100))
+		return
+	}
 	switch kind % 4 {
 	case 1:
 		_, _ = nc.Write(okHello()[step : step+1])
@@ -271,15 +300,13 @@ func dribble(nc net.Conn, kind, step int) {
 }
 
 // serveOne has a good peer deliver one batch and returns how long that took.
-func serveOne(t *testing.T, addr string, node byte) time.Duration {
+func serveOne(t *testing.T, o ClientOptions, node byte) time.Duration {
 	t.Helper()
 	src := newTestSource()
 	src.push(testBatch(testLane(node), 1, []byte("x")))
 	start := time.Now()
-	_, stop := connectStoppable(t, ClientOptions{
-		Address: addr, Identity: Identity{Node: testNode(node), Host: "good", Role: "mount"}, Logger: discard,
-		Heartbeat: DefaultHeartbeat, DeadAfter: DefaultDeadAfter,
-	}, src)
+	o.Identity = Identity{Node: testNode(node), Host: "good", Role: "mount"}
+	_, stop := connectStoppable(t, o, src)
 	src.awaitAcked(t, 1)
 	took := time.Since(start)
 	_ = stop()
@@ -350,4 +377,20 @@ func TestDribbledFramesEndTheConnection(t *testing.T) {
 			<-ended
 		})
 	}
+}
+
+// writePEM writes a certificate and its key to a file.
+func writePEM(t *testing.T, cert tls.Certificate) string {
+	t.Helper()
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})
+	text = append(text, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
+	path := t.TempDir() + "/cert.pem"
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

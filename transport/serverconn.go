@@ -1,7 +1,6 @@
 package transport
 
 import (
-	"bufio"
 	"container/list"
 	"context"
 	"crypto/tls"
@@ -75,9 +74,7 @@ func newServerConn(ctx context.Context, s *Server, nc net.Conn, address string) 
 		out: outbox{acks: make(map[batch.Lane]*batch.Ranges), finals: make(map[batch.Lane]*batch.Ranges)},
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
-	measure := &pace{grace: s.grace}
-	c.wire = wire{nc: nc, ctx: c.ctx, pace: measure}
-	c.frames = frameReader{r: bufio.NewReaderSize(&c.wire, serverReadBuffer), pace: measure, lim: limits{meta: maxEarlyMeta}}
+	c.wire = wire{nc: nc, ctx: c.ctx, pace: &pace{grace: s.grace}}
 	return c
 }
 

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bufio"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -63,6 +64,8 @@ func (c *serverConn) handshake() error {
 	if err := handshakeTLS(c.ctx, c.nc); err != nil {
 		return err
 	}
+	// Not before: strangers that never get here are to cost little.
+	c.frames = frameReader{r: bufio.NewReaderSize(&c.wire, serverReadBuffer), pace: c.wire.pace, lim: limits{meta: maxEarlyMeta}}
 	m, err := c.readHello()
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -20,12 +21,17 @@ var errTLS = errors.New("transport: TLS handshake failed")
 // certificates and a HELLO fit many times.
 const maxEarlyTLS = 32 << 10
 
+// maxFirstRecord is the longest first record, a ClientHello of less than 2 KiB: crypto/tls
+// makes room for a whole record when its header comes.
+const maxFirstRecord = 4 << 10
+
 // earlyConn is the TCP connection below a server's TLS. It stops reading when a peer that
 // is not known yet sends too much.
 type earlyConn struct {
 	net.Conn
 	left atomic.Int64 // bytes that may still be read; what a read brings above it is kept
 	done atomic.Bool
+	head []byte // the first record's header, as far as it came
 }
 
 func newEarlyConn(nc net.Conn) *earlyConn {
@@ -43,6 +49,15 @@ func (c *earlyConn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	c.left.Add(-int64(n))
+	const size = 5 // type, version, length (RFC 8446, section 5.1)
+	if len(c.head) < size {
+		c.head = append(c.head, p[:min(n, size-len(c.head))]...)
+		if len(c.head) == size {
+			if long := int(binary.BigEndian.Uint16(c.head[3:])); long > maxFirstRecord {
+				return 0, fmt.Errorf("%w: begins with a record of %d bytes, at most %d are taken", errTooLarge, long, maxFirstRecord)
+			}
+		}
+	}
 	return n, err
 }
 

@@ -343,9 +343,9 @@ func TestEarlyBytesAreBounded(t *testing.T) {
 	if err := nc.SetDeadline(time.Now().Add(testLimit)); err != nil {
 		t.Fatal(err)
 	}
-	// A ClientHello that goes on for ever: records of type handshake, one message of 16 MiB.
-	record := make([]byte, 5+1<<14)
-	copy(record, []byte{22, 3, 1, 1 << 6, 0, 1, 0xff, 0xff, 0xff})
+	// A ClientHello that goes on for ever: records of 4 KiB, one message of 64 KiB.
+	record := make([]byte, 5+1<<12)
+	copy(record, []byte{22, 3, 1, 1 << 4, 0, 1, 0, 0xff, 0xff})
 	sent := 0
 	for {
 		n, err := nc.Write(record)
@@ -356,10 +356,30 @@ func TestEarlyBytesAreBounded(t *testing.T) {
 			}
 			break
 		}
-		copy(record, []byte{22, 3, 1, 1 << 6, 0, 0, 0, 0, 0})
+		copy(record, []byte{22, 3, 1, 1 << 4, 0, 0, 0, 0, 0})
 	}
 	if line := <-log; !strings.Contains(line, "more than 32768 bytes before the handshake") {
 		t.Errorf("the server took up to %d bytes, and said %s", sent, line)
+	}
+}
+
+// TestLongFirstRecordIsRefused before there is room made for it.
+func TestLongFirstRecordIsRefused(t *testing.T) {
+	ca := newTestCA(t)
+	log := make(logLines, 100)
+	_, ln := serve(t, ServerOptions{TLS: ca.mutual(ca.host("agg")), Logger: slog.New(slog.NewTextHandler(log, nil))}, newTestHandler())
+	nc, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	for _, part := range [][]byte{{22, 3}, {1, 0x10, 0x01}} {
+		if _, err := nc.Write(part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if line := <-log; !strings.Contains(line, "record of 4097 bytes") {
+		t.Errorf("said %s", line)
 	}
 }
 
