@@ -11,7 +11,7 @@ func (r *Relay) status() status.Role {
 	st := r.Stats()
 	s := status.Role{
 		Role: string(config.RoleRelay), Host: r.c.Host, Node: r.q.Node().String(), Serving: r.serving.Load(),
-		Listen: r.addr.String(), TLS: r.secure != nil,
+		Listen: r.addr.String(), TLS: r.secure != nil, CertificateExpires: r.secure.Expires(),
 		Peers: report.Peers(st.Server, map[string]uint64{"conflict": st.Conflicts, "foreign_host": st.Foreign}),
 
 		Accepted:   report.Tally(st.Taken),

@@ -103,7 +103,7 @@ func destination(cursor string, d *forward.DestinationStats) status.Destination 
 	c := &d.Client
 	return status.Destination{
 		Address: d.Address, Configured: d.Configured, Cursor: cursor, Primary: !d.Secondary,
-		State: d.State, Since: c.Since, HoldUntil: d.Until, Peer: c.Peer.Host, Flows: d.Flows, Waiting: d.Waiting,
+		State: d.State, Since: d.Since, HoldUntil: d.Until, Peer: c.Peer.Host, Flows: d.Flows, Waiting: d.Waiting,
 		InFlight: c.InFlight, InFlightBytes: c.InFlightBytes, Window: c.Window, LastAck: c.LastAck, RTT: c.RTT.Seconds(),
 		Connects: c.Connects, Failures: c.Failures, LastError: c.LastError,
 		Sent: c.Sent, SentBytes: c.SentBytes, Resent: c.Resent, Acked: c.Acked, Refused: c.Refused,

@@ -100,11 +100,7 @@ func (t *text) queue() {
 }
 
 func (t *text) group(g *Group) {
-	last := ""
-	if g.Final > 0 {
-		last = fmt.Sprintf(", the last node has %d", g.Final)
-	}
-	t.line("  forward %s (%s): the next node has %d batches%s", g.Name, g.Mode, g.Acked.Batches, last)
+	t.line("  forward %s (%s): the next node has %d batches, the last node has %d of them", g.Name, g.Mode, g.Acked.Batches, g.Final)
 	if n := g.AwaitingFinal; n.Batches > 0 {
 		t.line("    %d batches (%s) are with the next node and kept until they are final", n.Batches, bytes(int64(n.Bytes)))
 	}
