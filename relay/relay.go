@@ -244,6 +244,9 @@ func (r *Relay) lost(l queue.Loss) {
 	if r.forward == nil {
 		return // it is in the queue's account, which the next start tells
 	}
+	if final := r.forward.Finals(l.ID.Lane); final.Contains(l.ID.N) {
+		return // one copy of several
+	}
 	if s, ok := r.tell.Lost(l); ok {
 		r.forward.Skip(l.ID.Lane, s)
 	}
