@@ -10,12 +10,19 @@ import (
 	"ftfuse/internal/status"
 )
 
-// openControl answers `ftfuse status` and HTTP from now on.
+// openControl answers `ftfuse status` and HTTP from now on. Programs that have files of a
+// mount that is taken over do not lose them because the address for HTTP is taken.
 func (r *role) openControl() (err error) {
-	r.ctl, err = control.Start(control.Options{
+	o := control.Options{
 		Dir: r.cfg.RoleDir(config.RoleMount), Status: r.status, HTTP: r.cfg.HTTPFor(config.RoleMount).Listen, Logger: r.log,
 		Handlers: map[string]http.Handler{"/queue/": queuetool.Handler(r.queue, r.queue.Import)},
-	})
+	}
+	r.ctl, err = control.Start(o)
+	if err != nil && r.taken.fd >= 0 && o.HTTP != "" {
+		r.log.Error("going on without http", "err", err)
+		o.HTTP = ""
+		r.ctl, err = control.Start(o)
+	}
 	return err
 }
 

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"ftfuse/config"
 	"ftfuse/internal/control"
 	"ftfuse/internal/status"
 )
@@ -18,6 +22,38 @@ func (r *rig) status() (status.Role, error) {
 	defer cancel()
 	s, _, err := control.Status(ctx, filepath.Join(r.dir, "state", "mount"))
 	return s, err
+}
+
+// TestAnAddressThatIsTakenStopsNoTakeover, but a start.
+func TestAnAddressThatIsTakenStopsNoTakeover(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, taken := range []bool{false, true} {
+		r := routeRun(t, t.TempDir(), routed([]string{"a"}))
+		r.log = slog.New(slog.DiscardHandler)
+		r.m.HTTP.Listen = l.Addr().String()
+		if r.taken.fd = -1; taken {
+			r.taken.fd = 3
+		}
+		err := r.openControl()
+		if (err == nil) != taken {
+			t.Errorf("taken over %v: %v", taken, err)
+		}
+		if taken {
+			answer, err := control.Client(r.cfg.RoleDir(config.RoleMount)).Get("http://role/queue/ls")
+			if err != nil || answer.StatusCode != http.StatusOK {
+				t.Errorf("the socket answers %v, %v", answer, err)
+			} else {
+				answer.Body.Close()
+			}
+		}
+		if err := r.ctl.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestStatusOfAMount: what was written stands in it; after a stop nobody answers.
