@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"ftfuse/internal/status"
 )
@@ -57,6 +59,35 @@ func TestStatusOfARunningRole(t *testing.T) {
 	if code != exitRuntime || !strings.Contains(stderr, "receive: ") || !strings.Contains(stderr, "does not answer") {
 		t.Errorf("of a stopped role: exit code %d:\n%s%s", code, stdout, stderr)
 	}
+}
+
+// A relay whose destination is away serves all the same, and says so.
+func TestStatusOfARelay(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := l.Addr().String()
+	l.Close()
+	conf := file(t, fmt.Sprintf("host = \"r\"\nstate_dir = %q\nlog.format = \"json\"\n[relay]\nlisten = \"127.0.0.1:0\"\n[[relay.forward]]\nname = \"colo\"\nprimary = [%q]\n", t.TempDir(), away))
+	p := start(t, nil, binary, "relay", "-c", conf)
+	addr := p.waitFor("ready")["listen"]
+	code, roles := statusOf(t, conf)
+	for end := time.Now().Add(20 * time.Second); code == 0 && roles[0].Forward[0].Destinations[0].Failures == 0 && time.Now().Before(end); {
+		code, roles = statusOf(t, conf)
+	}
+	if code != 0 || len(roles) != 1 || roles[0].Role != "relay" || roles[0].Listen != addr || !roles[0].Serving {
+		t.Fatalf("exit code %d, %+v", code, roles)
+	}
+	g := roles[0].Forward
+	if len(g) != 1 || g[0].Name != "colo" || len(g[0].Destinations) != 1 || g[0].Destinations[0].Address != away {
+		t.Fatalf("the groups are %+v", g)
+	}
+	if d := g[0].Destinations[0]; d.State == status.StateConnected || d.Failures == 0 || !strings.Contains(d.LastError, "refused") {
+		t.Errorf("the destination is %+v", d)
+	}
+	p.signal(syscall.SIGTERM)
+	p.exits(exitOK)
 }
 
 // What a kill -9 leaves must not keep the next start from answering.

@@ -140,6 +140,8 @@ func TestExitCodes(t *testing.T) {
 		{"mount -c " + bad, 78, bad + ":2: "},
 		{"mount -c " + later, 78, later + ":9: a plugin"},
 		{"mount -c " + good + " /var/lib/ftfuse/mnt", 78, "MOUNTPOINT on the command line"},
+		{"relay -c " + relay, 78, relay + ":6: the relay has nowhere to send to"},
+		{"relay -c " + good, 78, "no [relay]"},
 		{"receive -c " + bad, 78, bad + ":2: "},
 		{"receive -c " + later, 78, later + ":7: a plugin"},
 		{"receive -c " + noRole, 78, "no [receive]"},
