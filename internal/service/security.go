@@ -22,6 +22,7 @@ const certsEvery = 5 * time.Second
 type Security struct {
 	store     *certs.Store
 	admission *transport.Admission
+	every     time.Duration // between two looks at the files
 	log       *slog.Logger
 }
 
@@ -42,7 +43,7 @@ func OpenSecurity(f Files, allow map[string][]string, log *slog.Logger) (*Securi
 	if err != nil {
 		return nil, err
 	}
-	return &Security{store: store, admission: admission, log: log}, nil
+	return &Security{store: store, admission: admission, every: certsEvery, log: log}, nil
 }
 
 // Server is what transport.ServerOptions.TLS takes.
@@ -93,6 +94,6 @@ func (s *Security) Watch(ctx context.Context) error {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { s.store.Watch(ctx, certsEvery, told) })
+	wg.Go(func() { s.store.Watch(ctx, s.every, told) })
 	return control.OnHangup(ctx, func() { told(s.store.Reload()) })
 }

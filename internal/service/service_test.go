@@ -110,6 +110,7 @@ func TestAHangupReadsTheCertificatesAgain(t *testing.T) {
 	log := &lockedBuffer{}
 	s, err := OpenSecurity(Files{m.Cert, m.Key, dir + "/ca.pem"}, map[string][]string{"h": {"h"}}, slog.New(slog.NewTextHandler(log, nil)))
 	must(t, err)
+	s.every = time.Hour // nothing but the signal
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Watch(ctx) }()
