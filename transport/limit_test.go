@@ -240,7 +240,7 @@ func TestSlowLoris(t *testing.T) {
 				most = max(most, ask())
 			}
 			t.Logf("%d KiB before, %d KiB at most; the slowest of 30 good peers took %v", before, most, slowest)
-			if most-before > 64<<10 {
+			if memoryCounts && most-before > 64<<10 {
 				t.Errorf("%d KiB for 2,000 slow peers", most-before)
 			}
 			if slowest > 2*time.Second {
@@ -249,6 +249,9 @@ func TestSlowLoris(t *testing.T) {
 		})
 	}
 }
+
+// memoryCounts is false where what a process takes says nothing.
+var memoryCounts = true
 
 // attack makes connections from 40 addresses, a quarter of each kind of dribble.
 func attack(t *testing.T, o ClientOptions, n int) []net.Conn {
