@@ -98,8 +98,8 @@ type Txn struct {
 	// in the same commit: which cursors need it is what then holds for the old one, and
 	// nobody needs that any more. All ids must be new. The old entries must have been
 	// committed; Submit returns ErrGone where one is needed by nobody any more. A cursor
-	// that was given the old one may still ack it, which counts for the new one. MaxBytes
-	// does not count.
+	// that was given the old one may still ack it, which counts for the new one. Without
+	// Prepare it waits for nobody and no limit: what waits for room may wait for this.
 	Replace []uint64
 	// Set is applied in this order. The queue keeps the values; the caller must not
 	// write to them again.
@@ -354,7 +354,7 @@ func (q *Queue) Merge(lane batch.Lane, below uint64) {
 // Flush returns when everything submitted before is on disk.
 func (q *Queue) Flush(ctx context.Context) error {
 	done := make(chan error, 1)
-	if _, err := q.Submit(ctx, &Txn{Sync: true, Done: func(err error) { done <- err }}); err != nil {
+	if _, err := q.Submit(ctx, &Txn{Sync: true, Aside: true, Done: func(err error) { done <- err }}); err != nil {
 		return err
 	}
 	select {

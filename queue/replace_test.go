@@ -153,6 +153,31 @@ func TestAReplacementDoesNotWaitForRoom(t *testing.T) {
 	}
 }
 
+// TestAReplacementPassesWhoWaitsForRoom: all that is queued may have been refused, so that
+// nothing makes room but this.
+func TestAReplacementPassesWhoWaitsForRoom(t *testing.T) {
+	q := policyQueue(t, t.TempDir(), Block)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := q.Submit(t.Context(), &Txn{Entries: []Entry{testEntry(1, 11, 10000)}})
+		ended <- err
+	}()
+	for len(q.submit) == 0 { // it waits
+		runtime.Gosched()
+	}
+	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(2, 1, 10000)}, Replace: []uint64{1}, Sync: true})
+	mustFlush(t, q)
+	c := mustCursor(t, q, "out")
+	it := mustNext(t, c)
+	if it.Batch.ID.N != 2 {
+		t.Errorf("got %v first", it.Batch.ID)
+	}
+	c.Ack(it.Seq)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestKilledReplacementIsDoneOrNot: whatever the moment, of each batch the old entry is
 // in the queue or the new one, for the same cursors.
 func TestKilledReplacementIsDoneOrNot(t *testing.T) {

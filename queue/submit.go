@@ -28,8 +28,8 @@ func (q *Queue) Submit(ctx context.Context, t *Txn) (Status, error) {
 	if err := checkEntries(t.Entries); err != nil {
 		return Fresh, err
 	}
-	if t.Aside && len(t.Entries) == 0 && t.Prepare == nil {
-		return q.aside(t)
+	if t.Prepare == nil && (len(t.Replace) > 0 || t.Aside && len(t.Entries) == 0) {
+		return Fresh, q.aside(t)
 	}
 	select {
 	case q.submit <- struct{}{}:
@@ -89,15 +89,19 @@ func (q *Queue) take(t *Txn, fresh []Entry, status Status) error {
 	return nil
 }
 
-// aside takes a Txn that has nothing but state, whoever waits.
-func (q *Queue) aside(t *Txn) (Status, error) {
+// aside takes a Txn that has nothing but state, or whose entries take the places of others,
+// whoever waits for room: that may be waiting for this.
+func (q *Queue) aside(t *Txn) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err := q.state(); err != nil {
-		return Fresh, err
+		return err
 	}
-	q.enqueue(t, nil)
-	return Fresh, nil
+	fresh, err := q.dedupe(t)
+	if err != nil {
+		return err
+	}
+	return q.take(t, fresh, Fresh)
 }
 
 // checkEntries refuses what could not be stored or found again.
