@@ -89,7 +89,7 @@ func (c *Config) validateListeners(ps *problems) {
 	if c.Relay == nil {
 		return
 	}
-	_, own, err := dest.Split(c.Relay.Listen)
+	listen, own, err := dest.Split(c.Relay.Listen)
 	for _, f := range c.Relay.Forwards {
 		for _, list := range []struct {
 			key  string
@@ -97,7 +97,7 @@ func (c *Config) validateListeners(ps *problems) {
 		}{{"primary", f.Primary}, {"secondary", f.Secondary}} {
 			for j, addr := range list.addr {
 				host, port, aerr := dest.Split(addr)
-				if err == nil && aerr == nil && port == own && (loopback(host) || host == c.Host) {
+				if err == nil && aerr == nil && port == own && (host == c.Host || loopback(host) && sameHost(listen, host)) {
 					ps.add(ErrConflict, element(join(f.key, list.key), j), "name the next host", "relay.forward names %q, where this relay listens itself", addr)
 				}
 			}
@@ -116,5 +116,6 @@ func wildcard(host string) bool {
 }
 
 func sameHost(a, b string) bool {
-	return wildcard(a) || wildcard(b) || strings.EqualFold(a, b) || loopback(a) && loopback(b)
+	return wildcard(a) || wildcard(b) || strings.EqualFold(a, b) || net.ParseIP(a).Equal(net.ParseIP(b)) && net.ParseIP(a) != nil ||
+		strings.EqualFold(a, "localhost") && loopback(b) || loopback(a) && strings.EqualFold(b, "localhost")
 }

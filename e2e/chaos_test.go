@@ -107,9 +107,8 @@ func (s *site) killWorkers(chance *rand.Rand, done <-chan struct{}) error {
 //	s1 ─┐   ┌─ a1 ─┐   ┌─ b1 ─┐   ┌─ g1
 //	    ├───┤      ├───┤      ├───┤
 //	s2 ─┘   └─ a2 ─┘   └─ b2 ─┘   └─ g2
-func twoStages(t *testing.T, mode string) *site {
-	t.Helper()
-	s := newSite(t)
+func twoStages(s *site, mode string) {
+	s.t.Helper()
 	s.files = []string{"1.log", "2.log", "3.log", "4.log"} // of several buckets
 	to := func(hosts ...*rig.Host) group { return group{mode: mode, primary: hosts} }
 	g := []*rig.Host{s.agg("g1"), s.agg("g2")}
@@ -121,7 +120,6 @@ func twoStages(t *testing.T, mode string) *site {
 	a := []*rig.Host{s.relay("a1", "", to(b...)), s.relay("a2", "", to(b...))}
 	s.source("s1", "", to(a...))
 	s.source("s2", "", to(a...))
-	return s
 }
 
 // Whatever befalls relays and aggregators under load, each line stands at every aggregator
@@ -130,7 +128,8 @@ func twoStages(t *testing.T, mode string) *site {
 func TestTwoStagesOfRelaysInTrouble(t *testing.T) {
 	for _, mode := range []string{"any", "hash", "broadcast"} {
 		t.Run(mode, func(t *testing.T) {
-			s := twoStages(t, mode)
+			s := newSite(t)
+			twoStages(s, mode)
 			chance := seeded(t)
 			s.start()
 			f := s.startFlow(1, rig.Job{Size: 64, Lines: tally.MaxLines, Rate: flowRate()})
@@ -148,6 +147,25 @@ func TestTwoStagesOfRelaysInTrouble(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The same network where no namespaces can be made: each host is an address of the loopback,
+// and nothing can befall its links.
+func TestRelaysOnTheLoopback(t *testing.T) {
+	needRoot(t)
+	s := watchSite(t, rig.LoopbackSite(bin, t.TempDir(), roleLog(t)))
+	twoStages(s, "any")
+	s.start()
+	f := s.startFlow(1, rig.Job{Size: 64, Lines: tally.MaxLines, Rate: flowRate()})
+	f.moves(10_000)
+	must(t, s.chaos(seeded(t), s.relays, 2, time.Second))
+	f.finish()
+	f.settle(false)
+	s.stop()
+	v, err := f.count()
+	must(t, err)
+	f.exact(v, false)
+	must(t, s.flagged(v))
 }
 
 // trouble lets chaos loose on both halves of the network at once, and on the sources, until

@@ -39,6 +39,11 @@ func newSite(t *testing.T) *site {
 	need(t, "ip", "nft")
 	s, err := rig.NewSite(bin, t.TempDir(), roleLog(t))
 	must(t, err)
+	return watchSite(t, s)
+}
+
+// watchSite logs what the roles said if the test fails, and ends them and their network.
+func watchSite(t *testing.T, s *rig.Site) *site {
 	t.Cleanup(func() {
 		s.Close()
 		if !t.Failed() {

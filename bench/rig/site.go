@@ -33,10 +33,15 @@ type Site struct {
 	hosts  []*Host
 }
 
+// LoopbackSite makes a site whose hosts are addresses of the loopback.
+func LoopbackSite(bin, dir string, log io.Writer) *Site {
+	return &Site{Bin: bin, Dir: dir, Log: log}
+}
+
 // NewSite makes a network without hosts. It falls back on the loopback if no namespace can
 // be made.
 func NewSite(bin, dir string, log io.Writer) (*Site, error) {
-	s := &Site{Bin: bin, Dir: dir, Log: log}
+	s := LoopbackSite(bin, dir, log)
 	bridge, err := NewNamespace()
 	if errors.Is(err, ErrNoNamespace) {
 		return s, nil
