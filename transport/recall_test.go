@@ -50,6 +50,11 @@ func TestRecallTakesBackWhatIsNotAnswered(t *testing.T) {
 	replies[4](Verdict{Code: Conflict}) // nobody asked any more
 	p.cutAll()
 	await(t, nil, "another connection", func() bool { return c.Stats().Connects == 2 })
+	c.flights.mu.Lock()
+	if n := len(c.flights.recalled); n != 0 {
+		t.Errorf("%d acks are still waited for that can come no more", n)
+	}
+	c.flights.mu.Unlock()
 	src.push(testBatch(testLane(1), 7, []byte("new")))
 	(<-h.replies)(Verdict{Code: Taken}) // the only one that comes again would be 5 or 6
 	src.awaitAcked(t, 4)

@@ -127,14 +127,14 @@ func TestServiceTargets(t *testing.T) {
 	service := parse(t, "srv+_ftfuse._tcp.example.org")
 	d.change(func() {
 		d.srv["_ftfuse._tcp.example.org"] = []dnsmessage.SRVResource{
-			srv("spare.example.org", 7400, 20, 0), srv("B.example.org", 7400, 10, 5), srv("a.example.org", 7400, 10, 5),
+			srv("spare.example.org", 7400, 20, 100), srv("B.example.org", 7400, 10, 5), srv("a.example.org", 7400, 10, 5),
 			srv("heavy.example.org", 7401, 10, 60), srv("a.example.org", 7400, 10, 5),
 		}
 		d.srv["_none._tcp.example.org"] = []dnsmessage.SRVResource{srv("", 0, 0, 0)} // "." says: not here
 	})
 	r := d.resolver()
 	want := []Target{
-		{"heavy.example.org", 7401, 10, 60}, {"a.example.org", 7400, 10, 5}, {"b.example.org", 7400, 10, 5}, {"spare.example.org", 7400, 20, 0},
+		{"heavy.example.org", 7401, 10, 60}, {"a.example.org", 7400, 10, 5}, {"b.example.org", 7400, 10, 5}, {"spare.example.org", 7400, 20, 100},
 	}
 	for range 5 { // the DNS and the library may shuffle
 		got, err := r.Targets(t.Context(), service)
@@ -228,6 +228,33 @@ func TestAddressesAreTriedInTurn(t *testing.T) {
 	defer d.mu.Unlock()
 	if p := connects.Load(); !strings.HasPrefix(p.Addr, "127.0.0.5:") || d.asked["relay.example.org"] == before {
 		t.Errorf("connected to %v, asked %d times, %d before", p, d.asked["relay.example.org"], before)
+	}
+}
+
+// TestTheAddressThatAnsweredGoesFirst the next time.
+func TestTheAddressThatAnsweredGoesFirst(t *testing.T) {
+	d := newDNS(t)
+	second, err := net.Listen("tcp", "127.0.0.3:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	_, port, _ := net.SplitHostPort(second.Addr().String())
+	d.change(func() { d.a["relay.example.org"] = []string{"127.0.0.2", "127.0.0.3"} })
+	dl := &dialer{r: d.resolver()}
+	for range 3 {
+		nc, err := dl.dial(t.Context(), "tcp", "relay.example.org:"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc.Close()
+		if got := nc.RemoteAddr().String(); got != second.Addr().String() {
+			t.Fatalf("connected to %v", got)
+		}
+		first, err := net.Listen("tcp", "127.0.0.2:"+port) // from now on both listen
+		if err == nil {
+			defer first.Close()
+		}
 	}
 }
 

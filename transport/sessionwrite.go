@@ -66,6 +66,9 @@ func (s *session) announce() error {
 	}
 	buf := appendHorizons(nil, moved)
 	for _, l := range skips {
+		if below := s.told[l.Lane]; below > 1 { // s.skips has forgotten what is final
+			l.Skips = from(l.Skips, below)
+		}
 		buf = appendSkips(buf, l.Lane, s.skips.Add(l.Lane, l.Skips...))
 	}
 	if buf == nil {

@@ -112,14 +112,8 @@ func (s *SkipSet) Merge(lane batch.Lane, below uint64) {
 		return
 	}
 	kept := &laneSkips{}
-	for i := range l.skips {
-		var above batch.Ranges
-		for _, r := range l.skips[i].Ranges.All() {
-			above.AddRange(batch.Range{First: max(r.First, below), Last: r.Last})
-		}
-		if part := l.skips[i].portion(above); above.Len() > 0 {
-			kept.add(&part)
-		}
+	for _, part := range from(l.skips, below) {
+		kept.add(&part)
 	}
 	if len(kept.skips) == 0 {
 		s.forget(lane)
@@ -187,6 +181,21 @@ func (l *laneSkips) unknown(sk *Skip) Skip {
 		left.AddRange(r)
 	}
 	return sk.portion(left)
+}
+
+// from returns what of skips is about numbers from below on.
+func from(skips []Skip, below uint64) []Skip {
+	var out []Skip
+	for i := range skips {
+		var left batch.Ranges
+		for _, r := range skips[i].Ranges.All() {
+			left.AddRange(batch.Range{First: max(r.First, below), Last: r.Last})
+		}
+		if left.Len() > 0 {
+			out = append(out, skips[i].portion(left))
+		}
+	}
+	return out
 }
 
 // portion is s for only some of its numbers.

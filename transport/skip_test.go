@@ -166,6 +166,16 @@ func TestSkipsTravelBothWays(t *testing.T) {
 	}}}
 	src.mu.Unlock()
 	await(t, h.changed, "what is new", heard("[max_age 1-3 6 60 corrupt 7 1 9]"))
+	for below := uint64(2); below <= 3; below++ { // a heartbeat each
+		src.mu.Lock()
+		src.horizon = []LaneHorizon{{lane, below}}
+		src.mu.Unlock()
+		await(t, h.changed, "a horizon", func() bool {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return len(h.horizons) == int(below-1)
+		})
+	}
 	beats := told.n.Load()
 	connects := c.Stats().Connects
 	p.cutAll()
