@@ -134,6 +134,21 @@ func TestGoldenResent(t *testing.T) {
 	}
 }
 
+func FuzzResent(f *testing.F) {
+	r := resentLane{order: 1, Resent: Resent{Batches: 2, Records: 3, Payload: 4}}
+	r.IDs.Add(5)
+	f.Add(r.encode())
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		r, err := parseResent(resentKey(batch.Lane{}), raw)
+		if err != nil {
+			return
+		}
+		if again, err := parseResent(resentKey(batch.Lane{}), r.encode()); err != nil || !reflect.DeepEqual(again, r) {
+			t.Fatalf("%+v reads back as %+v, %v", r, again, err)
+		}
+	})
+}
+
 // TestSkipsOfASourceAreCounted, once, and a batch that comes all the same is taken.
 func TestSkipsOfASourceAreCounted(t *testing.T) {
 	s := newSetup(t)
