@@ -95,7 +95,7 @@ func (s *schedule) build(m mutant) *world {
 		n := &simNode{w: w, name: name, role: role, groups: groups, keepFinal: s.keepFinal, timeout: s.timeout}
 		n.disk = newSimDisk(n.id(0))
 		if role == "mount" {
-			n.batches = 60 + rng.IntN(60)
+			n.batches.Store(int64(60 + rng.IntN(60)))
 		}
 		w.nodes = append(w.nodes, n)
 	}
@@ -218,7 +218,7 @@ func (s *schedule) finish(w *world) error {
 	}
 	left := func() (out []string) {
 		for _, n := range w.nodes {
-			if n.role == "mount" && n.batches > 0 || !n.q.empty() {
+			if n.role == "mount" && n.batches.Load() > 0 || !n.q.empty() {
 				out = append(out, n.name)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftfuse/internal/batch"
@@ -65,7 +66,7 @@ type simNode struct {
 	keepFinal bool
 	timeout   time.Duration
 	epoch     uint64
-	batches   int // that a mount still makes
+	batches   atomic.Int64 // that a mount still makes
 
 	q      *simQueue
 	f      *Forwarder
@@ -136,7 +137,9 @@ func (n *simNode) startForwarder(ctx context.Context, wg *sync.WaitGroup, id tra
 func (n *simNode) startServer(ctx context.Context, wg *sync.WaitGroup, id transport.Identity) {
 	n.server = transport.NewServer(transport.ServerOptions{Identity: id, Logger: n.w.log.With("node", n.name)}, &simHandler{n: n, q: n.q, f: n.f})
 	if n.role == "receive" {
+		n.fmu.Lock()
 		n.finals = map[batch.Lane]*batch.Ranges{}
+		n.fmu.Unlock()
 		for _, x := range n.disk.taken { // a start does again what was committed
 			n.addFinal(x.id)
 		}
@@ -223,7 +226,7 @@ func (n *simNode) write(ctx context.Context) {
 	n.epoch++
 	epoch := batch.Epoch{Counter: n.epoch, Random: uint64(w.random(1 << 30))}
 	var next [4]uint64
-	for n.batches > 0 {
+	for n.batches.Load() > 0 {
 		select {
 		case <-ctx.Done():
 			return
@@ -241,7 +244,7 @@ func (n *simNode) write(ctx context.Context) {
 				ID: id, CRC: batch.Checksum([]byte(data)), Host: n.name, Records: 1, Payload: uint64(len(data)), Data: []byte(data),
 			}})
 		}
-		n.batches -= len(contents)
+		n.batches.Add(-int64(len(contents)))
 		t.Done = func(err error) {
 			if err == nil {
 				w.mu.Lock()
