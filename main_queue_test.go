@@ -183,3 +183,35 @@ func TestBacklogOfADeadHostMovesToAnother(t *testing.T) {
 		})
 	}
 }
+
+// TestImportThatFillsTheDiskEnds: nobody makes room in a stopped queue.
+func TestImportThatFillsTheDiskEnds(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a small disk needs root")
+	}
+	small, dead := t.TempDir(), t.TempDir()
+	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=24m"); err != nil {
+		t.Skip("no tmpfs: ", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(small, syscall.MNT_DETACH) })
+	q, err := queue.Open(filepath.Join(dead, "relay", "queue"), queue.Options{Cursors: []string{"forward/next"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := uint64(1); n <= 40; n++ {
+		s := batch.Sealed{ID: batch.ID{Lane: batch.Lane{Origin: batch.Origin{1}}, N: n}, Data: make([]byte, 1<<20)}
+		s.CRC = batch.Checksum(s.Data)
+		if _, err := q.Submit(t.Context(), &queue.Txn{Entries: []queue.Entry{{Batch: s}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
+	}
+	backlog(t, small, 0)
+	export := filepath.Join(t.TempDir(), "backlog")
+	says(t, 0, "exported 40 batches", "queue", "export", "-c", relayConfig(t, dead), "-o", export)
+	to := relayConfig(t, small)
+	says(t, 1, "the disk is full", "queue", "import", "-c", to, export)
+	says(t, 0, ": whole: ", "queue", "verify", "-c", to)
+}
