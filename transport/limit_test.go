@@ -397,3 +397,55 @@ func writePEM(t *testing.T, cert tls.Certificate) string {
 	}
 	return path
 }
+
+// TestWaitingForTheHandlerIsNotSlow: the time that a batch waits because others are in
+// the handler's hands is not its peer's.
+func TestWaitingForTheHandlerIsNotSlow(t *testing.T) {
+	mine, theirs := net.Pipe()
+	defer mine.Close()
+	h := &hoarder{replies: make(chan func(Verdict), 10)}
+	s := NewServer(ServerOptions{Identity: Identity{Node: testNode(0xee)}, Heartbeat: time.Hour, DeadAfter: time.Hour, MaxPending: 1}, h)
+	s.grace = 20 * time.Millisecond
+	sc, err := s.add(t.Context(), theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { sc.run(); close(ended) }()
+	defer func() { mine.Close(); <-ended }()
+	if err := mine.SetDeadline(time.Now().Add(testLimit)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mine.Write(okHello()); err != nil {
+		t.Fatal(err)
+	}
+	fr := &frameReader{r: mine, lim: limits{meta: maxMeta}}
+	awaitFrame(t, fr, typeWelcome)
+	frame := func(n uint64) []byte {
+		b := testBatch(testLane(1), n, make([]byte, 100))
+		return append(appendBatch(nil, &b, testNode(9)), b.Data...)
+	}
+	if _, err := mine.Write(frame(1)); err != nil {
+		t.Fatal(err)
+	}
+	reply := <-h.replies
+	second := frame(2)
+	if _, err := mine.Write(second[:len(second)-50]); err != nil { // into the server's buffer
+		t.Fatal(err)
+	}
+	<-time.After(15 * s.grace) // at 4 KiB/s it would have to be there long since
+	reply(Verdict{Code: Taken})
+	awaitFrame(t, fr, typeAck)
+	if _, err := mine.Write(second[len(second)-50:]); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-h.replies:
+	case <-ended:
+		t.Fatal("the connection was ended")
+	}
+	if _, err := mine.Write(appendToken(nil, typePing, 1)); err != nil {
+		t.Fatal(err)
+	}
+	awaitFrame(t, fr, typePong)
+}
