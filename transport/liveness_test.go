@@ -211,7 +211,24 @@ func TestDrainWithoutConnection(t *testing.T) {
 // whatever ports the tries come from.
 func TestRepeatedFailuresAreLoggedOnce(t *testing.T) {
 	_, ln := serve(t, ServerOptions{Admit: func(Peer, net.Conn) error { return errors.New("not on the list") }}, newTestHandler())
-	for name, addr := range map[string]string{"denied": ln.Addr().String(), "reset": fakeServer(t, nil, nil)} {
+	resets, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	defer func() { resets.Close(); <-done }()
+	go func() {
+		defer close(done)
+		for {
+			nc, err := resets.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = nc.Read(make([]byte, 1))
+			abort(nc) // the client's error names its port
+		}
+	}()
+	for name, addr := range map[string]string{"denied": ln.Addr().String(), "reset": resets.Addr().String()} {
 		t.Run(name, func(t *testing.T) {
 			var warnings atomic.Int64
 			logger := slog.New(countWarnings{slog.DiscardHandler, &warnings})

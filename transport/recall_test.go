@@ -479,3 +479,15 @@ func TestOldestSent(t *testing.T) {
 		t.Errorf("%v, and nothing is in flight", at)
 	}
 }
+
+// TestStateThatDoesNotChangeIsNotTold: both sides may ask for a drain.
+func TestStateThatDoesNotChangeIsNotTold(t *testing.T) {
+	var told []State
+	c := NewClient(ClientOptions{OnState: func(ch StateChange) { told = append(told, ch.State) }}, newTestSource())
+	for _, s := range []State{StateConnecting, StateDraining, StateDraining, StateStopped} {
+		c.setState(s, nil)
+	}
+	if !slices.Equal(told, []State{StateConnecting, StateDraining, StateStopped}) {
+		t.Errorf("%v", told)
+	}
+}
