@@ -101,6 +101,15 @@ func TestFlippedExport(t *testing.T) {
 	}
 }
 
+// TestExportWithABatchTakenOutIsNotWhole: each item of it is good by itself.
+func TestExportWithABatchTakenOutIsNotWhole(t *testing.T) {
+	stream, ends, _ := exported(t, 5)
+	all, err := readAll(bytes.NewReader(slices.Concat(stream[:ends[2]], stream[ends[3]:])))
+	if len(all) != 4 || !errors.Is(err, ErrExportDamaged) {
+		t.Errorf("%d batches, %v", len(all), err)
+	}
+}
+
 // TestGoldenExport: the bytes of docs/protocol.md, "Export". FTFUSE_GOLDEN=1 writes anew.
 func TestGoldenExport(t *testing.T) {
 	const golden = "testdata/export-v1"
