@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/queue"
 	"ftfuse/transport"
 )
 
@@ -46,7 +47,11 @@ func (d *destination) Next(ctx context.Context) (uint64, batch.Sealed, error) {
 		if err != nil {
 			return 0, batch.Sealed{}, err
 		}
-		it, ok, err := d.l.cursor.Fetch(ctx, e.seq)
+		var it queue.Item
+		ok := false
+		if err = d.l.mark.cover(ctx, e.seq); err == nil {
+			it, ok, err = d.l.cursor.Fetch(ctx, e.seq)
+		}
 		if b, ok, err := d.fetched(e, turn, it.Batch, ok, err); ok || err != nil {
 			return e.seq, b, err
 		}

@@ -167,8 +167,8 @@ func TestAStartKnowsWhatItHasBeforeItBelievesAFinalAck(t *testing.T) {
 		r.pass(5 * time.Second)
 		r.crash()
 		a := r.up("a", 2, never)
+		r.slow = 40 * time.Millisecond
 		r.start()
-		a.server.FinalRanges(rigLane(1), batch.Range{First: 1, Last: 5})
 		for range 50 {
 			r.pass(time.Millisecond)
 			a.server.FinalRanges(rigLane(1), batch.Range{First: 1, Last: 5})

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/queue"
 	"ftfuse/transport"
 )
 
@@ -107,6 +108,24 @@ func TestAnotherDestinationTakesWhatOneRefuses(t *testing.T) {
 		if r.waiting() != 0 {
 			t.Errorf("%d are waiting", r.waiting())
 		}
+	}, pair(Any))
+}
+
+// TestAConflictIsOfferedToNobodyElse: an id never names two contents.
+func TestAConflictIsOfferedToNobodyElse(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		a := r.up("a", 2, func(batch.Sealed) (transport.Verdict, bool) {
+			return transport.Verdict{Code: transport.Conflict}, true
+		})
+		r.up("b", 3, nil)
+		r.start()
+		r.submit(rigLane(1), 1, 1)
+		r.pass(time.Second)
+		r.down("b")
+		b := r.up("b", 3, nil)
+		r.pass(5 * time.Second)
+		r.want("a", a.numbers(), "1")
+		r.want("b", b.numbers(), "")
 	}, pair(Any))
 }
 
@@ -339,21 +358,26 @@ func TestDrainSendsAllAndEndsTheConnections(t *testing.T) {
 	}, single())
 }
 
-// TestARestartFlagsWhatMayHaveBeenSent, and nothing else.
+// TestARestartFlagsWhatMayHaveBeenSent, and not the backlog behind it.
 func TestARestartFlagsWhatMayHaveBeenSent(t *testing.T) {
+	g := pair(Any)
+	g.Window = 1
 	inBubble(t, func(r *rig) {
 		r.up("a", 2, never)
 		r.start()
-		r.submit(rigLane(1), 1, 3)
+		r.submit(rigLane(1), 1, 2000)
 		r.pass(time.Second)
 		r.crash()
 		r.down("a")
 		b := r.up("b", 3, nil)
 		r.start()
 		r.submit(rigLane(2), 1, 2)
-		r.pass(5 * time.Second)
-		r.want("the stand-in, after a restart", b.numbers(), "1! 2! 3! 1 2")
-	}, pair(Any))
+		r.pass(20 * time.Second)
+		got := strings.Fields(b.numbers())
+		if len(got) != 2002 || got[0] != "1!" || strings.Count(strings.Join(got, " "), "!") > 1+markStep {
+			t.Errorf("%d sent, %d flagged: %.40s…", len(got), strings.Count(strings.Join(got, " "), "!"), got)
+		}
+	}, g)
 }
 
 // TestAServiceIsAsManyDestinationsAsItHasHosts, primaries by the lowest priority value,
@@ -415,4 +439,77 @@ func TestOptionsThatCannotBe(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestAFailbackWaitsForTheAnswersToWhatIsInFlight: the batches of a path stay in order.
+func TestAFailbackWaitsForTheAnswersToWhatIsInFlight(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, nil)
+		b := r.up("b", 3, func(batch.Sealed) (transport.Verdict, bool) {
+			time.Sleep(3 * time.Second)
+			return transport.Verdict{}, true
+		})
+		r.start()
+		r.pass(time.Second)
+		r.down("a")
+		r.pass(time.Second)
+		a := r.up("a", 2, nil)
+		r.pass(32 * time.Second) // on hold for 30 s, but for the time to connect
+		r.down("a")
+		r.pass(time.Second)
+		a = r.up("a", 2, nil) // a hold-down of 60 s
+		r.pass(59 * time.Second)
+		r.submit(rigLane(1), 1, 1)
+		r.pass(2500 * time.Millisecond)
+		r.submit(rigLane(1), 2, 2)
+		r.pass(200 * time.Millisecond)
+		r.want("the secondary", b.numbers(), "")
+		r.want("the primary, before the answer", a.numbers(), "")
+		r.pass(5 * time.Second)
+		r.want("the secondary, later", b.numbers(), "1")
+		r.want("the primary, later", a.numbers(), "2")
+	}, pair(Any))
+}
+
+// TestALateAckWithdrawsWhatAnotherOneHasNotAnswered.
+func TestALateAckWithdrawsWhatAnotherOneHasNotAnswered(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, func(batch.Sealed) (transport.Verdict, bool) {
+			time.Sleep(7 * time.Second)
+			return transport.Verdict{}, true
+		})
+		b := r.up("b", 3, never)
+		r.start()
+		r.submit(rigLane(1), 1, 1)
+		r.pass(6 * time.Second)
+		r.want("b", b.numbers(), "1!")
+		r.pass(2 * time.Second)
+		if r.waiting() != 0 {
+			t.Error("the late ack did not count")
+		}
+		r.down("b")
+		b = r.up("b", 3, nil)
+		r.pass(10 * time.Second)
+		r.want("b, after a reconnect", b.numbers(), "")
+	}, pair(Any))
+}
+
+// TestTwoCopiesOfABatchEachNeedAnAck: they came different ways.
+func TestTwoCopiesOfABatchEachNeedAnAck(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.start()
+		r.submit(rigLane(1), 1, 3)
+		again := batch.Sealed{ID: batch.ID{Lane: rigLane(1), N: 2}, Via: []batch.Node{{5}}, Data: []byte(rigLane(1).String() + "/2")}
+		again.CRC = batch.Checksum(again.Data)
+		if _, err := r.q.Submit(context.Background(), &queue.Txn{Entries: []queue.Entry{{Batch: again}}, Again: true}); err != nil {
+			t.Fatal(err)
+		}
+		r.pass(time.Second)
+		a := r.up("a", 2, nil)
+		r.pass(10 * time.Second)
+		r.want("sent", a.numbers(), "1 2 3 2")
+		if r.waiting() != 0 {
+			t.Errorf("%d are waiting", r.waiting())
+		}
+	}, single())
 }

@@ -121,9 +121,6 @@ func (l *line) read(ctx context.Context) error {
 			l.cursor.Ack(h.Seq)
 			continue
 		}
-		if err := l.mark.cover(ctx, h.Seq); err != nil {
-			return err
-		}
 		l.add(h)
 	}
 }

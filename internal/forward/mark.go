@@ -16,8 +16,8 @@ const prefixSent = "sent/"
 
 // Distances of the stored number.
 const (
-	markStep  = 4096 // it is stored so far ahead
-	markEarly = 1024 // and again when so little is left
+	markStep  = 512 // it is stored so far ahead
+	markEarly = 128 // and again when so little is left
 )
 
 // mark is the number up to which batches may have been sent, stored before they are. A
@@ -46,7 +46,7 @@ func openMark(s store, cursor string) (m *mark, sent uint64, err error) {
 	return m, sent, nil
 }
 
-// cover returns when seq may be sent. One goroutine at a time calls it.
+// cover returns when seq may be sent.
 func (m *mark) cover(ctx context.Context, seq uint64) error {
 	if err := m.ahead(ctx, seq); err != nil {
 		return err

@@ -30,6 +30,7 @@ type rig struct {
 	f    *Forwarder
 	stop func() error
 	log  bytes.Buffer
+	slow time.Duration // that reading a head takes
 
 	mu      sync.Mutex
 	servers map[string]*peerServer
@@ -90,6 +91,7 @@ func noTime(_ []string, a slog.Attr) slog.Attr {
 func (r *rig) start() {
 	r.t.Helper()
 	r.q = openSimQueue(r.disk, Cursors(r.o.Groups), func() time.Duration { return time.Millisecond }, mutantNone)
+	r.q.slow = r.slow
 	f, err := newForwarder(r.o, r.q)
 	if err != nil {
 		r.t.Fatal(err)

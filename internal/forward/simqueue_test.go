@@ -56,6 +56,7 @@ type simQueue struct {
 	disk   *simDisk
 	delay  func() time.Duration
 	mutant mutant
+	slow   time.Duration // that reading a head takes
 
 	mu       sync.Mutex
 	dead     bool
@@ -308,6 +309,7 @@ type simCursor struct {
 
 // NextHead waits for the next entry.
 func (c *simCursor) NextHead(ctx context.Context) (queue.Head, error) {
+	time.Sleep(c.q.slow)
 	for {
 		c.q.mu.Lock()
 		if c.q.dead {
