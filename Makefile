@@ -29,12 +29,12 @@ demo:
 	@$(MAKE) --no-print-directory build
 	@bin/ftfuse demo
 
-# What this machine reaches in either attribution, beside a plain file, an empty FUSE file
-# system and tail | nc.
+# What this machine reaches in either attribution and through a relay, beside a plain file, an
+# empty FUSE file system and tail | nc.
 bench:
 	@.ci/setup bench
 	@$(MAKE) --no-print-directory build
-	bin/ftfuse bench --tail-nc --json bin/bench.json $(BENCHFLAGS)
+	bin/ftfuse bench --tail-nc --relay --json bin/bench.json $(BENCHFLAGS)
 
 bench-quick:
 	@$(MAKE) --no-print-directory bench BENCHFLAGS='--quick --sizes 128 --writers 4 $(BENCHFLAGS)'

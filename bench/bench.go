@@ -152,7 +152,7 @@ func (b *bench) measure(size int, mode string, writers int) (*Case, error) {
 		ways = append(ways, way{"ftfuse " + attr, false, run, map[string]**Rate{AttrOpen: &c.Open, AttrWrite: &c.Write}[attr]})
 	}
 	run := func(p tally.Plan, mode string) (*Rate, error) { return b.ftfuse(p, mode, AttrOpen, true) }
-	ways = append(ways, way{"ftfuse " + wayRelay, !b.o.relay, run, &c.Relay})
+	ways = append(ways, way{"ftfuse " + wayRelay, !b.o.relay || mode != ModeBlock, run, &c.Relay})
 	for _, way := range ways {
 		if way.skip {
 			continue

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"ftfuse/bench/rig"
 	"ftfuse/bench/tally"
@@ -118,6 +119,37 @@ func TestRestoredRelaySwallowsAndDoublesNothing(t *testing.T) {
 	f.exact(v, true)
 }
 
+// useIDs sends lines of a clone under the ids of the source that has written the output file
+// out: those that it has used, which must be refused, and those that it will use next, which
+// are taken. It returns how many were.
+func useIDs(t *testing.T, away, g *rig.Host, out string) (taken int) {
+	t.Helper()
+	name, _ := tally.Tag(read(t, out))
+	id, err := parseTag(tag(name[:strings.LastIndexByte(string(name), '-')]))
+	must(t, err)
+	o := peerOptions{host: "s1", role: "mount"}
+	for n := uint64(1); n <= 20; n++ {
+		id.N = n
+		o.batches = append(o.batches, sealedLine(t, id, "s1", "clone.log", fmt.Sprintf("line %d of the clone\n", n)))
+	}
+	p := startPeer(t, away, g, o)
+	for _, b := range o.batches {
+		v, ok := p.verdict(b.ID, patience)
+		switch {
+		case !ok:
+			t.Fatalf("no verdict on batch %d", b.ID.N)
+		case v.Code == transport.Taken:
+			taken++
+		case v.Code != transport.Conflict:
+			t.Errorf("batch %d: %v, want taken or refused as a conflict", b.ID.N, v)
+		}
+	}
+	if taken == 0 || taken == len(o.batches) {
+		t.Fatalf("%d of %d batches of the clone were taken, want some", taken, len(o.batches))
+	}
+	return taken
+}
+
 // Two contents under one id: somebody (a clone that was resumed from memory) used the ids
 // that the source is about to use. The aggregator refuses the second content loudly, the
 // source goes on under a fresh epoch, and both contents stand. Sent directly and through a
@@ -139,33 +171,10 @@ func TestSecondContentOfAnIdIsRelabelled(t *testing.T) {
 			out := filepath.Join(g.Out(), "s1", siteLoad)
 			comesOut(t, g, "s1", tally.Plan{Writers: 1, Lines: lines, Size: 64})
 
-			name, _ := tally.Tag(read(t, out))
-			id, err := parseTag(tag(name[:strings.LastIndexByte(string(name), '-')]))
-			must(t, err)
-			o := peerOptions{host: "s1", role: "mount"}
-			for n := uint64(1); n <= 20; n++ { // more than it has sent: what it has is refused
-				id.N = n
-				o.batches = append(o.batches, sealedLine(t, id, "s1", "clone.log", fmt.Sprintf("line %d of the clone\n", n)))
-			}
-			p := startPeer(t, away, g, o)
-			taken := 0
-			for _, b := range o.batches {
-				v, ok := p.verdict(b.ID, patience)
-				switch {
-				case !ok:
-					t.Fatalf("no verdict on batch %d", b.ID.N)
-				case v.Code == transport.Taken:
-					taken++
-				case v.Code != transport.Conflict:
-					t.Errorf("batch %d: %v, want taken or refused as a conflict", b.ID.N, v)
-				}
-			}
-			if taken == 0 || taken == len(o.batches) {
-				t.Fatalf("%d of %d batches of the clone were taken, want some", taken, len(o.batches))
-			}
+			taken := useIDs(t, away, g, out)
 			for i := range 10 { // each a batch, all under ids that were taken
 				appendLines(t, src, 1, i*lines/10, lines/10)
-				must(t, rig.Wait(t.Context(), 1e7))
+				must(t, rig.Wait(t.Context(), 10*time.Millisecond))
 			}
 			plan := tally.Plan{Writers: 2, Lines: lines, Size: 64}
 			comesOut(t, g, "s1", plan)

@@ -94,3 +94,41 @@ func usedNow(t *testing.T, src, dst *rig.Host) error {
 	}
 	return fmt.Errorf("%s does not know %s", src.Name, dst.Name)
 }
+
+// A primary that flaps is used again only after it has been healthy for longer each time:
+// status shows it held down, and the load stays where it is.
+func TestFlappingPrimaryIsHeldDown(t *testing.T) {
+	s, a1, a2, _ := oneRelayAndItsStandIn(t, "")
+	s.start()
+	src := s.sources[0]
+	f := s.startFlow(1, rig.Job{Size: 64, Lines: tally.MaxLines, Rate: 2000})
+	f.moves(10_000)
+	var held []time.Duration
+	for range 3 {
+		eventually(t, patience, func() error { return usedNow(t, src, a1) })
+		must(t, a1.Kill())
+		eventually(t, patience, func() error { return usedNow(t, src, a2) })
+		must(t, a1.Start(t.Context()))
+		began := time.Now()
+		eventually(t, patience, func() error {
+			for _, d := range statusOf(t, src).Forward[0].Destinations {
+				if d.Address == a1.Addr(port) && d.State == "hold-down" {
+					return nil
+				}
+			}
+			return errors.New("a1 is not held down")
+		})
+		eventually(t, patience, func() error { return usedNow(t, src, a1) })
+		held = append(held, time.Since(began).Round(time.Millisecond))
+	}
+	if held[2] < held[0]*3/2 {
+		t.Errorf("the primary was used again after %v: not longer each time", held)
+	}
+	t.Logf("used again after %v", held)
+	f.finish()
+	f.settle(true)
+	s.stop()
+	v, err := f.count()
+	must(t, err)
+	f.exact(v, true)
+}

@@ -64,6 +64,71 @@ func (a authority) client(name string) func() *tls.Config {
 	return func() *tls.Config { return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13} }
 }
 
+// claim is a peer that sends a batch, and whether it may.
+type claim struct {
+	name           string
+	tls            func() *tls.Config
+	hello, role    string
+	envelope, host string // of the batch and of the record in it
+	taken          bool
+}
+
+// claims are the right combinations and every kind of wrong one.
+func claims(good, other authority) []claim {
+	stolen := func() *tls.Config { // the right CA's clients are asked for, another's is shown
+		c := good.client("")().Clone()
+		c.Certificates = other.client("web-01")().Certificates
+		c.GetClientCertificate = other.client("web-01")().GetClientCertificate
+		return c
+	}
+	return []claim{
+		{"a source for itself", good.client("web-01"), "web-01", "mount", "web-01", "web-01", true},
+		{"a relay for its set", good.client("relay-1"), "relay-1", "relay", "web-07", "web-07", true},
+		{"a source as another", good.client("web-01"), "web-02", "mount", "web-02", "web-02", false},
+		{"a source with another's batch", good.client("web-01"), "web-01", "mount", "web-02", "web-02", false},
+		{"a source as a relay", good.client("web-01"), "relay-1", "relay", "web-02", "web-02", false},
+		{"a relay beyond its set", good.client("relay-1"), "relay-1", "relay", "db-01", "db-01", false},
+		{"one who is not listed", good.client("stranger"), "stranger", "mount", "stranger", "stranger", false},
+		{"one who is not listed, as another", good.client("stranger"), "web-01", "mount", "web-01", "web-01", false},
+		{"another CA's certificate", stolen, "web-01", "mount", "web-01", "web-01", false},
+		{"no certificate", good.client(""), "web-01", "mount", "web-01", "web-01", false},
+		{"no TLS", nil, "web-01", "mount", "web-01", "web-01", false},
+	}
+}
+
+// try sends the claim's batch to dst, behind which g is the end, and looks what became of it.
+func (c claim) try(t *testing.T, from, dst, g *rig.Host) {
+	line := strings.ReplaceAll(c.name, " ", "-") + "-" + dst.Name
+	b := sealedLine(t, batch.ID{Lane: newLane(), N: 1}, c.host, line, line+"\n")
+	b.Host = c.envelope
+	p := startPeer(t, from, dst, peerOptions{host: c.hello, role: c.role, tls: c.tls, batches: []batch.Sealed{b}})
+	var v transport.Verdict
+	eventually(t, patience, func() error {
+		var ok bool
+		if v, ok = p.verdict(b.ID, 0); !ok && p.client.Stats().Failures == 0 {
+			return errors.New("neither a verdict nor the end of the connection")
+		} else if !ok {
+			v = transport.Verdict{Code: transport.Denied, Text: p.client.Stats().LastError}
+		}
+		return nil
+	})
+	out := filepath.Join(g.Out(), c.host, line)
+	if c.taken {
+		if v.Code != transport.Taken {
+			t.Fatalf("refused: %v", v)
+		}
+		arrives(t, out, []byte(line+"\n"))
+		return
+	}
+	p.wait()
+	if v.Code != transport.Denied {
+		t.Errorf("%v, want %v", v, transport.Denied)
+	}
+	if _, err := os.Stat(out); err == nil {
+		t.Errorf("%s was written", out)
+	}
+}
+
 // Every wrong combination of certificate, peer and host is refused, by a relay and by a
 // receiver, and leaves nothing behind; the right ones go through.
 func TestNobodySpeaksForAnother(t *testing.T) {
@@ -88,62 +153,9 @@ func TestNobodySpeaksForAnother(t *testing.T) {
 	s.aggs, s.relays = []*rig.Host{g}, []*rig.Host{a}
 	s.start()
 
-	for _, c := range []struct {
-		name           string
-		tls            func() *tls.Config
-		hello, role    string
-		envelope, host string // of the batch and of the record in it
-		taken          bool
-	}{
-		{"a source for itself", good.client("web-01"), "web-01", "mount", "web-01", "web-01", true},
-		{"a relay for its set", good.client("relay-1"), "relay-1", "relay", "web-07", "web-07", true},
-		{"a source as another", good.client("web-01"), "web-02", "mount", "web-02", "web-02", false},
-		{"a source with another's batch", good.client("web-01"), "web-01", "mount", "web-02", "web-02", false},
-		{"a source as a relay", good.client("web-01"), "relay-1", "relay", "web-02", "web-02", false},
-		{"a relay beyond its set", good.client("relay-1"), "relay-1", "relay", "db-01", "db-01", false},
-		{"one who is not listed", good.client("stranger"), "stranger", "mount", "stranger", "stranger", false},
-		{"one who is not listed, as another", good.client("stranger"), "web-01", "mount", "web-01", "web-01", false},
-		{"another CA's certificate", func() *tls.Config {
-			c := good.client("")().Clone()
-			c.Certificates = other.client("web-01")().Certificates
-			c.GetClientCertificate = other.client("web-01")().GetClientCertificate
-			return c
-		}, "web-01", "mount", "web-01", "web-01", false},
-		{"no certificate", good.client(""), "web-01", "mount", "web-01", "web-01", false},
-		{"no TLS", nil, "web-01", "mount", "web-01", "web-01", false},
-	} {
+	for _, c := range claims(good, other) {
 		for _, dst := range []*rig.Host{a, g} {
-			t.Run(c.name+" to "+dst.Kind, func(t *testing.T) {
-				line := strings.ReplaceAll(c.name, " ", "-") + "-" + dst.Name
-				b := sealedLine(t, batch.ID{Lane: newLane(), N: 1}, c.host, line, line+"\n")
-				b.Host = c.envelope
-				p := startPeer(t, away, dst, peerOptions{host: c.hello, role: c.role, tls: c.tls, batches: []batch.Sealed{b}})
-				var v transport.Verdict
-				eventually(t, patience, func() error {
-					var ok bool
-					if v, ok = p.verdict(b.ID, 0); !ok && p.client.Stats().Failures == 0 {
-						return errors.New("neither a verdict nor the end of the connection")
-					} else if !ok {
-						v = transport.Verdict{Code: transport.Denied, Text: p.client.Stats().LastError}
-					}
-					return nil
-				})
-				out := filepath.Join(g.Out(), c.host, line)
-				if c.taken {
-					if v.Code != transport.Taken {
-						t.Fatalf("refused: %v", v)
-					}
-					arrives(t, out, []byte(line+"\n"))
-					return
-				}
-				p.wait()
-				if v.Code != transport.Denied {
-					t.Errorf("%v, want %v", v, transport.Denied)
-				}
-				if _, err := os.Stat(out); err == nil {
-					t.Errorf("%s was written", out)
-				}
-			})
+			t.Run(c.name+" to "+dst.Kind, func(t *testing.T) { c.try(t, away, dst, g) })
 		}
 	}
 	for _, h := range []*rig.Host{a, g} {
