@@ -30,7 +30,7 @@
 //	good       connected, answers                       0, 1
 //	shaken     connection lost, 500 ms at most          0, 1  (the flow waits for it)
 //	hold       connected again, not trusted yet         2, 3
-//	stalled    connected, no ack progress for 4 s       4, 5
+//	stalled    connected, no ack progress for 5 s       4, 5
 //	draining   the peer asked for no more               none
 //	down       no connection                            none
 //
@@ -41,7 +41,7 @@
 //	connecting failed    down      –         down     –         –         –         –
 //	drain                –         draining  –        draining  draining  –         –
 //	acked                –         –         –        –         hold      –         –
-//	time: no answer 4 s  –         stalled   –        stalled   –         –         –
+//	time: no answer 5 s  –         stalled   –        stalled   –         –         –
 //	time is up           down      –         down     good      –         –         –
 //	used at need         –         –         –        good      –         –         –
 //
@@ -60,8 +60,9 @@
 //	(failback, drain, behind)             what it has, the flow goes on at the new home
 //	to nowhere: no destination is there   it stays; its client resends when it connects
 //
-// An ack that comes late, and a final ack that comes by any way, settle a batch wherever
-// it is: what waits is not sent any more, what is with a third is withdrawn.
+// An ack that comes late settles a batch wherever it is: what waits is not sent any more,
+// what is with a third is withdrawn. A final ack names an id and no content: it settles
+// only what was acked here.
 //
 // # Never twice, never lost
 //
@@ -71,5 +72,7 @@
 // in for each other only what was in flight at a failover can stand at both: it was sent
 // with the resent flag to the second one. So that this holds over a restart too, the
 // number up to which batches may have been sent is stored before they are (mark.go), and
-// what is at or below it at a start carries the flag.
+// what is at or below it at a start carries the flag. A relay takes a batch again whose
+// other copy came by nodes that this one's way does not have (ways.go): else two copies
+// could each be deleted on the strength of the other.
 package forward
