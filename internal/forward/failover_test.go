@@ -26,7 +26,8 @@ func TestFailoverSendsWhatIsInFlightWithTheFlag(t *testing.T) {
 		if !strings.Contains(r.log.String(), `msg="sent again to another destination" group=g from=a:7400 to=b:7400`) || !strings.Contains(r.log.String(), "ranges=3-5") {
 			t.Errorf("what may stand twice is not named")
 		}
-		if st := r.f.Stats().Groups[0].Lines[0]; st.Doubtful != 3 || st.Failovers != 1 {
+		if st := r.f.Stats().Groups[0].Lines[0]; st.Doubtful != 3 || st.Failovers != 1 ||
+			len(st.DoubtfulIDs) != 1 || st.DoubtfulIDs[0].Lane != rigLane(1) || st.DoubtfulIDs[0].Ranges.String() != "3-5" {
 			t.Errorf("%+v", st)
 		}
 	}, pair(Any))

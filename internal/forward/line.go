@@ -33,23 +33,24 @@ type line struct {
 	mark    *mark
 	suspect uint64 // what is at or below it may have been sent before this start
 
-	mu      sync.Mutex
-	peers   peers
-	dests   []*destination
-	seen    []state // of each destination, when the flows were last steered
-	flows   map[flowKey]*flow
-	lanes   map[batch.Lane]*laneEntries
-	entries map[uint64]*entry
-	ahead   int // entries that are not unfinal
-	parked  map[*entry]struct{}
-	held    map[uint64]struct{} // being relabelled
-	unfinal unfinalSet
-	room    chan struct{} // for the reader
-	kick    chan struct{} // for the clock: there may be an earlier deadline
-	count   counts
-	known   bool          // everything in the queue was read, not long ago
-	behind  time.Duration // when it was last looked who stays behind
-	swept   time.Duration
+	mu       sync.Mutex
+	peers    peers
+	dests    []*destination
+	seen     []state // of each destination, when the flows were last steered
+	flows    map[flowKey]*flow
+	lanes    map[batch.Lane]*laneEntries
+	entries  map[uint64]*entry
+	ahead    int // entries that are not unfinal
+	parked   map[*entry]struct{}
+	held     map[uint64]struct{} // being relabelled
+	unfinal  unfinalSet
+	room     chan struct{} // for the reader
+	kick     chan struct{} // for the clock: there may be an earlier deadline
+	count    counts
+	doubtful []transport.LaneRanges // for Stats, see remember
+	known    bool                   // everything in the queue was read, not long ago
+	behind   time.Duration          // when it was last looked who stays behind
+	swept    time.Duration
 }
 
 // laneEntries are the batches of one lane that a line tracks. An id may be there more

@@ -40,9 +40,10 @@ type LineStats struct {
 	// Doubtful batches were in flight to a destination that was left, and went to another.
 	// Where both write output, they may stand at both.
 	Doubtful     uint64
-	Resent       uint64 // batches sent again because they did not become final
-	Failovers    uint64 // flows that left a destination that failed
-	Failbacks    uint64 // flows that went to a better one in order
+	DoubtfulIDs  []transport.LaneRanges // which those are; of the newest lanes, as far as they are remembered
+	Resent       uint64                 // batches sent again because they did not become final
+	Failovers    uint64                 // flows that left a destination that failed
+	Failbacks    uint64                 // flows that went to a better one in order
 	Destinations []DestinationStats
 }
 
@@ -95,6 +96,9 @@ func (l *line) stats() LineStats {
 	st := LineStats{
 		Cursor: l.cfg.cursor, Unfinal: c.unfinal, Refused: len(l.parked), Acked: c.acked, Final: c.final,
 		Doubtful: c.doubtful, Resent: c.resent, Failovers: c.failovers, Failbacks: c.failbacks,
+	}
+	for _, lane := range l.doubtful {
+		st.DoubtfulIDs = append(st.DoubtfulIDs, transport.LaneRanges{Lane: lane.Lane, Ranges: lane.Ranges.Clone()})
 	}
 	homes, waiting := make([]int, len(l.dests)), make([]int, len(l.dests))
 	for _, fl := range l.flows {

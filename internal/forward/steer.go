@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/transport"
 )
 
 // Times of moving what stays behind, in a group of mode any.
@@ -272,6 +273,7 @@ func (l *line) logLeft(d *destination, batches int, doubtful map[doubt]*batch.Ra
 	l.log.Warn("left a destination; what it did not answer goes to another one",
 		"from", d.address, "state", l.peers.health[d.i].state.String(), "batches", batches)
 	for x, set := range doubtful {
+		l.remember(x.lane, set)
 		to := ""
 		if x.flow.home != nowhere {
 			to = l.dests[x.flow.home].address
@@ -279,6 +281,32 @@ func (l *line) logLeft(d *destination, batches int, doubtful map[doubt]*batch.Ra
 		l.log.Info("sent again to another destination", "from", d.address, "to", to, "lane", x.lane.String(),
 			"ranges", set.String(), "batches", set.Count())
 	}
+}
+
+// Bounds of what remember keeps.
+const (
+	doubtfulLanes  = 256
+	doubtfulRanges = 256 // of one lane, the highest
+)
+
+// remember keeps the ids of what may stand at two destinations, for Stats: the newest
+// lanes last.
+func (l *line) remember(lane batch.Lane, set *batch.Ranges) {
+	var all batch.Ranges
+	i := slices.IndexFunc(l.doubtful, func(x transport.LaneRanges) bool { return x.Lane == lane })
+	if i >= 0 {
+		all = l.doubtful[i].Ranges
+		l.doubtful = slices.Delete(l.doubtful, i, i+1)
+	} else if len(l.doubtful) == doubtfulLanes {
+		l.doubtful = slices.Delete(l.doubtful, 0, 1)
+	}
+	for _, r := range set.All() {
+		all.AddRange(r)
+	}
+	if over := all.Len() - doubtfulRanges; over > 0 {
+		all.DropBelow(all.All()[over].First)
+	}
+	l.doubtful = append(l.doubtful, transport.LaneRanges{Lane: lane, Ranges: all})
 }
 
 // balances reports whether flows may leave a destination that merely stays behind.

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"slices"
 
+	"ftfuse/internal/batch"
 	"ftfuse/internal/forward"
 	"ftfuse/internal/status"
 	"ftfuse/queue"
@@ -83,12 +84,24 @@ func group(g *forward.GroupStats) status.Group {
 		add(&out.AwaitingFinal, l.Unfinal)
 		out.FinalResent += l.Resent
 		out.Resent += l.Doubtful
+		for _, x := range l.DoubtfulIDs {
+			out.ResentRanges = append(out.ResentRanges, Ranges(x.Lane, x.Ranges))
+		}
 		out.Failovers += l.Failovers
 		out.Failbacks += l.Failbacks
 		out.Refused += uint64(l.Refused)
 		for j := range l.Destinations {
 			out.Destinations = append(out.Destinations, destination(l.Cursor, &l.Destinations[j]))
 		}
+	}
+	return out
+}
+
+// Ranges is a set of batch numbers of a lane.
+func Ranges(lane batch.Lane, set batch.Ranges) status.LaneRanges {
+	out := status.LaneRanges{Lane: lane.String()}
+	for _, r := range set.All() {
+		out.Ranges = append(out.Ranges, [2]uint64{r.First, r.Last})
 	}
 	return out
 }
