@@ -76,6 +76,7 @@ func (c *Capture) takeKernel() bool {
 // takeGrown takes in what f has up to the size that was looked at, and reports whether
 // that was all of it.
 func (c *Capture) takeGrown(f *file) bool {
+	owes := f.kernel && c.o.Store.Owes(f.number) // before Next: what was owed is a note by then
 	all := c.taken+1 >= c.o.Store.Next()
 	switch {
 	case f.frozen:
@@ -84,6 +85,8 @@ func (c *Capture) takeGrown(f *file) bool {
 		return false // growAgain: not looked at yet
 	case f.size <= f.known:
 		return true
+	case owes:
+		return false // perhaps the opening of who wrote them
 	case !f.kernel:
 		return all // else its note may be among the rest
 	}

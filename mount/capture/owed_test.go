@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -108,6 +109,46 @@ func TestAnOpenWithinATruncationThatWasKilled(t *testing.T) {
 	r.write(r.writer("a"), "2\n")
 	r.drain()
 	r.want("a", "one\n2\n")
+}
+
+// pollSpy counts how often it was asked for files that grew.
+type pollSpy struct {
+	*spool.Store
+	polls *atomic.Int64
+}
+
+func (s pollSpy) Poll(dst []spool.Growth) []spool.Growth {
+	s.polls.Add(1)
+	return s.Store.Poll(dst)
+}
+
+// The last program closed a file and another opened it while the ring was full: what that
+// one wrote had the first one's pid, since it was taken before the notes came that were owed.
+func TestBytesWaitForTheOpeningThatIsOwed(t *testing.T) {
+	r := newRig(t, Options{})
+	r.so.Entries = 8
+	var polls atomic.Int64
+	r.wrap = func(s *spool.Store) Store { return pollSpy{s, &polls} }
+	r.start()
+	k := r.kernel("a", 11)
+	k.write(r, "one\n")
+	r.drain()
+	r.fillRing()
+	k.close(r)
+	k = r.kernel("a", 12)
+	k.write(r, "two\n")
+	n := polls.Load()
+	r.waitFor("a few looks at what grew", func() bool { return polls.Load() > n+5 })
+	r.goOn()
+	r.drain()
+	k.close(r)
+	r.drain()
+	r.want("a", "one\ntwo\n")
+	for _, x := range r.records() {
+		if want := map[string]uint32{"one\n": 11, "two\n": 12}[x.data]; x.path == "a" && x.pid != want {
+			t.Errorf("%v, want pid %d", x, want)
+		}
+	}
 }
 
 // Power was lost, and with it the end of the file that an opening had been noted at.
