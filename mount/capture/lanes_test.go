@@ -54,8 +54,12 @@ func TestBucketsNeverChange(t *testing.T) {
 		n          int
 		want       uint8
 	}{
-		{"web-01", "logs/access.log", 16, 6}, {"web-01", "logs/access.log", 4, 2}, {"web-01", "logs/access.log", 1, 0},
-		{"web-02", "logs/access.log", 16, 3}, {"web-01", "logs/error.log", 16, 14}, {"web-01l", "ogs/access.log", 16, 12},
+		{"web-01", "logs/access.log", 16, 6},
+		{"web-01", "logs/access.log", 4, 2},
+		{"web-01", "logs/access.log", 1, 0},
+		{"web-02", "logs/access.log", 16, 3},
+		{"web-01", "logs/error.log", 16, 14},
+		{"web-01l", "ogs/access.log", 16, 12},
 	} {
 		if got := bucketOf(x.host, x.path, x.n); got != x.want {
 			t.Errorf("%s, %s: bucket %d of %d, want %d", x.host, x.path, got, x.n, x.want)
