@@ -20,7 +20,8 @@ type Listed struct {
 
 // List calls fn for each committed entry that cursor has not acked (that some cursor has
 // not, for ""), in order, until fn returns an error. It reads heads only, marks nothing,
-// and may be slow: what is acked or dropped meanwhile is left out.
+// and may be slow: what is acked or dropped meanwhile is left out, and so is what is
+// committed meanwhile.
 func (q *Queue) List(ctx context.Context, cursor string, fn func(Listed) error) error {
 	return q.each(ctx, cursor, true, func(l Listed, _ *head) error { return fn(l) })
 }
@@ -39,12 +40,15 @@ func (q *Queue) each(ctx context.Context, cursor string, headOnly bool, fn func(
 		}
 		cursors = []*Cursor{c}
 	}
+	q.mu.Lock()
+	last := q.committed // or there would be no end of a queue that is always busy
+	q.mu.Unlock()
 	for at := uint64(1); ; {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("list the queue: %w", err)
 		}
 		q.mu.Lock()
-		l, h, seg, err := q.nextListed(cursors, at)
+		l, h, seg, err := q.nextListed(cursors, at, last)
 		q.mu.Unlock()
 		if err != nil || l.Seq == 0 {
 			return err
@@ -70,14 +74,14 @@ func (q *Queue) each(ctx context.Context, cursor string, headOnly bool, fn func(
 	}
 }
 
-// nextListed finds the first entry from at on that one of cursors needs, in memory or in a
-// segment. Seq is 0 where there is none. The caller holds mu.
-func (q *Queue) nextListed(cursors []*Cursor, at uint64) (l Listed, h *head, seg *segment, err error) {
+// nextListed finds the first entry from at to last that one of cursors needs, in memory or
+// in a segment. Seq is 0 where there is none. The caller holds mu.
+func (q *Queue) nextListed(cursors []*Cursor, at, last uint64) (l Listed, h *head, seg *segment, err error) {
 	if err := q.state(); err != nil {
 		return l, nil, nil, err
 	}
 	seq := nextOpen(cursors, at)
-	if seq > q.committed {
+	if seq > last {
 		return l, nil, nil, nil
 	}
 	if seg = q.segmentOf(seq); seg == nil {
