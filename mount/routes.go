@@ -18,8 +18,13 @@ import (
 // hexadecimal digits follow, and the value is a JSON list of their names, sorted.
 const prefixRoute = "route/"
 
+// keyRoutesFrom is where the queue keeps, in decimal digits, the lowest number that a new
+// set may get, once it was repaired. It has no slash, so that it is none of a route.
+const keyRoutesFrom = "routes-from"
+
 // repairGap is how many numbers are passed over after a repair of the queue, whose state
-// may be older than its batches: nobody knows any more what the newest numbers meant.
+// may be older than its batches: nobody knows any more what the newest numbers meant. They
+// stay passed over, since such batches may wait for longer than until the next start.
 const repairGap = 1024
 
 // ErrRoute is returned for a stored route that cannot be read.
@@ -46,7 +51,11 @@ func newRoutes(m *config.Mount) *routes {
 
 // begin reads what is stored in q and gives numbers to the sets that are new.
 func (t *routes) begin(q *queue.Queue, rules []config.Rule) {
-	next := uint32(1)
+	next, err := routesFrom(q)
+	if err != nil {
+		t.err = err
+		return
+	}
 	q.Range(prefixRoute, func(key string, value []byte) bool {
 		n, groups, err := parseRoute(key, value)
 		if err != nil {
@@ -59,12 +68,26 @@ func (t *routes) begin(q *queue.Queue, rules []config.Rule) {
 	})
 	if _, repaired := q.Get(queue.RepairedKey); repaired {
 		next += repairGap
+		t.fresh = append(t.fresh, queue.KV{Key: keyRoutesFrom, Value: strconv.AppendUint(nil, uint64(next), 10)})
 	}
 	for i := range rules {
 		if t.err == nil && rules[i].Forward != nil && rules[i].Transfer {
 			t.byRule[i] = t.number(slices.Sorted(slices.Values(rules[i].Forward)), &next)
 		}
 	}
+}
+
+// routesFrom returns the lowest number that a new set may get for all that is not stored.
+func routesFrom(q *queue.Queue) (uint32, error) {
+	v, ok := q.Get(keyRoutesFrom)
+	if !ok {
+		return 1, nil
+	}
+	n, err := strconv.ParseUint(string(v), 10, 32)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%w: %s is %q; start the version that wrote it", ErrRoute, keyRoutesFrom, v)
+	}
+	return uint32(n), nil
 }
 
 // number returns the route of a set of groups, next if it is new.
