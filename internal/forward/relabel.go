@@ -219,6 +219,9 @@ func relabelKey(id batch.ID) string { return prefixRelabel + hex.EncodeToString(
 // newID gives out the next number of this node's own lane for old.
 func (r *relabels) newID(old batch.ID) batch.ID {
 	lane := old.Lane
+	if r.f.o.Routes != nil && lane.Origin != batch.Origin(r.f.o.Identity.Node) {
+		lane.Route = 0 // that of another host, which means nothing here: every group, as before
+	}
 	lane.Origin = batch.Origin(r.f.o.Identity.Node)
 	lane.Epoch.Random = r.fresh
 	r.mu.Lock()
