@@ -162,23 +162,24 @@ func (f *frameReader) next() (frameHeader, []byte, error) {
 	return h, meta, nil
 }
 
-// readData reads n bytes of data into a slice of their own. It allocates at once no more
-// than twice what this peer has sent in one piece before, and then no more than has come
-// in, so that a peer that announces megabytes and sends nothing costs next to nothing.
-func (f *frameReader) readData(n int) ([]byte, error) {
+// readData reads n bytes of data into a slice of their own and returns their CRC too. It
+// allocates at once no more than twice what this peer has sent in one piece before, and
+// then no more than has come in, so that a peer that announces megabytes and sends nothing
+// costs next to nothing.
+func (f *frameReader) readData(n int) (data []byte, crc uint32, err error) {
 	const first = 16 << 10
 	var parts [][]byte
 	read := 0
 	for {
 		step := min(n-read, max(first, 2*f.largest, read))
 		part := dirty.Make(step)[:step]
-		if _, err := io.ReadFull(f.r, part); err != nil {
-			return nil, unexpected(err)
+		if crc, err = f.fill(part, crc); err != nil {
+			return nil, 0, unexpected(err)
 		}
 		read += step
 		if read == n && parts == nil {
 			f.largest = max(f.largest, n)
-			return part[:n:n], nil
+			return part[:n:n], crc, nil
 		}
 		parts = append(parts, part)
 		if read == n {
@@ -190,7 +191,23 @@ func (f *frameReader) readData(n int) ([]byte, error) {
 	for _, part := range parts {
 		buf = append(buf, part...)
 	}
-	return buf[:n:n], nil
+	return buf[:n:n], crc, nil
+}
+
+// sumEvery is how much is read before it is checksummed: it is still in the processor's
+// cache then, a whole batch would not be.
+const sumEvery = 128 << 10
+
+// fill reads all of p and returns crc continued over it.
+func (f *frameReader) fill(p []byte, crc uint32) (uint32, error) {
+	for len(p) > 0 {
+		n, err := f.r.Read(p[:min(len(p), sumEvery)])
+		crc = batch.UpdateChecksum(crc, p[:n])
+		if p = p[n:]; err != nil && len(p) > 0 {
+			return 0, err
+		}
+	}
+	return crc, nil
 }
 
 // unexpected makes an end inside a frame what it is.

@@ -221,8 +221,8 @@ func TestEveryFlippedBitIsNoticed(t *testing.T) {
 			if inData := name == "batch" && bit/8 >= len(good)-12; err == nil && !inData {
 				t.Fatalf("%s: bit %d flipped and read as good", name, bit)
 			} else if inData && err == nil {
-				data, err := fr.readData(int(h.data))
-				if err != nil || batch.Checksum(data) == batch.Checksum([]byte("sealed bytes")) {
+				data, crc, err := fr.readData(int(h.data))
+				if err != nil || crc != batch.Checksum(data) || crc == batch.Checksum([]byte("sealed bytes")) {
 					t.Fatalf("%s: bit %d: %v", name, bit, err)
 				}
 			}
@@ -231,7 +231,7 @@ func TestEveryFlippedBitIsNoticed(t *testing.T) {
 			fr := &frameReader{r: bytes.NewReader(good[:n]), lim: limits{meta: maxMeta, data: 1 << 20}}
 			h, _, err := fr.next()
 			if err == nil {
-				_, err = fr.readData(int(h.data))
+				_, _, err = fr.readData(int(h.data))
 			}
 			if err == nil || (n == 0) != (err == io.EOF) {
 				t.Fatalf("%s cut to %d of %d bytes: %v", name, n, len(good), err)
@@ -246,15 +246,15 @@ func TestReadDataGrows(t *testing.T) {
 		data[i] = byte(i * 7)
 	}
 	fr := &frameReader{r: bytes.NewReader(data)}
-	got, err := fr.readData(len(data))
-	if err != nil || !bytes.Equal(got, data) || cap(got) != len(got) {
-		t.Errorf("%d bytes, capacity %d, %v", len(got), cap(got), err)
+	got, crc, err := fr.readData(len(data))
+	if err != nil || !bytes.Equal(got, data) || cap(got) != len(got) || crc != batch.Checksum(data) {
+		t.Errorf("%d bytes, capacity %d, CRC %08x, want %08x, %v", len(got), cap(got), crc, batch.Checksum(data), err)
 	}
 	fr.r = bytes.NewReader(nil)
-	if got, err := fr.readData(0); err != nil || len(got) != 0 {
+	if got, _, err := fr.readData(0); err != nil || len(got) != 0 {
 		t.Errorf("no data: %v %v", got, err)
 	}
-	if _, err := fr.readData(1); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, _, err := fr.readData(1); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Error(err)
 	}
 }
@@ -276,7 +276,7 @@ func FuzzFrames(f *testing.F) {
 			if err := parseAny(h, meta); err != nil && !errors.Is(err, ErrFrame) {
 				t.Fatalf("error of no kind: %v", err)
 			}
-			if _, err := fr.readData(int(h.data)); err != nil {
+			if _, _, err := fr.readData(int(h.data)); err != nil {
 				return
 			}
 		}

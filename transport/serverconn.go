@@ -175,7 +175,8 @@ func (c *serverConn) batch(h frameHeader, meta []byte) error {
 	}
 	c.pending.Add(1)
 	c.frames.pace.start() // the wait was ours
-	if b.Data, err = c.frames.readData(int(h.data)); err != nil {
+	var crc uint32
+	if b.Data, crc, err = c.frames.readData(int(h.data)); err != nil {
 		c.settled(cost)
 		return err
 	}
@@ -185,7 +186,7 @@ func (c *serverConn) batch(h frameHeader, meta []byte) error {
 	c.mu.Lock()
 	c.lastBatch = time.Now()
 	c.mu.Unlock()
-	if v := c.verify(&b); v.Code != Taken {
+	if v := c.verify(&b, crc); v.Code != Taken {
 		c.settled(cost)
 		return c.refuse(b.ID, v)
 	}
@@ -214,8 +215,9 @@ func (c *serverConn) settled(cost int64) {
 	c.s.pending.give(cost)
 }
 
-// verify is what a batch must pass before the Handler sees it.
-func (c *serverConn) verify(b *batch.Sealed) Verdict {
+// verify is what a batch must pass before the Handler sees it; crc is that of its data as
+// they came.
+func (c *serverConn) verify(b *batch.Sealed, crc uint32) Verdict {
 	if slices.Contains(b.Via, c.s.o.Identity.Node) {
 		return Verdict{Loop, fmt.Sprintf("came through %s before", c.s.o.Identity.Host)}
 	}
@@ -225,7 +227,7 @@ func (c *serverConn) verify(b *batch.Sealed) Verdict {
 	if !c.may.speak(c.s.o.Admission, c.peer, b.Host) {
 		return c.deny(fmt.Sprintf("was sealed on host %q, for which a peer with a certificate of %s may not speak; list it under allow if it may", b.Host, strings.Join(c.peer.Names, ", ")))
 	}
-	if crc := batch.Checksum(b.Data); crc != b.CRC {
+	if crc != b.CRC {
 		return Verdict{BadCRC, fmt.Sprintf("CRC-32C of %d bytes is %08x, want %08x", len(b.Data), crc, b.CRC)}
 	}
 	return Verdict{}

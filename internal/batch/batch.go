@@ -96,6 +96,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Checksum returns the CRC-32C that Sealed.CRC holds for data.
 func Checksum(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }
 
+// UpdateChecksum returns the Checksum of what crc is the Checksum of, with data behind it.
+func UpdateChecksum(crc uint32, data []byte) uint32 { return crc32.Update(crc, castagnoli, data) }
+
 // Append appends the fixed 40-byte form of l.
 func (l Lane) Append(b []byte) []byte {
 	b = append(b, l.Origin[:]...)
