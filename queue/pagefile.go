@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/dirty"
 )
 
 // pageFile reads a bbolt file (format version 2) with pread, without bbolt and without
@@ -187,7 +189,7 @@ func (n *pageNode) bytes(at, size int64) ([]byte, error) {
 	if at+size <= int64(len(n.buf)) {
 		return n.buf[at : at+size : at+size], nil
 	}
-	b := make([]byte, size)
+	b := dirty.Make(int(size))[:size:size]
 	if _, err := n.p.f.ReadAt(b, n.off+at); err != nil {
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			return nil, n.p.bad(n.off+at, "the file ends")
