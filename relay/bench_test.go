@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,6 +40,9 @@ func BenchmarkRelay(b *testing.B) {
 		b.ReportMetric(cpu.Seconds()/gb, "cpu-s/GB")
 		b.ReportMetric(p.cmd.ProcessState.UserTime().Seconds()/gb, "user-s/GB")
 		b.ReportMetric(1000*gb/took.Seconds(), "MB/s")
+		usage := p.cmd.ProcessState.SysUsage().(*syscall.Rusage)
+		b.ReportMetric(float64(usage.Minflt)/gb/1000, "kfaults/GB")
+		b.ReportMetric(float64(usage.Maxrss)/1024, "MB-rss")
 		b.ReportMetric(0, "ns/op")
 		if testing.Verbose() {
 			fmt.Println(p.log)

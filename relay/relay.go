@@ -84,6 +84,7 @@ func RunWith(ctx context.Context, c *config.Config, log *slog.Logger, o Options)
 	case len(c.Relay.Forwards) == 0:
 		return errors.New("no destination: add [[relay.forward]] with primary = [\"HOST:PORT\"]")
 	}
+	limitMemory(c.Relay)
 	r := &Relay{c: c, o: o, log: log, wired: make(chan struct{})}
 	r.unwired = sync.OnceFunc(func() { close(r.wired) })
 	defer func() { err = errors.Join(err, r.close()) }()
