@@ -27,6 +27,7 @@ type DeliveredSet struct {
 // laneSet is the part of one lane.
 type laneSet struct {
 	ix     uint32 // names the lane in the keys of its chunks
+	host   string // of the first batch taken of it; "": none was, or before that was kept
 	ids    batch.Ranges
 	newest uint64
 	chunks map[uint64]*crcChunk // by n / chunkSize
@@ -88,6 +89,22 @@ func (d *DeliveredSet) Add(id batch.ID, crc uint32) {
 	c.known |= 1 << (id.N % chunkSize)
 	c.crc[id.N%chunkSize] = crc
 	c.dirty = true
+}
+
+// Claim notes that a batch of lane was taken that host sealed. The first counts: lanes
+// are of one host each.
+func (d *DeliveredSet) Claim(lane batch.Lane, host string) {
+	if l := d.lanes[lane]; host != "" && (l == nil || l.host == "") {
+		d.lane(lane).host = host
+	}
+}
+
+// Host returns the host of lane, see Claim; "": nobody claimed it.
+func (d *DeliveredSet) Host(lane batch.Lane) string {
+	if l := d.lanes[lane]; l != nil {
+		return l.host
+	}
+	return ""
 }
 
 func (l *laneSet) oldestChunk() uint64 {
@@ -154,7 +171,7 @@ func (d *DeliveredSet) Stats() (s DeliveredStats) {
 	for _, l := range d.lanes {
 		s.Lanes++
 		s.Ranges += l.ids.Len()
-		s.Bytes += int64(1 + batch.LaneSize + sum + 12 + len(l.ids.Append(nil)))
+		s.Bytes += int64(1 + batch.LaneSize + sum + 12 + len(l.ids.Append(nil)) + 1 + len(l.host))
 		for _, c := range l.chunks {
 			known := bits.OnesCount64(c.known)
 			s.CRCs += known
@@ -175,7 +192,8 @@ func (d *DeliveredSet) encode(puts map[string][]byte) {
 func (l *laneSet) encode(lane batch.Lane, puts map[string][]byte) {
 	v := binary.LittleEndian.AppendUint32(nil, l.ix)
 	v = binary.LittleEndian.AppendUint64(v, l.newest)
-	puts[laneKey(lane)] = l.ids.Append(v)
+	v = append(l.ids.Append(v), byte(len(l.host))) // at most batch.MaxHost
+	puts[laneKey(lane)] = append(v, l.host...)
 	for _, k := range l.gone {
 		puts[chunkKey(l.ix, k)] = nil
 	}
@@ -229,9 +247,14 @@ func (d *DeliveredSet) load(key string, v []byte, byIx map[uint32]*laneSet) erro
 			return fmt.Errorf("%w: delivered set of lane %v has %d bytes", errDamaged, lane, len(v))
 		}
 		l := &laneSet{ix: binary.LittleEndian.Uint32(v), newest: binary.LittleEndian.Uint64(v[4:]), chunks: map[uint64]*crcChunk{}}
-		if l.ids, _, err = batch.ParseRanges(v[12:]); err != nil {
+		var rest []byte
+		if l.ids, rest, err = batch.ParseRanges(v[12:]); err != nil {
 			return fmt.Errorf("%w: delivered set of lane %v: %w", errDamaged, lane, err)
 		}
+		if len(rest) == 0 || len(rest) != 1+int(rest[0]) {
+			return fmt.Errorf("%w: delivered set of lane %v: host is cut short", errDamaged, lane)
+		}
+		l.host = string(rest[1:])
 		d.lanes[lane] = l
 		d.nextIx = max(d.nextIx, l.ix+1)
 		byIx[l.ix] = l

@@ -73,6 +73,9 @@ func TestGoldenSegmentOpens(t *testing.T) {
 	if d := q.Delivered(want[0].Batch.ID.Lane); d.String() != "1-3" {
 		t.Fatalf("delivered %v", d.String())
 	}
+	if h := q.Host(want[0].Batch.ID.Lane); h != "web-01" { // the first has none
+		t.Fatalf("the lane is of host %q", h)
+	}
 	c := mustCursor(t, q, "out")
 	for _, i := range []int{0, 2} { // 2 was acked
 		it := mustNext(t, c)

@@ -165,6 +165,7 @@ type Options struct {
 	IdleBytes    int64         // a drained segment larger than this is given back ...
 	IdleAfter    time.Duration // ... once nothing was committed for this long
 	Dedupe       bool          // keep a delivered set and refuse what is in it
+	OneHost      bool          // with Dedupe: a batch of a lane of which another host's was taken is ErrConflict
 	// Cursors are the names; at least one. One that is new begins with the oldest batch that
 	// some cursor still needed: with nothing queued it gets new batches only, and a group
 	// that was renamed loses none. What a cursor that is gone alone needed is dropped and
@@ -323,6 +324,13 @@ func (q *Queue) Delivered(lane batch.Lane) batch.Ranges {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.delivered.Ranges(lane)
+}
+
+// Host returns the host that sealed the first batch taken of lane; "": none was taken.
+func (q *Queue) Host(lane batch.Lane) string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.delivered.Host(lane)
 }
 
 // Lanes returns the lanes of the delivered set, in no order.

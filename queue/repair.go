@@ -222,6 +222,7 @@ func (x *inspection) account(l *loaded) {
 			}
 			if dedupe && seq > l.root.newest {
 				l.delivered.Add(h.e.Batch.ID, h.e.Batch.CRC)
+				l.delivered.Claim(h.e.Batch.ID.Lane, h.e.Batch.Host)
 			}
 		}
 		s.total.Batches, s.passed.Batches = s.count(), 0

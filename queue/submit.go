@@ -142,6 +142,9 @@ func (q *Queue) dedupe(t *Txn) ([]Entry, error) {
 	}
 	for i := range entries {
 		s := &entries[i].Batch
+		if host := q.delivered.Host(s.ID.Lane); q.o.OneHost && host != "" && host != s.Host {
+			return nil, fmt.Errorf("submit batch %v of host %q: its lane is of host %q: %w", s.ID, s.Host, host, ErrConflict)
+		}
 		known, conflict := q.delivered.Look(s.ID, s.CRC)
 		if crc, twice := own[s.ID]; twice {
 			known, conflict = true, crc != s.CRC
@@ -246,6 +249,7 @@ func (q *Queue) append(t *Txn, replaces []replacement) {
 		q.pending.bytes += it.size
 		if q.o.Dedupe {
 			q.delivered.Add(e.Batch.ID, e.Batch.CRC)
+			q.delivered.Claim(e.Batch.ID.Lane, e.Batch.Host)
 		}
 	}
 	q.enqueue(t, items)

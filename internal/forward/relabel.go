@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -160,7 +162,7 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 		over = true
 		return true, nil
 	}
-	id := r.newID(c.id)
+	id := r.newID(c.id, it.Batch.Host)
 	b, err := r.f.o.Relabel(it.Batch, id)
 	if err != nil {
 		r.f.log.Error("a batch whose id is taken cannot be sealed again; it stays queued, refused", "batch", c.id.String(), "error", err)
@@ -216,14 +218,17 @@ func (r *relabels) replace(ctx context.Context, c conflict, id batch.ID, x *rela
 
 func relabelKey(id batch.ID) string { return prefixRelabel + hex.EncodeToString(id.Append(nil)) }
 
-// newID gives out the next number of this node's own lane for old.
-func (r *relabels) newID(old batch.ID) batch.ID {
+// newID gives out the next number of this node's own lane for old, a batch of host: each
+// host has lanes of its own, or others could not tell who may speak for one.
+func (r *relabels) newID(old batch.ID, host string) batch.ID {
 	lane := old.Lane
 	if r.f.o.Routes != nil && lane.Origin != batch.Origin(r.f.o.Identity.Node) {
 		lane.Route = 0 // that of another host, which means nothing here: every group, as before
 	}
 	lane.Origin = batch.Origin(r.f.o.Identity.Node)
-	lane.Epoch.Random = r.fresh
+	sum := fnv.New64a()
+	_, _ = io.WriteString(sum, host)
+	lane.Epoch.Random = r.fresh ^ sum.Sum64()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.next[lane]++
