@@ -155,7 +155,7 @@ func (r *Receiver) queueOptions(qc config.Queue) queue.Options {
 		SegmentBytes: r.o.SegmentBytes,
 		CommitEvery:  qc.CommitEvery, CommitBytes: int64(qc.CommitBytes), MaxBytes: int64(qc.MaxBytes),
 		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge,
-		Dedupe: true, Cursors: []string{cursorName}, OnLoss: r.lost, Logger: r.log,
+		Dedupe: true, OneHost: r.secure != nil, Cursors: []string{cursorName}, OnLoss: r.lost, Logger: r.log,
 	}
 }
 
@@ -175,7 +175,7 @@ func (r *Receiver) serve(ctx context.Context) (err error) {
 	r.server = transport.NewServer(transport.ServerOptions{
 		Identity: transport.Identity{Node: r.q.Node(), Host: r.c.Host, Role: string(config.RoleReceive), Product: "ftfuse"},
 		MaxConns: r.c.Receive.MaxConnections, MaxConnsPerAddress: r.c.Receive.MaxConnectionsPerAddress,
-		TLS: r.secure.Server(), Admission: r.secure.Admission(),
+		TLS: r.secure.Server(), Admission: r.secure.Admission(), LaneHost: r.q.Host,
 		Logger: r.log,
 	}, r.handler)
 	r.handler.server = r.server

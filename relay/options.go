@@ -22,7 +22,7 @@ func (r *Relay) queueOptions() queue.Options {
 		SegmentBytes: r.o.SegmentBytes,
 		CommitEvery:  qc.CommitEvery, CommitBytes: int64(qc.CommitBytes), MaxBytes: int64(qc.MaxBytes),
 		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge,
-		Dedupe: true, Cursors: forward.Cursors(service.Groups(r.c.Relay.Forwards)),
+		Dedupe: true, OneHost: r.secure != nil, Cursors: forward.Cursors(service.Groups(r.c.Relay.Forwards)),
 		Copies: []string{copyCursor}, // also when it is configured no more
 		OnLoss: r.lost, Logger: r.log,
 	}

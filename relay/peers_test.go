@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -22,6 +23,8 @@ type feeder struct {
 	lane batch.Lane
 	b    *record.Builder
 	tls  func() *tls.Config // nil: plain TCP
+	host string             // what it calls itself; "": h
+	says uint64             // the horizon that it claims, whatever is final; 0: what is
 
 	queue   []batch.Sealed
 	next    int
@@ -107,7 +110,7 @@ func (f *feeder) Refused(_ uint64, v transport.Verdict) {
 func (f *feeder) Horizon() []transport.LaneHorizon {
 	f.Lock()
 	defer f.Unlock()
-	return []transport.LaneHorizon{{Lane: f.lane, Below: f.final.Next()}}
+	return []transport.LaneHorizon{{Lane: f.lane, Below: max(f.final.Next(), f.says)}}
 }
 
 func (f *feeder) Skipped(lane batch.Lane, s []transport.Skip) {
@@ -133,7 +136,7 @@ func (f *feeder) allFinal() bool { return f.final.Count() == uint64(len(f.queue)
 // connect runs a client until the test ends, or stop is called.
 func (f *feeder) connect(t testing.TB, addr string) (stop func()) {
 	c := transport.NewClient(transport.ClientOptions{
-		Identity: transport.Identity{Node: batch.Node(f.lane.Origin), Host: "h", Role: "mount", Product: "test"},
+		Identity: transport.Identity{Node: batch.Node(f.lane.Origin), Host: cmp.Or(f.host, "h"), Role: "mount", Product: "test"},
 		Address:  addr, MinWait: 5 * time.Millisecond, MaxWait: 50 * time.Millisecond, Heartbeat: 100 * time.Millisecond,
 		TLS: f.tls, Logger: slog.New(slog.DiscardHandler),
 	}, f)

@@ -84,7 +84,6 @@ func RunWith(ctx context.Context, c *config.Config, log *slog.Logger, o Options)
 	case len(c.Relay.Forwards) == 0:
 		return errors.New("no destination: add [[relay.forward]] with primary = [\"HOST:PORT\"]")
 	}
-	limitMemory(c.Relay)
 	r := &Relay{c: c, o: o, log: log, wired: make(chan struct{})}
 	r.unwired = sync.OnceFunc(func() { close(r.wired) })
 	defer func() { err = errors.Join(err, r.close()) }()
@@ -138,7 +137,7 @@ func (r *Relay) serve(ctx context.Context) (err error) {
 	r.addr = ln.Addr()
 	r.server = transport.NewServer(transport.ServerOptions{
 		Identity: r.identity(), MaxConns: r.c.Relay.MaxConnections, MaxConnsPerAddress: r.c.Relay.MaxConnectionsPerAddress,
-		TLS: r.secure.Server(), Admission: r.secure.Admission(), Logger: r.log,
+		TLS: r.secure.Server(), Admission: r.secure.Admission(), LaneHost: r.q.Host, Logger: r.log,
 	}, r.handler)
 	r.handler.server = r.server
 	r.tell.Attach(r.server)

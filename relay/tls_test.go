@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ftfuse/config"
+	"ftfuse/internal/batch"
 	"ftfuse/internal/certs"
 	"ftfuse/transport"
 )
@@ -129,6 +130,53 @@ func TestWhoMayNotSpeakIsRefused(t *testing.T) {
 	honest.expect(t, "acks and finals", func() bool { return honest.allAcked() && honest.allFinal() })
 	x.end()
 	a.check(honest)
+}
+
+// TestNobodySwallowsAnothersBatches: a horizon makes duplicates of all that is below it.
+// Another host's is not believed, neither before the lane's first batch nor after it; and a
+// batch that claims the lane first makes the victim's refused, so that it labels them anew.
+func TestNobodySwallowsAnothersBatches(t *testing.T) {
+	a, site := newAggregator(t, 9), newSite(t)
+	s := newSetup(t, a)
+	site.secure(a, &s, map[string][]string{"relay": {"*"}})
+	x := start(t, s)
+	newEvil := func(lane batch.Lane) *feeder {
+		evil := newFeeder(66)
+		evil.tls, evil.host, evil.says = site.clientOf("evil"), "evil", 100
+		evil.lane = lane
+		evil.connect(t, s.Listen)
+		return evil
+	}
+	victim := newFeeder(1)
+	victim.tls = site.clientOf("h")
+	newEvil(victim.lane)
+	waitFor(t, "the evil one", func() bool { return len(x.r.server.Stats().Peers) == 1 })
+	victim.connect(t, s.Listen)
+	victim.add("f", "one")
+	victim.expect(t, "acks and finals", func() bool { return victim.allAcked() && victim.allFinal() })
+	newEvil(victim.lane)
+	waitFor(t, "the second evil one", func() bool { return len(x.r.server.Stats().Peers) == 3 })
+	for range 5 {
+		victim.add("f", "more")
+	}
+	victim.expect(t, "acks and finals", func() bool { return victim.allAcked() && victim.allFinal() })
+	if n := x.r.Stats().Duplicates; n != 0 {
+		t.Errorf("%d batches of the victim were taken for duplicates", n)
+	}
+
+	a.check(victim)
+
+	claimed := newFeeder(2)
+	claimed.tls = site.clientOf("h")
+	evil := newEvil(claimed.lane)
+	b := evil.seal("evil", "f", "mine\n")
+	b.ID.N = 200
+	evil.send(b)
+	evil.expect(t, "an ack", evil.allAcked)
+	claimed.connect(t, s.Listen)
+	claimed.add("f", "one")
+	claimed.expect(t, "a refusal", func() bool { return len(claimed.refused) == 1 && claimed.refused[0].Code == transport.Conflict })
+	x.end()
 }
 
 func (s site) clientOf(name string) func() *tls.Config { return s.open(s.host(name, "")).Client }

@@ -35,6 +35,10 @@ type ServerOptions struct {
 	// it may send batches (else they are refused, as Denied). nil, or a nil result, is
 	// everybody.
 	Admission func() *Admission
+	// LaneHost says which host sealed the batches of a lane; "": nothing of it was taken here.
+	// With an Admission, only a peer that may speak for that host is believed what it says of
+	// the lane (HORIZON, SKIP), or is told of lanes that it did not name. nil: of none is known.
+	LaneHost func(batch.Lane) string
 	// Admit, if set, may refuse a peer by what it says it is and how it came.
 	Admit  func(p Peer, nc net.Conn) error
 	Logger *slog.Logger
@@ -171,23 +175,19 @@ func (s *Server) all() []*serverConn {
 // together. A peer that is not connected is not told: tell it again when its Horizon
 // comes, with FinalRanges.
 func (s *Server) Final(ids ...batch.ID) {
-	for _, c := range s.all() {
-		c.final(func(add func(batch.Lane, batch.Range)) {
-			for _, id := range ids {
-				add(id.Lane, batch.Range{First: id.N, Last: id.N})
-			}
-		})
+	sets := make(map[batch.Lane]*batch.Ranges)
+	for _, id := range ids {
+		addTo(sets, id.Lane, batch.Range{First: id.N, Last: id.N})
+	}
+	for lane, set := range sets {
+		s.FinalRanges(lane, set.All()...)
 	}
 }
 
 // FinalRanges is Final for ranges of one lane.
 func (s *Server) FinalRanges(lane batch.Lane, ranges ...batch.Range) {
 	for _, c := range s.all() {
-		c.final(func(add func(batch.Lane, batch.Range)) {
-			for _, r := range ranges {
-				add(lane, r)
-			}
-		})
+		c.final(lane, ranges...)
 	}
 }
 

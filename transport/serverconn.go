@@ -43,7 +43,7 @@ type serverConn struct {
 	mu   sync.Mutex
 	out  outbox
 
-	lanes     map[batch.Lane]struct{} // what the peer sent or announced; under mu
+	lanes     map[batch.Lane]uint64 // what the peer sent or announced, and what it claims, see interested; under mu
 	allLanes  bool
 	lastBatch time.Time // under mu
 	may       mayCache
@@ -70,7 +70,7 @@ func newServerConn(ctx context.Context, s *Server, nc net.Conn, address string) 
 		nc = tls.Server(newEarlyConn(nc), s.o.TLS())
 	}
 	c := &serverConn{
-		s: s, nc: nc, address: address, wake: make(chan struct{}, 1), lanes: make(map[batch.Lane]struct{}),
+		s: s, nc: nc, address: address, wake: make(chan struct{}, 1), lanes: make(map[batch.Lane]uint64),
 		out: outbox{acks: make(map[batch.Lane]*batch.Ranges), finals: make(map[batch.Lane]*batch.Ranges)},
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
@@ -127,10 +127,7 @@ func (c *serverConn) read() error {
 		case typeBatch:
 			err = c.batch(h, meta)
 		case typeHorizon:
-			err = parseHorizons(meta, func(lh LaneHorizon) {
-				c.interested(lh.Lane)
-				c.s.h.Horizon(c.peer, lh.Lane, lh.Below)
-			})
+			err = parseHorizons(meta, c.horizon)
 		case typePing:
 			var token uint64
 			if token, err = parseToken(meta); err == nil {
@@ -139,7 +136,7 @@ func (c *serverConn) read() error {
 		case typeSkip:
 			var lane batch.Lane
 			var skip Skip
-			if lane, skip, err = parseSkip(meta); err == nil {
+			if lane, skip, err = parseSkip(meta); err == nil && c.mayLane(lane) {
 				c.s.h.Skip(c.peer, lane, []Skip{skip})
 			}
 		case typePong, typeDrain:
@@ -158,6 +155,27 @@ func (c *serverConn) read() error {
 			return err
 		}
 	}
+}
+
+// horizon passes on what the peer says is final of a lane, if it may speak for it. What it
+// says of a lane of which nothing was taken here waits for its first batch, see claims.
+func (c *serverConn) horizon(lh LaneHorizon) {
+	if c.mayLane(lh.Lane) {
+		c.interested(lh.Lane, 0)
+		c.s.h.Horizon(c.peer, lh.Lane, lh.Below)
+		return
+	}
+	c.interested(lh.Lane, lh.Below)
+}
+
+// mayLane reports whether the peer is believed what it says of lane.
+func (c *serverConn) mayLane(lane batch.Lane) bool {
+	a := c.s.admission()
+	if a == nil {
+		return true
+	}
+	host := c.s.laneHost(lane)
+	return host != "" && c.may.speak(a, c.peer, host)
 }
 
 // batch receives one batch and hands it over, or refuses it.
@@ -182,7 +200,7 @@ func (c *serverConn) batch(h frameHeader, meta []byte) error {
 	}
 	c.batches.Add(1)
 	c.bytes.Add(uint64(h.data))
-	c.interested(b.ID.Lane)
+	c.interested(b.ID.Lane, 0)
 	c.mu.Lock()
 	c.lastBatch = time.Now()
 	c.mu.Unlock()
@@ -190,6 +208,7 @@ func (c *serverConn) batch(h frameHeader, meta []byte) error {
 		c.settled(cost)
 		return c.refuse(b.ID, v)
 	}
+	c.s.claims(b.ID.Lane, b.Host)
 	c.blocked.Store(true)
 	defer c.blocked.Store(false)
 	var once atomic.Bool
@@ -224,7 +243,7 @@ func (c *serverConn) verify(b *batch.Sealed, crc uint32) Verdict {
 	if n := len(b.Via); n == 0 || b.Via[n-1] != c.peer.Node {
 		return c.deny(fmt.Sprintf("does not name its sender, node %v, as the last that it came through", c.peer.Node))
 	}
-	if !c.may.speak(c.s.o.Admission, c.peer, b.Host) {
+	if !c.may.speak(c.s.admission(), c.peer, b.Host) {
 		return c.deny(fmt.Sprintf("was sealed on host %q, for which a peer with a certificate of %s may not speak; list it under allow if it may", b.Host, strings.Join(c.peer.Names, ", ")))
 	}
 	if crc != b.CRC {
@@ -246,11 +265,7 @@ type mayCache struct {
 	hosts map[string]bool
 }
 
-func (m *mayCache) speak(admission func() *Admission, p Peer, host string) bool {
-	if admission == nil {
-		return true
-	}
-	a := admission()
+func (m *mayCache) speak(a *Admission, p Peer, host string) bool {
 	if a == nil {
 		return true
 	}
@@ -265,15 +280,68 @@ func (m *mayCache) speak(admission func() *Admission, p Peer, host string) bool 
 	return ok
 }
 
-// interested notes that the peer is to hear of lane.
-func (c *serverConn) interested(lane batch.Lane) {
+// interested notes that the peer is to hear of lane, and the horizon that it claims and
+// that nobody was told of yet.
+func (c *serverConn) interested(lane batch.Lane, claim uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.lanes) < maxLanes {
-		c.lanes[lane] = struct{}{}
+	if old, ok := c.lanes[lane]; ok || len(c.lanes) < maxLanes {
+		c.lanes[lane] = max(old, claim)
 	} else {
 		c.allLanes = true
 	}
+}
+
+// hears reports whether the peer is to hear of lane.
+func (c *serverConn) hears(lane batch.Lane) bool {
+	c.mu.Lock()
+	_, ok := c.lanes[lane]
+	all := c.allLanes
+	c.mu.Unlock()
+	if ok || !all {
+		return ok
+	}
+	a := c.s.admission() // lanes of others are nothing for it, not even their names
+	return a == nil || a.May(c.peer, c.s.laneHost(lane))
+}
+
+// claimed is the horizon of lane that the peer claims, if it may speak for host.
+func (c *serverConn) claimed(a *Admission, lane batch.Lane, host string) (below uint64) {
+	c.mu.Lock()
+	below = c.lanes[lane]
+	c.mu.Unlock()
+	if below > 1 && a.May(c.peer, host) {
+		return below
+	}
+	return 0
+}
+
+// claims passes on what peers said was final of lane before its first batch was taken, a
+// batch of host that is about to be.
+func (s *Server) claims(lane batch.Lane, host string) {
+	a := s.admission()
+	if a == nil || s.laneHost(lane) != "" {
+		return
+	}
+	for _, c := range s.all() {
+		if below := c.claimed(a, lane, host); below > 0 {
+			s.h.Horizon(c.peer, lane, below)
+		}
+	}
+}
+
+func (s *Server) admission() *Admission {
+	if s.o.Admission == nil {
+		return nil
+	}
+	return s.o.Admission()
+}
+
+func (s *Server) laneHost(lane batch.Lane) string {
+	if s.o.LaneHost == nil {
+		return ""
+	}
+	return s.o.LaneHost(lane)
 }
 
 func (c *serverConn) stats() PeerStats {

@@ -142,10 +142,8 @@ func (c *serverConn) begin() error {
 
 // admit refuses peers that are not wanted.
 func (s *Server) admit(p Peer, nc net.Conn) error {
-	if s.o.Admission != nil {
-		if err := s.o.Admission().Peer(p); err != nil {
-			return err
-		}
+	if err := s.admission().Peer(p); err != nil { // nil admits everybody
+		return err
 	}
 	if s.o.Admit != nil {
 		return s.o.Admit(p, nc)

@@ -56,30 +56,21 @@ func (c *serverConn) keep(id batch.ID, v Verdict) error {
 }
 
 // final tells the peer what is final, where it is interested.
-func (c *serverConn) final(each func(add func(batch.Lane, batch.Range))) {
-	c.mu.Lock()
-	each(func(lane batch.Lane, r batch.Range) {
-		if _, ok := c.lanes[lane]; ok || c.allLanes {
-			addTo(c.out.finals, lane, r)
+func (c *serverConn) final(lane batch.Lane, ranges ...batch.Range) {
+	if !c.hears(lane) {
+		return
+	}
+	c.post(func(o *outbox) {
+		for _, r := range ranges {
+			addTo(o.finals, lane, r)
 		}
 	})
-	some := len(c.out.finals) > 0
-	c.mu.Unlock()
-	if some {
-		c.wakeWriter()
-	}
 }
 
 // skip tells the peer what was dropped, where it is interested.
 func (c *serverConn) skip(lane batch.Lane, skips []Skip) {
-	c.mu.Lock()
-	_, ok := c.lanes[lane]
-	if ok = ok || c.allLanes; ok {
-		c.out.skips.Add(lane, skips...)
-	}
-	c.mu.Unlock()
-	if ok {
-		c.wakeWriter()
+	if c.hears(lane) {
+		c.post(func(o *outbox) { o.skips.Add(lane, skips...) })
 	}
 }
 
