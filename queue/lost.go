@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 	"sort"
 
@@ -24,9 +25,25 @@ type Loss struct {
 type LaneLoss struct {
 	Reason  string
 	Ranges  batch.Ranges // not below the lane's horizon, see Merge; the highest maxLostRanges
-	Batches uint64       // these count all of them
+	Batches uint64       // these count what is in Ranges; in proportion, where others were forgotten
 	Records uint64
 	Payload uint64
+}
+
+// dropBelow forgets the numbers below below, and their share of what is counted. It
+// reports whether there were any.
+func (b *LaneLoss) dropBelow(below uint64) bool {
+	before := b.Ranges.Count()
+	b.Ranges.DropBelow(below)
+	after := b.Ranges.Count()
+	if after == before {
+		return false
+	}
+	for _, n := range []*uint64{&b.Batches, &b.Records, &b.Payload} {
+		hi, lo := bits.Mul64(*n, after)
+		*n, _ = bits.Div64(hi, lo, before)
+	}
+	return true
 }
 
 // Bounds of what is kept by name. Losses are counted in Stats whatever these are.
@@ -70,13 +87,14 @@ func (l *lostLanes) add(id batch.ID, reason string, t tally) {
 		i = slices.IndexFunc(x.by, func(b LaneLoss) bool { return b.Reason == reason })
 	}
 	b := &x.by[i]
-	b.Ranges.Add(id.N)
-	if b.Ranges.Len() > maxLostRanges {
-		b.Ranges.DropBelow(b.Ranges.All()[1].First)
+	if b.Ranges.Add(id.N) {
+		b.Batches++
+		b.Records += t.Records
+		b.Payload += t.Payload
 	}
-	b.Batches++
-	b.Records += t.Records
-	b.Payload += t.Payload
+	if b.Ranges.Len() > maxLostRanges {
+		b.dropBelow(b.Ranges.All()[1].First)
+	}
 	l.dirty[id.Lane] = true
 }
 
@@ -100,11 +118,8 @@ func (l *lostLanes) merge(lane batch.Lane, below uint64) {
 	}
 	kept := x.by[:0]
 	for _, b := range x.by {
-		if n := b.Ranges.Count(); n > 0 {
-			b.Ranges.DropBelow(below)
-			if b.Ranges.Count() != n {
-				l.dirty[lane] = true
-			}
+		if b.dropBelow(below) {
+			l.dirty[lane] = true
 		}
 		if b.Ranges.Len() > 0 {
 			kept = append(kept, b)

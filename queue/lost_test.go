@@ -71,13 +71,26 @@ func TestMergeForgetsLossesBelowTheHorizon(t *testing.T) {
 	}
 }
 
+// TestWhatIsForgottenOfLossesIsNotCounted: the counts go out with the numbers, in a skip, and
+// a node that hears it counts them as those of these batches.
+func TestWhatIsForgottenOfLossesIsNotCounted(t *testing.T) {
+	l := newLostLanes()
+	for n := uint64(1); n <= 1000; n++ {
+		l.add(batch.ID{Lane: testLane(1), N: n}, LostExpired, tally{1, 10, 1 << 40, 0})
+	}
+	l.merge(testLane(1), 998)
+	if x := l.lanes[testLane(1)].by[0]; x.Ranges.String() != "998-1000" || x.Batches != 3 || x.Records != 30 || x.Payload != 3<<40 {
+		t.Errorf("%+v", x)
+	}
+}
+
 func TestNamedLossesAreBounded(t *testing.T) {
 	l := newLostLanes()
 	for n := range uint64(2 * maxLostRanges) {
 		l.add(batch.ID{Lane: testLane(1), N: 2*n + 1}, LostExpired, tally{1, 2, 3, 4})
 	}
 	x := l.lanes[testLane(1)].by[0]
-	if x.Ranges.Len() != maxLostRanges || !x.Ranges.Contains(4*maxLostRanges-1) || x.Batches != 2*maxLostRanges || x.Records != 4*maxLostRanges {
+	if x.Ranges.Len() != maxLostRanges || !x.Ranges.Contains(4*maxLostRanges-1) || x.Batches != maxLostRanges || x.Records != 2*maxLostRanges || x.Payload != 3*maxLostRanges {
 		t.Errorf("%d ranges, %d batches", x.Ranges.Len(), x.Batches)
 	}
 	for i := range uint64(maxLostLanes + 10) {
