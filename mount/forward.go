@@ -76,6 +76,9 @@ func losses(lost []queue.LaneLoss) []transport.Skip {
 
 // lost tells the next nodes what the queue lost and will never come.
 func (r *role) lost(l queue.Loss) {
+	if l.Copy {
+		return // the next node has it
+	}
 	<-r.wiring
 	if r.fwd == nil {
 		return // it is in the queue's account, which the next start tells

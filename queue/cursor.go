@@ -33,6 +33,7 @@ type givenItem struct {
 	tally
 	time int64
 	held bool // the consumer has it: by Next or Fetch since the last Rewind
+	kept bool // Release: another node has it, too
 }
 
 func newCursor(q *Queue, name string) *Cursor {
@@ -162,6 +163,22 @@ func (c *Cursor) Ack(seq uint64) {
 	seg := q.segmentOf(seq)
 	c.take(seg, seq, g.tally)
 	q.passIfAll(seg, seq, g.tally)
+}
+
+// Release tells that another node has seq, which Fetch or Next gave, and that it is kept only
+// in case that node loses it: a full queue under DropOldest and MaxAge may take it again, as a
+// Loss with Copy set, until Fetch has read it once more.
+func (c *Cursor) Release(seq uint64) {
+	q := c.q
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if g, ok := c.given[seq]; ok {
+		g.held, g.kept = false, true
+		c.given[seq] = g
+		if q.o.OnFull == DropOldest {
+			q.moreRoom() // who waits found nothing to drop
+		}
+	}
 }
 
 // ackLate acks seq, which took the place of an entry that c has acked since: what it

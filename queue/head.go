@@ -86,7 +86,7 @@ func (c *Cursor) hold(seq uint64) (*memItem, *segment, error) {
 		q.dropSeq(seq, LostExpired)
 		return nil, nil, nil
 	}
-	g.held = true
+	g.held, g.kept = true, false
 	c.given[seq] = g
 	if it := q.mem.get(seq); it != nil {
 		return it, nil, nil

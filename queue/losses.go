@@ -83,8 +83,8 @@ func (q *Queue) loseEntry(seg *segment, seq uint64, h *head, reason string, caus
 	open, copies := false, true
 	for _, c := range q.cursors {
 		if !c.acked.Contains(seq) {
+			open, copies = true, copies && (q.copyOnly(c) || c.given[seq].kept)
 			c.take(seg, seq, t)
-			open, copies = true, copies && q.copyOnly(c)
 		}
 	}
 	if !open {

@@ -18,7 +18,7 @@ type Loss struct {
 	Reason  string // one of the Lost constants
 	Records uint32 // 0 where the head could not be read, as for Payload
 	Payload uint64
-	Copy    bool // only cursors of Options.Copies had not passed it
+	Copy    bool // only cursors of Options.Copies, or that had released it, had not passed it
 }
 
 // LaneLoss is what the queue lost of one lane for one reason.

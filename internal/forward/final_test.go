@@ -45,6 +45,26 @@ func TestKeepFinalLetsGoOfWhatIsFinal(t *testing.T) {
 	}, single())
 }
 
+// TestWhatIsKeptForTheFinalAckIsReleased: held, it would switch drop_oldest and max_age off
+// while the last node is away.
+func TestWhatIsKeptForTheFinalAckIsReleased(t *testing.T) {
+	for _, keep := range []bool{true, false} {
+		inBubble(t, func(r *rig) {
+			r.o.KeepFinal, r.o.FinalTimeout = keep, time.Minute
+			r.up("a", 2, func(b batch.Sealed) (transport.Verdict, bool) { return transport.Verdict{}, b.ID.N != 2 })
+			r.start()
+			r.submit(rigLane(1), 1, 3)
+			r.pass(time.Second)
+			want := ""
+			if keep {
+				want = "1,3"
+			}
+			released := r.f.lines[0].cursor.(*simCursor).released
+			r.want("released", released.String(), want)
+		}, single())
+	}
+}
+
 // TestWhatIsNotFinalInTimeIsSentAgain, less and less often.
 func TestWhatIsNotFinalInTimeIsSentAgain(t *testing.T) {
 	inBubble(t, func(r *rig) {

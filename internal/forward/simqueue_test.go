@@ -305,6 +305,8 @@ type simCursor struct {
 	acked   map[uint64]bool
 	wake    chan struct{}
 	fetched map[uint64]int
+
+	released batch.Ranges
 }
 
 // NextHead waits for the next entry.
@@ -364,6 +366,13 @@ func (c *simCursor) Ack(seq uint64) {
 		c.acked[seq] = true
 		c.q.commitLater()
 	}
+}
+
+// Release notes what a policy may take.
+func (c *simCursor) Release(seq uint64) {
+	c.q.mu.Lock()
+	defer c.q.mu.Unlock()
+	c.released.Add(seq)
 }
 
 // commitLater commits within a second.

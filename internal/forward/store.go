@@ -21,6 +21,7 @@ type cursor interface {
 	NextHead(ctx context.Context) (queue.Head, error)
 	Fetch(ctx context.Context, seq uint64) (queue.Item, bool, error)
 	Ack(seq uint64)
+	Release(seq uint64)
 }
 
 // client is a connection to one destination; see transport.Client.
