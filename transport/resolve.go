@@ -55,7 +55,9 @@ func (r *Resolver) Targets(ctx context.Context, d dest.Destination) ([]Target, e
 	if !d.IsService() {
 		return []Target{{Host: d.Host, Port: d.Port}}, nil
 	}
-	_, srvs, err := r.net().LookupSRV(ctx, "", "", d.Service)
+	lctx, cancel := lookupContext(ctx, known(r, &r.targets, d.Service))
+	defer cancel()
+	_, srvs, err := r.net().LookupSRV(lctx, "", "", d.Service)
 	var ts []Target
 	for _, s := range srvs {
 		if host := strings.TrimSuffix(s.Target, "."); host != "" { // "." says that there is no such service
@@ -88,12 +90,39 @@ func (r *Resolver) addresses(ctx context.Context, host string) ([]string, error)
 	if ip, _, _ := strings.Cut(host, "%"); net.ParseIP(ip) != nil {
 		return []string{host}, nil
 	}
-	addrs, err := r.net().LookupHost(ctx, host)
+	lctx, cancel := lookupContext(ctx, known(r, &r.addrs, host))
+	defer cancel()
+	addrs, err := r.net().LookupHost(lctx, host)
 	if err != nil || len(addrs) == 0 {
 		return remembered(r, &r.addrs, host, err)
 	}
 	remember(r, &r.addrs, host, addrs)
 	return addrs, nil
+}
+
+// How long a name server may take: where an old answer would do, and where not.
+const (
+	lookupKnown = time.Second
+	lookupFirst = 10 * time.Second
+)
+
+// lookupContext ends when the name server was given its time, and leaves half of ctx's to
+// what comes after the lookup.
+func lookupContext(ctx context.Context, known bool) (context.Context, context.CancelFunc) {
+	limit := lookupFirst
+	if known {
+		limit = lookupKnown
+		if end, ok := ctx.Deadline(); ok {
+			limit = min(limit, time.Until(end)/2)
+		}
+	}
+	return context.WithTimeout(ctx, limit)
+}
+
+func known[T any](r *Resolver, in *map[string][]T, name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len((*in)[name]) > 0
 }
 
 func (r *Resolver) net() *net.Resolver {

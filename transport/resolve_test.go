@@ -25,6 +25,7 @@ type dnsServer struct {
 	srv   map[string][]dnsmessage.SRVResource
 	a     map[string][]string
 	fail  bool // answers SERVFAIL
+	mute  bool // answers nothing
 	asked map[string]int
 }
 
@@ -80,6 +81,9 @@ func (d *dnsServer) answer(p []byte) []byte {
 	}
 	name := strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
 	d.asked[name]++
+	if d.mute {
+		return nil
+	}
 	m := dnsmessage.Message{
 		Header:    dnsmessage.Header{ID: head.ID, Response: true, Authoritative: true, RecursionAvailable: true},
 		Questions: []dnsmessage.Question{q},
@@ -185,6 +189,35 @@ func TestDNSThatFailsChangesNothing(t *testing.T) {
 		if err != nil || len(got) != 1 || got[0].Host != step.want {
 			t.Errorf("%v, %v; want %s", got, err, step.want)
 		}
+	}
+}
+
+// TestDNSThatHangsStopsNoConnection: an old answer is used while there is time to connect.
+func TestDNSThatHangsStopsNoConnection(t *testing.T) {
+	d := newDNS(t)
+	d.change(func() { d.a["agg.test"] = []string{"127.0.0.1"} })
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	r := d.resolver()
+	dial := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), DefaultDial)
+		defer cancel()
+		nc, err := (&dialer{r: r}).dial(ctx, "tcp", "agg.test.:"+port)
+		if err == nil {
+			nc.Close()
+		}
+		return err
+	}
+	if err := dial(); err != nil {
+		t.Fatal(err)
+	}
+	d.change(func() { d.mute = true })
+	if err := dial(); err != nil {
+		t.Errorf("a name server that hangs stops a connection to an address that is known: %v", err)
 	}
 }
 
