@@ -104,7 +104,7 @@ func TestPartition(t *testing.T) {
 			return
 		}
 		t.Logf("the server let its blocked handler go %v after the cut; DeadAfter %v", let.Sub(start), testDeadAfter)
-		if d := let.Sub(start); d > 4*testDeadAfter {
+		if d := let.Sub(start); d > (userTimeouts+3)*testDeadAfter {
 			t.Errorf("the server noticed after %v", d)
 		}
 		await(t, nil, "both to notice", func() bool { return c.Stats().Failures > 0 && len(s.Stats().Peers) == 0 })

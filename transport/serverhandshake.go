@@ -87,6 +87,9 @@ func (c *serverConn) handshake() error {
 		c.s.deniedPeers.Add(1)
 		return &handshakeError{ByeDenied, fmt.Errorf("%w: %s %s: %w", errDenied, m.role, m.host, err)}
 	}
+	if !c.keepPlace() { // before WELCOME: a peer that has it is not to be put out
+		return errEvicted
+	}
 	w := hello{
 		minVersion: version, maxVersion: version, node: id.Node, maxData: c.s.o.MaxData, window: c.s.o.Window,
 		host: id.Host, role: id.Role, product: id.Product,
@@ -97,7 +100,8 @@ func (c *serverConn) handshake() error {
 	if err := c.nc.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	return c.begin()
+	c.begin()
+	return nil
 }
 
 // readHello reads the first frame.
@@ -114,10 +118,17 @@ func (c *serverConn) readHello() (hello, error) {
 	return parseHello(meta)
 }
 
-// begin makes the connection one of those that count, when its handshake is done.
-func (c *serverConn) begin() error {
+// keepPlace makes the connection one that gives way to no other; false if it had to.
+func (c *serverConn) keepPlace() bool {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	return c.s.places.ready(c)
+}
+
+// begin makes the connection one of those that are served, when its handshake is done.
+func (c *serverConn) begin() {
 	// The client always reads, so its window never stays closed.
-	setUserTimeout(c.nc, c.s.t.deadAfter)
+	setUserTimeout(c.nc, userTimeouts*c.s.t.deadAfter)
 	c.wire.silence = c.s.t.deadAfter
 	c.frames.lim = limits{meta: maxMeta, data: c.s.o.MaxData}
 	if tc, ok := c.nc.(*tls.Conn); ok {
@@ -128,16 +139,12 @@ func (c *serverConn) begin() error {
 	c.since = time.Now()
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	if !c.s.places.ready(c) {
-		return errEvicted
-	}
 	c.ready.Store(true)
 	select {
 	case <-c.s.stopping: // Shutdown may have looked before ready was set
 		c.drain()
 	default:
 	}
-	return nil
 }
 
 // admit refuses peers that are not wanted.

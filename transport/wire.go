@@ -147,6 +147,12 @@ func tcp(nc net.Conn) *net.TCPConn {
 	}
 }
 
+// userTimeouts is how many times DeadAfter the kernel tries: what a peer's kernel says has
+// come waits on its slow line behind the batches that it sends, for seconds where a router
+// queues much, and a batch would never get through. It is only needed while this side does
+// not read, and nobody waits for it.
+const userTimeouts = 4
+
 // setUserTimeout bounds how long the kernel keeps trying to deliver what was written
 // (tcp(7), TCP_USER_TIMEOUT). It must be set only where the peer always reads: a
 // window that stays closed ends the connection too (net/ipv4/tcp_timer.c,
