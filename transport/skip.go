@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+	"slices"
+	"strings"
 	"sync"
 
 	"ftfuse/internal/batch"
@@ -31,6 +33,25 @@ type LaneSkips struct {
 // maxSkipRanges is how many ranges a SkipSet keeps over all lanes, about 16 bytes each.
 // Above it the oldest lane is forgotten whole.
 const maxSkipRanges = 1 << 16
+
+// maxReasons is how many reasons are counted apart; a peer may make up as many as it likes.
+const maxReasons = 32
+
+// OtherReason is what all others are counted under.
+const OtherReason = "other"
+
+// CountedAs returns the key of sums under which to count what was dropped for reason:
+// reason itself, or OtherReason where there are too many or it is no plain word.
+func CountedAs[T any](sums map[string]T, reason string) string {
+	if _, ok := sums[reason]; ok {
+		return reason
+	}
+	plain := strings.Trim(reason, "abcdefghijklmnopqrstuvwxyz0123456789_") == ""
+	if !plain || reason == "" || len(reason) > 32 || len(sums) >= maxReasons {
+		return OtherReason
+	}
+	return reason
+}
 
 // maxSkipFrame is how many ranges a SKIP frame has at most, 20 KiB of them.
 const maxSkipFrame = 1000
@@ -214,15 +235,16 @@ func (s *Skip) portion(of batch.Ranges) Skip {
 
 // add puts in what unknown returned.
 func (l *laneSkips) add(part *Skip) {
-	to := -1
-	for i := range l.skips {
-		if l.skips[i].Reason == part.Reason {
-			to = i
-		}
+	reason := part.Reason
+	at := func(s Skip) bool { return s.Reason == reason }
+	to := slices.IndexFunc(l.skips, at)
+	if to < 0 && len(l.skips) >= maxReasons {
+		reason = OtherReason
+		to = slices.IndexFunc(l.skips, at)
 	}
 	if to < 0 {
 		to = len(l.skips)
-		l.skips = append(l.skips, Skip{Reason: part.Reason})
+		l.skips = append(l.skips, Skip{Reason: reason})
 	}
 	for _, r := range part.Ranges.All() {
 		l.all.AddRange(r)

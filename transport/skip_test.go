@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"ftfuse/internal/batch"
@@ -110,6 +112,30 @@ func TestSkipSetIsBounded(t *testing.T) {
 	}
 	if s.ranges > maxSkipRanges || len(s.All()) != maxSkipRanges/1000 || s.Lane(testLane(69)) == nil || s.Lane(testLane(0)) != nil {
 		t.Errorf("%d ranges in %d lanes", s.ranges, len(s.All()))
+	}
+}
+
+// TestMadeUpReasonsAreCountedTogether: a peer cannot make metrics and memory without end.
+func TestMadeUpReasonsAreCountedTogether(t *testing.T) {
+	sums := map[string]int{}
+	for _, reason := range []string{"expired", "", "a\nb", "Q", strings.Repeat("x", 33)} {
+		sums[CountedAs(sums, reason)]++
+	}
+	if want := map[string]int{"expired": 1, OtherReason: 4}; !maps.Equal(sums, want) {
+		t.Errorf("%v, want %v", sums, want)
+	}
+	for i := range 1000 {
+		sums[CountedAs(sums, fmt.Sprint("reason_", i))]++
+	}
+	if sums["expired"]++; len(sums) > maxReasons || CountedAs(sums, "expired") != "expired" {
+		t.Errorf("%d reasons are kept", len(sums))
+	}
+	var set SkipSet
+	for n := range uint64(1000) {
+		set.Add(testLane(1), skipOf(fmt.Sprint("reason_", n), 1, 1, batch.Range{First: n + 1, Last: n + 1}))
+	}
+	if all := set.Lane(testLane(1)); len(all) != maxReasons+1 || all[maxReasons].Batches() != 1000-maxReasons {
+		t.Errorf("%d reasons of a lane are kept", len(all))
 	}
 }
 

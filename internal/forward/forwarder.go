@@ -198,11 +198,12 @@ func (f *Forwarder) heard(lane batch.Lane, skips []transport.Skip) {
 	f.mu.Lock()
 	for i := range fresh {
 		s := &fresh[i]
-		t := f.lost[s.Reason]
+		reason := transport.CountedAs(f.lost, s.Reason)
+		t := f.lost[reason]
 		t.Batches += s.Batches()
 		t.Records += s.Records
 		t.Payload += s.Payload
-		f.lost[s.Reason] = t
+		f.lost[reason] = t
 		f.log.Warn("a node further down dropped batches", "lane", lane.String(), "numbers", s.Ranges.String(), "reason", s.Reason,
 			"records", s.Records, "bytes", s.Payload)
 	}

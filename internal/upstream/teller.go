@@ -134,11 +134,12 @@ func (t *Teller) count(sums map[string]queue.Tally, fresh []transport.Skip) {
 	defer t.mu.Unlock()
 	for i := range fresh {
 		s := &fresh[i]
-		sum := sums[s.Reason]
+		reason := transport.CountedAs(sums, s.Reason)
+		sum := sums[reason]
 		sum.Batches += s.Batches()
 		sum.Records += s.Records
 		sum.Payload += s.Payload
-		sums[s.Reason] = sum
+		sums[reason] = sum
 	}
 }
 
