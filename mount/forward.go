@@ -9,6 +9,7 @@ import (
 	"ftfuse/internal/forward"
 	"ftfuse/internal/record"
 	"ftfuse/internal/service"
+	"ftfuse/internal/status"
 	"ftfuse/queue"
 	"ftfuse/transport"
 )
@@ -51,7 +52,7 @@ func (r *role) openForward() (err error) {
 	o := r.cfg.QueueFor(config.RoleMount)
 	r.fwd, err = forward.New(forward.Options{
 		Queue: r.queue, Groups: service.Groups(r.m.Forwards), Routes: r.routes.of,
-		Identity:  transport.Identity{Node: r.queue.Node(), Host: r.cfg.Host, Role: string(config.RoleMount), Product: "ftfuse"},
+		Identity:  transport.Identity{Node: r.queue.Node(), Host: r.cfg.Host, Role: string(config.RoleMount), Product: status.Product()},
 		KeepFinal: o.KeepUntil == config.KeepUntilFinal, FinalTimeout: o.FinalTimeout,
 		TLS: r.secure.Client(), Relabel: record.Relabel, OnConflict: r.cap.Conflict,
 		ReconnectGrace: reconnectGrace, Logger: r.log,

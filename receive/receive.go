@@ -31,6 +31,7 @@ import (
 	"ftfuse/internal/queuetool"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
+	"ftfuse/internal/status"
 	"ftfuse/internal/upstream"
 	"ftfuse/queue"
 	"ftfuse/transport"
@@ -173,7 +174,7 @@ func (r *Receiver) serve(ctx context.Context) (err error) {
 	}
 	r.addr = ln.Addr()
 	r.server = transport.NewServer(transport.ServerOptions{
-		Identity: transport.Identity{Node: r.q.Node(), Host: r.c.Host, Role: string(config.RoleReceive), Product: "ftfuse"},
+		Identity: transport.Identity{Node: r.q.Node(), Host: r.c.Host, Role: string(config.RoleReceive), Product: status.Product()},
 		MaxConns: r.c.Receive.MaxConnections, MaxConnsPerAddress: r.c.Receive.MaxConnectionsPerAddress,
 		TLS: r.secure.Server(), Admission: r.secure.Admission(), LaneHost: r.q.Host,
 		Logger: r.log,

@@ -32,6 +32,7 @@ import (
 	"ftfuse/internal/queuetool"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
+	"ftfuse/internal/status"
 	"ftfuse/internal/upstream"
 	"ftfuse/queue"
 	"ftfuse/transport"
@@ -84,6 +85,7 @@ func RunWith(ctx context.Context, c *config.Config, log *slog.Logger, o Options)
 	case len(c.Relay.Forwards) == 0:
 		return errors.New("no destination: add [[relay.forward]] with primary = [\"HOST:PORT\"]")
 	}
+	limitMemory(c.Relay)
 	r := &Relay{c: c, o: o, log: log, wired: make(chan struct{})}
 	r.unwired = sync.OnceFunc(func() { close(r.wired) })
 	defer func() { err = errors.Join(err, r.close()) }()
@@ -223,7 +225,7 @@ func (r *Relay) close() error {
 
 // identity is how the relay names itself to both sides.
 func (r *Relay) identity() transport.Identity {
-	return transport.Identity{Node: r.q.Node(), Host: r.c.Host, Role: string(config.RoleRelay), Product: "ftfuse"}
+	return transport.Identity{Node: r.q.Node(), Host: r.c.Host, Role: string(config.RoleRelay), Product: status.Product()}
 }
 
 // finals returns what of lane, from below on, is final at every group.

@@ -14,6 +14,9 @@ import (
 // Version of the binary; main sets it before a role starts.
 var Version = "devel"
 
+// Product is what a node calls its program in a handshake.
+func Product() string { return "ftfuse/" + Version }
+
 // Role is one role at one moment. Version, PID, Started and Now are filled in by whoever
 // serves it (internal/control).
 type Role struct {
