@@ -97,11 +97,9 @@ func MakeHost(caDir, dir string, names []string, life time.Duration, replace boo
 	if own := caFiles(caDir); m.Cert == own.Cert || m.Key == own.Key || m.Cert == own.Key {
 		return Made{}, fmt.Errorf("%w: %q is what the files of the CA are called", ErrName, names[0])
 	}
-	if !replace {
-		for _, file := range []string{m.Cert, m.Key} {
-			if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
-				return Made{}, errors.Join(fmt.Errorf("%w: %s", ErrExists, file), errOther(err))
-			}
+	for file, kind := range map[string]string{m.Cert: "CERTIFICATE", m.Key: "PRIVATE KEY"} {
+		if err := mayWrite(file, kind, replace); err != nil {
+			return Made{}, err
 		}
 	}
 	key, err := newKey()
@@ -125,6 +123,21 @@ func MakeHost(caDir, dir string, names []string, life time.Duration, replace boo
 		}
 	}
 	return m.sign(t, ca, key, caKey)
+}
+
+// mayWrite returns nil where nothing is there, or what may be replaced: a file of that kind,
+// for the key of the host "a" is called what the certificate of a host "a-key" is.
+func mayWrite(file, kind string, replace bool) error {
+	_, err := os.Lstat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if replace && err == nil {
+		if _, err = readBlock(file, kind); err == nil {
+			return nil
+		}
+	}
+	return errors.Join(fmt.Errorf("%w: %s", ErrExists, file), errOther(err))
 }
 
 // validName takes IP addresses and what can be a host's name in a certificate.

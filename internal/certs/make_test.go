@@ -237,3 +237,28 @@ func TestACAThatCannotSignIsNamed(t *testing.T) {
 		t.Errorf("a CA that is over: %v", err)
 	}
 }
+
+// TestACertificateReplacesNoKey: the certificate of "a-key" is called what the key of "a" is.
+func TestACertificateReplacesNoKey(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := MakeCA(dir, "test", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	m, err := MakeHost(dir, dir, []string{"a"}, time.Hour, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(m.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := MakeHost(dir, dir, []string{"a-key"}, time.Hour, true); !errors.Is(err, ErrExists) {
+		t.Errorf("%v, want ErrExists", err)
+	}
+	if after, err := os.ReadFile(m.Key); err != nil || string(after) != string(before) {
+		t.Errorf("the key of another host was replaced (%v)", err)
+	}
+	if _, err := MakeHost(dir, dir, []string{"a"}, time.Hour, true); err != nil {
+		t.Errorf("its own is not replaced: %v", err)
+	}
+}
