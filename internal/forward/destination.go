@@ -48,11 +48,14 @@ func (d *destination) Next(ctx context.Context) (uint64, batch.Sealed, error) {
 			return 0, batch.Sealed{}, err
 		}
 		var it queue.Item
-		ok := false
-		if err = d.l.mark.cover(ctx, e.seq); err == nil {
+		stored, ok := false, false
+		if stored, err = d.l.mark.cover(ctx, e.seq); err == nil {
 			it, ok, err = d.l.cursor.Fetch(ctx, e.seq)
 		}
 		if b, ok, err := d.fetched(e, turn, it.Batch, ok, err); ok || err != nil {
+			if ok && !stored { // a restart would not know that it may have been sent
+				b.Flags |= batch.FlagResent
+			}
 			return e.seq, b, err
 		}
 	}

@@ -42,13 +42,14 @@ type line struct {
 	entries  map[uint64]*entry
 	ahead    int // entries that are not unfinal
 	parked   map[*entry]struct{}
-	held     map[uint64]struct{} // being relabelled
+	held     map[uint64]bool // being relabelled; true: acked meanwhile
 	unfinal  unfinalSet
 	room     chan struct{} // for the reader
 	kick     chan struct{} // for the clock: there may be an earlier deadline
 	count    counts
 	doubtful []transport.LaneRanges // for Stats, see remember
 	known    bool                   // everything in the queue was read, not long ago
+	upTo     uint64                 // it is when this was read
 	behind   time.Duration          // when it was last looked who stays behind
 	swept    time.Duration
 }
@@ -93,7 +94,7 @@ func newLine(f *Forwarder, index int, g *GroupConfig, cfg lineConfig, c cursor) 
 	return &line{
 		f: f, index: index, group: g, cfg: cfg, cursor: c, log: f.log.With("group", g.Name), start: time.Now(),
 		flows: map[flowKey]*flow{}, lanes: map[batch.Lane]*laneEntries{}, entries: map[uint64]*entry{},
-		parked: map[*entry]struct{}{}, held: map[uint64]struct{}{}, room: make(chan struct{}, 1), kick: make(chan struct{}, 1),
+		parked: map[*entry]struct{}{}, held: map[uint64]bool{}, room: make(chan struct{}, 1), kick: make(chan struct{}, 1),
 	}
 }
 
@@ -110,6 +111,7 @@ func signal(c chan struct{}) {
 
 // read reads the heads of the cursor, until ctx ends.
 func (l *line) read(ctx context.Context) error {
+	l.fallBehind()
 	for {
 		if err := l.awaitRoom(ctx); err != nil {
 			return err
@@ -123,6 +125,9 @@ func (l *line) read(ctx context.Context) error {
 			continue
 		}
 		l.add(h)
+		if l.reached(h.Seq) {
+			l.catchUp()
+		}
 	}
 }
 
@@ -144,14 +149,17 @@ func (l *line) nextHead(ctx context.Context) (queue.Head, error) {
 
 // awaitRoom waits until one more entry may be read.
 func (l *line) awaitRoom(ctx context.Context) error {
-	for {
+	for waited := false; ; waited = true {
 		l.mu.Lock()
 		ok := l.ahead < maxAhead && len(l.entries)-l.ahead < maxUnfinal
 		l.mu.Unlock()
+		if ok && !waited {
+			return nil
+		}
+		l.fallBehind() // now, and up to what came meanwhile
 		if ok {
 			return nil
 		}
-		l.fallBehind()
 		select {
 		case <-l.room:
 		case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"ftfuse/queue"
 )
@@ -20,6 +21,10 @@ const (
 	markEarly = 128 // and again when so little is left
 )
 
+// markWait is how long a batch waits for that: a disk that is full stores nothing before
+// something was sent.
+const markWait = time.Second
+
 // mark is the number up to which batches may have been sent, stored before they are. A
 // start flags what is at or below it and still there: it may be with somebody.
 type mark struct {
@@ -30,6 +35,7 @@ type mark struct {
 	asked  uint64
 	stored uint64
 	err    error
+	late   bool          // what was asked is not stored in time: it is not waited for
 	wake   chan struct{} // closed and made anew when stored or err changes
 }
 
@@ -46,22 +52,31 @@ func openMark(s store, cursor string) (m *mark, sent uint64, err error) {
 	return m, sent, nil
 }
 
-// cover returns when seq may be sent.
-func (m *mark) cover(ctx context.Context, seq uint64) error {
+// cover returns when seq may be sent; with false where that cannot be stored now, so that
+// the batch has to carry the flag at once.
+func (m *mark) cover(ctx context.Context, seq uint64) (stored bool, err error) {
 	if err := m.ahead(ctx, seq); err != nil {
-		return err
+		return false, err
 	}
+	var tooLate <-chan time.Time
 	for {
 		m.mu.Lock()
-		ok, err, wake := seq <= m.stored, m.err, m.wake
+		ok, late, err, wake := seq <= m.stored, m.late, m.err, m.wake
 		m.mu.Unlock()
-		if ok || err != nil {
-			return err
+		if ok || late || err != nil {
+			return ok, err
+		}
+		if tooLate == nil {
+			tooLate = time.After(markWait)
 		}
 		select {
 		case <-wake:
+		case <-tooLate:
+			m.mu.Lock()
+			m.late = seq > m.stored
+			m.mu.Unlock()
 		case <-ctx.Done():
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 	}
 }
@@ -69,7 +84,7 @@ func (m *mark) cover(ctx context.Context, seq uint64) error {
 // ahead stores a higher number in time.
 func (m *mark) ahead(ctx context.Context, seq uint64) error {
 	m.mu.Lock()
-	need := seq+markEarly > m.asked
+	need := seq+markEarly > m.asked && !m.late
 	if need {
 		m.asked = seq + markStep
 	}
@@ -87,7 +102,7 @@ func (m *mark) ahead(ctx context.Context, seq uint64) error {
 			if err != nil {
 				m.err = fmt.Errorf("store what may be sent: %w", err)
 			} else {
-				m.stored = max(m.stored, to)
+				m.stored, m.late = max(m.stored, to), false
 			}
 			close(m.wake)
 			m.wake = make(chan struct{})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -37,7 +38,19 @@ type relabels struct {
 	olds  map[batch.ID]*relabelled // by new id
 	drop  []queue.KV
 	count uint64
+	made  map[content]batch.ID // not long ago
 }
+
+// content is one content that went under an id. A relay may have several copies of it,
+// which came different ways: they get the same new id, or it would stand twice.
+type content struct {
+	id   batch.ID
+	crc  uint32
+	host string
+}
+
+// maxMade bounds relabels.made.
+const maxMade = 64 << 10
 
 // relabelled is what is known of a new id.
 type relabelled struct {
@@ -52,7 +65,7 @@ type conflict struct {
 }
 
 func newRelabels(f *Forwarder, fresh uint64) *relabels {
-	return &relabels{f: f, wake: make(chan struct{}, 1), next: map[batch.Lane]uint64{}, fresh: fresh, olds: map[batch.ID]*relabelled{}}
+	return &relabels{f: f, wake: make(chan struct{}, 1), next: map[batch.Lane]uint64{}, fresh: fresh, olds: map[batch.ID]*relabelled{}, made: map[content]batch.ID{}}
 }
 
 // load reads what is stored.
@@ -141,12 +154,13 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 			l.letGo(c.seq, over)
 		}
 	}()
-	owed := map[int]bool{}
+	owed, resent := map[int]bool{}, false
 	for _, l := range r.f.lines {
-		needs, ok := l.hold(c.seq)
+		needs, sent, ok := l.hold(c.seq)
 		if !ok {
 			return false, nil
 		}
+		resent = resent || sent
 		if needs {
 			owed[l.index] = true
 		}
@@ -162,13 +176,16 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 		over = true
 		return true, nil
 	}
-	id := r.newID(c.id, it.Batch.Host)
+	id, again := r.newID(content{c.id, it.Batch.CRC, it.Batch.Host})
 	b, err := r.f.o.Relabel(it.Batch, id)
 	if err != nil {
 		r.f.log.Error("a batch whose id is taken cannot be sealed again; it stays queued, refused", "batch", c.id.String(), "error", err)
 		return true, nil
 	}
-	err = r.replace(ctx, c, id, &relabelled{old: c.id, owed: owed}, queue.Entry{Batch: b, Note: it.Note})
+	if b.Flags |= it.Batch.Flags & batch.FlagResent; resent {
+		b.Flags |= batch.FlagResent // under its old id
+	}
+	err = r.replace(ctx, c, again, &relabelled{old: c.id, owed: owed}, queue.Entry{Batch: b, Note: it.Note})
 	switch {
 	case errors.Is(err, queue.ErrGone):
 		over = true
@@ -178,7 +195,8 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 	}
 	over = true
 	for _, l := range r.f.lines {
-		if !owed[l.index] && r.f.wants(l.index, id.Lane) { // nothing will come there
+		acked := l.letGo(c.seq, true)
+		if (!owed[l.index] || acked) && r.f.wants(l.index, id.Lane) { // nothing will come there
 			l.final(id.Lane, []batch.Range{{First: id.N, Last: id.N}}, true)
 		}
 	}
@@ -187,8 +205,15 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 	return true, nil
 }
 
-// replace commits e in the place of c.
-func (r *relabels) replace(ctx context.Context, c conflict, id batch.ID, x *relabelled, e queue.Entry) error {
+// replace commits e in the place of c; again: another copy has its id already.
+func (r *relabels) replace(ctx context.Context, c conflict, again bool, x *relabelled, e queue.Entry) error {
+	id := e.Batch.ID
+	r.mu.Lock()
+	was := r.olds[id]
+	if was != nil {
+		maps.Copy(x.owed, was.owed)
+	}
+	r.mu.Unlock()
 	value := c.id.Append(nil)
 	for line := range x.owed {
 		name := r.f.finals.names[line]
@@ -199,7 +224,7 @@ func (r *relabels) replace(ctx context.Context, c conflict, id batch.ID, x *rela
 	r.mu.Unlock()
 	committed := make(chan error, 1)
 	_, err := r.f.store.Submit(ctx, &queue.Txn{
-		Entries: []queue.Entry{e}, Replace: []uint64{c.seq}, Sync: true,
+		Entries: []queue.Entry{e}, Replace: []uint64{c.seq}, Again: again, Sync: true,
 		Set:  []queue.KV{{Key: relabelKey(id), Value: value}},
 		Done: func(err error) { committed <- err },
 	})
@@ -209,7 +234,9 @@ func (r *relabels) replace(ctx context.Context, c conflict, id batch.ID, x *rela
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil {
-		delete(r.olds, id)
+		if delete(r.olds, id); was != nil {
+			r.olds[id] = was
+		}
 		return err
 	}
 	r.count++
@@ -218,21 +245,30 @@ func (r *relabels) replace(ctx context.Context, c conflict, id batch.ID, x *rela
 
 func relabelKey(id batch.ID) string { return prefixRelabel + hex.EncodeToString(id.Append(nil)) }
 
-// newID gives out the next number of this node's own lane for old, a batch of host: each
-// host has lanes of its own, or others could not tell who may speak for one.
-func (r *relabels) newID(old batch.ID, host string) batch.ID {
-	lane := old.Lane
+// newID gives out the next number of this node's own lane for c; again: it was given to
+// another copy. Each host has lanes of its own, or others could not tell who may speak for
+// one.
+func (r *relabels) newID(c content) (id batch.ID, again bool) {
+	lane := c.id.Lane
 	if r.f.o.Routes != nil && lane.Origin != batch.Origin(r.f.o.Identity.Node) {
 		lane.Route = 0 // that of another host, which means nothing here: every group, as before
 	}
 	lane.Origin = batch.Origin(r.f.o.Identity.Node)
 	sum := fnv.New64a()
-	_, _ = io.WriteString(sum, host)
+	_, _ = io.WriteString(sum, c.host)
 	lane.Epoch.Random = r.fresh ^ sum.Sum64()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if id, again = r.made[c]; again {
+		return id, true
+	}
+	if len(r.made) >= maxMade {
+		clear(r.made)
+	}
 	r.next[lane]++
-	return batch.ID{Lane: lane, N: r.next[lane]}
+	id = batch.ID{Lane: lane, N: r.next[lane]}
+	r.made[c] = id
+	return id, false
 }
 
 // final returns the old ids of what became final of a lane at a line: they are final there
@@ -275,15 +311,15 @@ func (r *relabels) unstored() []queue.KV {
 }
 
 // hold makes a line keep its hands off a batch that is to be relabelled. needs says
-// whether it still has to send it. ok is false where that is not known, or the batch is in
+// whether it still has to send it, resent whether it may be with somebody. ok is false where that is not known, or the batch is in
 // flight: its answer is to come first.
-func (l *line) hold(seq uint64) (needs, ok bool) {
+func (l *line) hold(seq uint64) (needs, resent, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.entries[seq]
 	switch {
 	case e == nil && !l.known || e != nil && (e.stage == fetching || e.stage == given):
-		return false, false
+		return false, false, false
 	case e == nil:
 	case e.stage == unfinal: // what is behind has it, under the old id
 		l.cursor.Ack(seq)
@@ -293,14 +329,18 @@ func (l *line) hold(seq uint64) (needs, ok bool) {
 		l.parked[e] = struct{}{}
 		needs = true
 	}
-	l.held[seq] = struct{}{}
-	return needs, true
+	if !l.held[seq] {
+		l.held[seq] = false
+	}
+	return needs, e != nil && e.resent, true
 }
 
-// letGo ends hold. gone: the batch is not in the queue any more.
-func (l *line) letGo(seq uint64, gone bool) {
+// letGo ends hold, and reports whether the batch was acked meanwhile. gone: it is not in
+// the queue any more.
+func (l *line) letGo(seq uint64, gone bool) (acked bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	acked = l.held[seq]
 	delete(l.held, seq)
 	if e := l.entries[seq]; e != nil && e.stage == parked {
 		if gone {
@@ -309,4 +349,5 @@ func (l *line) letGo(seq uint64, gone bool) {
 			l.unpark(e)
 		}
 	}
+	return acked
 }

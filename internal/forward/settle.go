@@ -30,6 +30,9 @@ func (l *line) acked(d *destination, seq uint64) {
 	} else {
 		l.cursor.Ack(seq)
 		l.drop(e)
+		if _, held := l.held[seq]; held {
+			l.held[seq] = true
+		}
 	}
 	claimed := l.f.finals.acked(l.index, batch.ID{Lane: lane.lane, N: n.First})
 	l.mu.Unlock()
@@ -121,11 +124,21 @@ func (l *line) abreast() bool {
 	return l.known
 }
 
-// fallBehind notes that there is more in the queue than is known here.
+// fallBehind notes that there is more in the queue than is known here: up to what is
+// committed now. (What comes later is only for a moment unknown, and is sent whatever is
+// said of its id meanwhile. A queue that is never empty would else never be known.)
 func (l *line) fallBehind() {
+	committed := l.f.store.Stats().Committed
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.known = false
+	l.known, l.upTo = false, committed
+}
+
+// reached reports whether the line knows what it did not, with seq.
+func (l *line) reached(seq uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.known && seq >= l.upTo
 }
 
 // catchUp notes that everything in the queue is known here, and looks again at what was

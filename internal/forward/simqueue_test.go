@@ -62,6 +62,7 @@ type simQueue struct {
 	dead     bool
 	set      deliveredSet
 	pending  []*simTxn
+	full     bool // the disk is: only acks are stored
 	soon     bool // a commit is coming
 	later    bool // at the latest then
 	kv       map[string][]byte
@@ -164,7 +165,11 @@ func (q *simQueue) commit() {
 		return
 	}
 	txns := q.pending
-	q.pending = nil
+	if q.full {
+		txns = nil
+	} else {
+		q.pending = nil
+	}
 	d := q.disk
 	for _, t := range txns {
 		for i, e := range t.entries {
