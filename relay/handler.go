@@ -115,6 +115,7 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 			h.done(b, err, reply)
 		case covered:
 			reply(transport.Verdict{Code: transport.Duplicate})
+			h.tell.Again(b.ID) // what was dropped since is settled by a skip, which counts behind the ack
 		}
 	}
 	status, err := h.q.Submit(ctx, t)

@@ -167,6 +167,27 @@ func TestALostCopyIsNoSkip(t *testing.T) {
 	x.end()
 }
 
+// TestADroppedBatchThatIsSentAgainIsToldAgain: a source that keeps it until it is final, and
+// was started again, does not wait for ever.
+func TestADroppedBatchThatIsSentAgainIsToldAgain(t *testing.T) {
+	a := newAggregator(t, 9)
+	a.stop()
+	s := newSetup(t, a)
+	s.MaxAge = 200 * time.Millisecond
+	x := start(t, s)
+	f := newFeeder(1)
+	f.connect(t, x.r.Addr().String())
+	b := f.seal("h", "f", "one\n")
+	f.send(b)
+	f.expect(t, "word of it", func() bool { return len(f.skipped.Lane(f.lane)) == 1 })
+	f.Lock()
+	f.skipped = transport.SkipSet{}
+	f.Unlock()
+	f.send(b)
+	f.expect(t, "word of it again", func() bool { return len(f.skipped.Lane(f.lane)) == 1 })
+	x.end()
+}
+
 // TestWhatIsTooOldIsToldUpstream: max_age.
 func TestWhatIsTooOldIsToldUpstream(t *testing.T) {
 	a := newAggregator(t, 9)

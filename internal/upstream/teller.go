@@ -129,6 +129,20 @@ func (t *Teller) Lost(l queue.Loss) (transport.Skip, bool) {
 	return s, true
 }
 
+// Again tells once more that id was dropped, if it was: to a peer that sent it again, and
+// waits for it to be final.
+func (t *Teller) Again(id batch.ID) {
+	server := t.attached()
+	if server == nil {
+		return
+	}
+	for _, s := range append(t.behind.Lane(id.Lane), Losses(t.q, id.Lane)...) {
+		if s.Ranges.Contains(id.N) {
+			server.Skip(id.Lane, s)
+		}
+	}
+}
+
 func (t *Teller) count(sums map[string]queue.Tally, fresh []transport.Skip) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
