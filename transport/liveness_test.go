@@ -129,9 +129,10 @@ func checkInOrder(t *testing.T, h *testHandler, n int) {
 // TestSlowLinkIsNotADeadPeer: one batch that takes many times DeadAfter to come through
 // is no reason to end the connection.
 func TestSlowLinkIsNotADeadPeer(t *testing.T) {
+	const deadAfter = 5 * testDeadAfter // the machine is shared
 	h, src := newTestHandler(), newTestSource()
-	_, ln := serve(t, ServerOptions{}, h)
-	tick := time.NewTicker(testDeadAfter / 8)
+	_, ln := serve(t, ServerOptions{DeadAfter: deadAfter}, h)
+	tick := time.NewTicker(deadAfter / 16)
 	defer tick.Stop()
 	p := newProxy(t, ln.Addr().String(), func(_ int, up bool, _ int64, b []byte) (int, bool) {
 		if up && len(b) > 1000 {
@@ -139,7 +140,7 @@ func TestSlowLinkIsNotADeadPeer(t *testing.T) {
 		}
 		return len(b), false
 	})
-	c := connect(t, ClientOptions{Address: p.addr()}, src)
+	c := connect(t, ClientOptions{Address: p.addr(), DeadAfter: deadAfter}, src)
 	pushMany(src, 1, 1<<20) // 32 pieces of 32 KiB
 	src.awaitAcked(t, 1)
 	if st := c.Stats(); st.Connects != 1 || st.Failures != 0 {

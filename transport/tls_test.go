@@ -167,7 +167,7 @@ func TestImpersonation(t *testing.T) {
 				cfg = func() *tls.Config { return &tls.Config{RootCAs: ca.pool} }
 			}
 			var last atomic.Pointer[StateChange]
-			cl := connect(t, ClientOptions{
+			connect(t, ClientOptions{
 				Address: "agg:1", Dial: dialTo(ln.Addr().String()), TLS: cfg, Identity: Identity{Node: testNode(1), Host: c.host, Role: "mount"},
 				OnState: func(ch StateChange) {
 					if ch.State == StateWaiting {
@@ -183,8 +183,14 @@ func TestImpersonation(t *testing.T) {
 				}
 				return
 			case refusedBatch:
-				await(t, src.changed, "a refusal", func() bool { return cl.Stats().Refused == 1 })
-				if v := src.refused[1]; v.Code != Denied || !strings.Contains(v.Text, c.sealed) {
+				var v Verdict
+				await(t, src.changed, "a refusal", func() bool {
+					src.mu.Lock()
+					defer src.mu.Unlock()
+					v = src.refused[1]
+					return v.Code != 0
+				})
+				if v.Code != Denied || !strings.Contains(v.Text, c.sealed) {
 					t.Errorf("refused with %+v", v)
 				}
 				if st := s.Stats(); st.DeniedData != 1 || st.Peers[0].Denied != 1 {

@@ -183,11 +183,11 @@ func TestAFailbackWaitsForTheAnswersToWhatIsInFlight(t *testing.T) {
 		r.pass(time.Second)
 		r.down("a")
 		r.pass(time.Second)
-		a := r.up("a", 2, nil)
+		r.up("a", 2, nil)
 		r.pass(32 * time.Second) // on hold for 30 s, but for the time to connect
 		r.down("a")
 		r.pass(time.Second)
-		a = r.up("a", 2, nil) // a hold-down of 60 s
+		a := r.up("a", 2, nil) // a hold-down of 60 s
 		r.pass(59 * time.Second)
 		r.submit(rigLane(1), 1, 1)
 		r.pass(2500 * time.Millisecond)

@@ -276,13 +276,13 @@ func TestARelabelledBatchTakesTheWholeWayUnderItsNewID(t *testing.T) {
 			}
 			return v, true
 		})
-		b := r.up("b", 3, never)
+		r.up("b", 3, never)
 		r.start()
 		r.submit(foreign, 1, 3)
 		r.pass(3 * time.Second)
 		r.want("a, while b has the old one in flight", a.numbers(), "1 2 3")
 		r.down("b")
-		b = r.up("b", 3, nil)
+		b := r.up("b", 3, nil)
 		r.pass(5 * time.Second)
 		r.want("a", a.numbers(), "1 2 3 1")
 		r.want("b had the old one and needs no new one", b.numbers(), "1! 2! 3!")
