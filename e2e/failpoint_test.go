@@ -16,7 +16,7 @@ import (
 
 // rolesOf tells where the steps of a package are taken.
 var rolesOf = map[string][]string{
-	"queue": {"mount", "receive"}, "receive": {"receive"}, "output": {"receive"},
+	"queue": {"mount", "relay", "receive"}, "receive": {"receive"}, "sink": {"receive"}, "output": {"receive"}, "relay": {"relay"},
 	"spool": {"mount"}, "capture": {"mount"}, "mount": {"mount"}, "session": {"mount"}, "kernel": {"mount"}, "holder": {"mount"},
 }
 
@@ -33,13 +33,13 @@ func (f fate) String() string {
 	return f.attribution + map[bool]string{true: "-held", false: "-dropped"}[f.holder]
 }
 
-// fates of a role; a receiver has no holder.
+// fates of a role; only a mount has a holder.
 func fates(role string) []fate {
 	all := []int{1, 2, 3, 10, 50}
 	switch {
-	case role == "receive" && soak:
+	case role != "mount" && soak:
 		return []fate{{"open", true, all}}
-	case role == "receive":
+	case role != "mount":
 		return []fate{{"open", true, []int{1, 3}}}
 	case soak:
 		return []fate{{"open", true, all}, {"open", false, all}, {"write", true, all}, {"write", false, all}}
@@ -115,7 +115,7 @@ func (k *killed) died() bool {
 	return k.first.Gone() && k.first.ExitCode() == -1
 }
 
-// arm starts both roles, one of them with a failpoint; it may die before it serves.
+// arm starts the roles, one of them with a failpoint; it may die before it serves.
 func arm(t *testing.T, name, role string, hit int, f fate) *killed {
 	p := newPair(t)
 	p.Attribution = f.attribution
@@ -131,7 +131,15 @@ func arm(t *testing.T, name, role string, hit int, f fate) *killed {
 		startMount(t, p)
 		return k
 	}
+	p.Relayed = role == "relay"
 	startReceive(t, p)
+	if p.Relayed {
+		err := p.StartRelay(t.Context(), env)
+		k.first = p.RelayRole
+		k.startAgain(t, err)
+		startMount(t, p)
+		return k
+	}
 	err := p.StartMount(t.Context(), env)
 	k.first = p.MountRole
 	k.startAgain(t, err)
@@ -232,6 +240,9 @@ func restart(t *testing.T, p *rig.Pair) {
 	t.Helper()
 	if p.ReceiveRole != nil && p.ReceiveRole.Gone() {
 		startReceive(t, p)
+	}
+	if p.RelayRole != nil && p.RelayRole.Gone() {
+		must(t, p.StartRelay(t.Context()))
 	}
 	if p.MountRole != nil && p.MountRole.Gone() {
 		must(t, p.MountRole.Kill())
