@@ -12,7 +12,7 @@ import (
 // TestAHangingRequestLoopIsReplaced: the worker's process ran, and answered its holder, while
 // its request loop was in one request for ever, and with it every program on the mount.
 func TestAHangingRequestLoopIsReplaced(t *testing.T) {
-	r := newRigStopped(t, "holder_timeout = \"2s\"\n")
+	r := newRigStopped(t, "holder_timeout = \"10s\"\n")
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}

@@ -28,6 +28,25 @@ func (r *rig) takeover(handles ...*spool.Handle) {
 	r.run()
 }
 
+// newCaptured is a rig that runs, with a file f of one line, which is captured, and its writer.
+func newCaptured(t *testing.T) (*rig, *spool.Handle) {
+	t.Helper()
+	r := newRig(t, Options{})
+	r.start()
+	h := r.writer("f")
+	r.write(h, "0123456789\n")
+	r.drain()
+	return r, h
+}
+
+// resent does what is left of a request that comes again after killedOver: the pwrite.
+func (r *rig) resent(h *spool.Handle, data string, off int64) {
+	r.Helper()
+	if n, err := h.Overwrite([]byte(data), off); n != len(data) || err != nil {
+		r.Fatal(n, err)
+	}
+}
+
 // killedOver commits data over file h from off on and is killed before the pwrite.
 func (r *rig) killedOver(h *spool.Handle, data string, off int64) {
 	r.Helper()
@@ -43,18 +62,13 @@ func (r *rig) killedOver(h *spool.Handle, data string, off int64) {
 // pwrite. The next one took the file's end for the position, another handle wrote there,
 // and the resent request wrote over those bytes before they were captured.
 func TestAKilledOverwritePastTheEndKeepsItsPlace(t *testing.T) {
-	r := newRig(t, Options{})
-	r.start()
-	a, b := r.writer("f"), r.writer("f")
-	r.write(a, "0123456789\n")
-	r.drain()
+	r, a := newCaptured(t)
+	b := r.writer("f")
 	r.killedOver(a, "over\nand past the end\n", 6)
 	r.takeover(a, b)
 	r.holdBack()
 	r.write(b, "of another\n")
-	if n, err := a.Overwrite([]byte("over\nand past the end\n"), 6); n != 22 || err != nil {
-		t.Fatal(n, err)
-	}
+	r.resent(a, "over\nand past the end\n", 6)
 	r.q.set(func() { r.q.held = false })
 	r.drain()
 	r.want("f", "0123456789\nover\nand past the end\nof another\n")
@@ -63,16 +77,10 @@ func TestAKilledOverwritePastTheEndKeepsItsPlace(t *testing.T) {
 // TestAKilledOverwritePastTheEndIsDeliveredOnce: what the resent request wrote behind the
 // position was taken, at the start after that, for bytes whose notes are lost.
 func TestAKilledOverwritePastTheEndIsDeliveredOnce(t *testing.T) {
-	r := newRig(t, Options{})
-	r.start()
-	a := r.writer("f")
-	r.write(a, "0123456789\n")
-	r.drain()
+	r, a := newCaptured(t)
 	r.killedOver(a, "over\nand past the end\n", 6)
 	r.takeover(a)
-	if n, err := a.Overwrite([]byte("over\nand past the end\n"), 6); n != 22 || err != nil {
-		t.Fatal(n, err)
-	}
+	r.resent(a, "over\nand past the end\n", 6)
 	r.restart()
 	r.want("f", "0123456789\nover\nand past the end\n")
 }
@@ -81,11 +89,7 @@ func TestAKilledOverwritePastTheEndIsDeliveredOnce(t *testing.T) {
 // that the file was shorter than its position, and what was appended next counted as
 // captured.
 func TestAnOverwriteThatFailsPastTheEndLosesNoLaterWrite(t *testing.T) {
-	r := newRig(t, Options{})
-	r.start()
-	a := r.writer("f")
-	r.write(a, "0123456789\n")
-	r.drain()
+	r, a := newCaptured(t)
 	data := "over\nand past the end\n"
 	r.must(r.c.Overwrite(r.ctx(), a.Number(), r.entry(a, "f"), []byte(data), 6+int64(len(data))))
 	r.must(failpoint.Set("spool/overwrite", "error"))
@@ -105,11 +109,7 @@ func TestAnOverwriteThatFailsPastTheEndLosesNoLaterWrite(t *testing.T) {
 // while the transaction was on its way to the disk. The program got an error, its bytes
 // were delivered.
 func TestAnOverwriteOnItsWayIsNotDeniedWhenCaptureStops(t *testing.T) {
-	r := newRig(t, Options{})
-	r.start()
-	a := r.writer("f")
-	r.write(a, "0123456789\n")
-	r.drain()
+	r, a := newCaptured(t)
 	r.holdBack()
 	done := make(chan error, 1)
 	go func() {
