@@ -282,6 +282,7 @@ func (q *Queue) place(a *segment, g *group, ch *change) (newest uint64) {
 		newest = it.seq
 	}
 	a.last = max(a.last, newest)
+	q.healNow(g.items)
 	q.settleNew(a, g.items)
 	return newest
 }
@@ -295,7 +296,7 @@ const cheapRanges = 1024
 // deletes, losses, what segments have passed. The caller holds mu.
 func (c *committer) acksNow(g *group) bool {
 	q := c.q
-	if g == nil || g.replaces || q.closed || q.diskFull || len(q.retired) > 0 || time.Since(c.ackedAt) >= ackEvery {
+	if g == nil || g.replaces || g.heals || q.closed || q.diskFull || len(q.retired) > 0 || time.Since(c.ackedAt) >= ackEvery {
 		return true
 	}
 	ranges := 0

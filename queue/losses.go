@@ -16,8 +16,7 @@ const (
 	LostDropOldest = "drop_oldest"
 	LostDropNewest = "drop_newest"
 	LostExpired    = "expired"
-	LostCorrupt    = "corrupt"
-	LostRepair     = "repair"
+	LostCorrupt    = "corrupt"   // with Dedupe another copy is taken, see Txn.Healed
 	LostNoCursor   = "no_cursor" // whoever needed it is not configured any more
 )
 

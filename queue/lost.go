@@ -33,8 +33,13 @@ type LaneLoss struct {
 // dropBelow forgets the numbers below below, and their share of what is counted. It
 // reports whether there were any.
 func (b *LaneLoss) dropBelow(below uint64) bool {
+	return b.shrink(func(r *batch.Ranges) { r.DropBelow(below) })
+}
+
+// shrink takes out what forget takes, and its share of what is counted.
+func (b *LaneLoss) shrink(forget func(*batch.Ranges)) bool {
 	before := b.Ranges.Count()
-	b.Ranges.DropBelow(below)
+	forget(&b.Ranges)
 	after := b.Ranges.Count()
 	if after == before {
 		return false

@@ -117,6 +117,9 @@ type Txn struct {
 	// Again takes Entries although their ids are in the delivered set (with another CRC it is
 	// ErrConflict still), and waits while the queue is full, whatever OnFull says.
 	Again bool
+	// Healed is set by Submit, before Prepare: some of Entries were taken before, and were lost
+	// to damage since (LostCorrupt, or TakeAgain), so that they are no duplicates.
+	Healed bool
 	// Aside lets a Txn without Entries and Prepare pass those that wait for room: state of
 	// its own, without which nobody could make room.
 	Aside bool
@@ -259,6 +262,7 @@ type Queue struct {
 	delivered *DeliveredSet
 	losses    losses
 	lost      lostLanes
+	damaged   damaged
 	untold    []Loss        // not durable yet
 	told      []Loss        // durable, OnLoss was not called yet
 	live      int64         // bytes that some cursor has not passed; submitted ones included
@@ -355,6 +359,7 @@ func (q *Queue) Merge(lane batch.Lane, below uint64) {
 	if below > 1 {
 		q.delivered.Merge(lane, below)
 		q.lost.merge(lane, below)
+		q.damaged.merge(lane, below)
 		q.ackLater()
 	}
 }

@@ -30,6 +30,7 @@ type Stats struct {
 	DiskBytes   int64 // allocated by the segment files
 	Cursors     []CursorStats
 	Losses      map[string]Tally // by reason, since the queue was made
+	Healed      Tally            // lost to damage and taken again from another node, since it was opened
 	Quarantined int              // files set aside as .corrupt
 	DiskFull    bool
 }
@@ -60,7 +61,7 @@ func (q *Queue) Stats() Stats {
 func (q *Queue) counters() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := Stats{MaxBytes: q.o.MaxBytes, Committed: q.committed, Segments: len(q.segs), Losses: maps.Clone(q.losses), DiskFull: q.diskFull}
+	s := Stats{MaxBytes: q.o.MaxBytes, Committed: q.committed, Segments: len(q.segs), Losses: maps.Clone(q.losses), Healed: q.damaged.healed, DiskFull: q.diskFull}
 	for _, seg := range q.segs {
 		s.Live.add(seg.total.minus(seg.passed))
 	}

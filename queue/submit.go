@@ -16,6 +16,7 @@ type group struct {
 	bytes    int64
 	sync     bool
 	replaces bool              // an entry takes another's place
+	heals    bool              // an entry is another copy of one that was damaged
 	puts     map[string][]byte // set when the group is taken: kv, and the delivered set
 }
 
@@ -146,13 +147,16 @@ func (q *Queue) dedupe(t *Txn) ([]Entry, error) {
 			return nil, fmt.Errorf("submit batch %v of host %q: its lane is of host %q: %w", s.ID, s.Host, host, ErrConflict)
 		}
 		known, conflict := q.delivered.Look(s.ID, s.CRC)
-		if crc, twice := own[s.ID]; twice {
+		crc, twice := own[s.ID]
+		if twice {
 			known, conflict = true, crc != s.CRC
 		}
 		if conflict {
 			return nil, fmt.Errorf("submit batch %v with CRC %08x: %w", s.ID, s.CRC, ErrConflict)
 		}
-		if !known || t.Again {
+		again := known && !twice && q.welcome(s.ID)
+		if !known || t.Again || again {
+			t.Healed = t.Healed || again
 			fresh = append(fresh, entries[i])
 			if own != nil {
 				own[s.ID] = s.CRC
@@ -248,6 +252,7 @@ func (q *Queue) append(t *Txn, replaces []replacement) {
 		items[i] = it
 		q.pending.bytes += it.size
 		if q.o.Dedupe {
+			q.heals(&e.Batch)
 			q.delivered.Add(e.Batch.ID, e.Batch.CRC)
 			q.delivered.Claim(e.Batch.ID.Lane, e.Batch.Host)
 		}

@@ -78,6 +78,13 @@ func TestRangesAgainstModel(t *testing.T) {
 				continue
 			}
 			r := Range{n, n + rng.Uint64N(20)}
+			if rng.IntN(2) == 0 {
+				s.RemoveRange(r)
+				for ; n <= r.Last; n++ {
+					delete(model, n)
+				}
+				continue
+			}
 			s.AddRange(r)
 			for ; n <= r.Last; n++ {
 				model[n] = true

@@ -78,6 +78,26 @@ func (s *Ranges) DropBelow(n uint64) {
 	}
 }
 
+// RemoveRange takes every number of r out of the set.
+func (s *Ranges) RemoveRange(r Range) {
+	if r.First > r.Last {
+		return
+	}
+	// [i, j) are the ranges that overlap r; of the first and the last one something may stay.
+	i := sort.Search(len(s.r), func(k int) bool { return s.r[k].Last >= r.First })
+	j := i
+	var rest []Range
+	for ; j < len(s.r) && s.r[j].First <= r.Last; j++ {
+		if s.r[j].First < r.First {
+			rest = append(rest, Range{s.r[j].First, r.First - 1})
+		}
+		if s.r[j].Last > r.Last {
+			rest = append(rest, Range{r.Last + 1, s.r[j].Last})
+		}
+	}
+	s.r = slices.Replace(s.r, i, j, rest...)
+}
+
 // Len returns the number of ranges, which is what the set costs to keep.
 func (s *Ranges) Len() int { return len(s.r) }
 
