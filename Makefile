@@ -43,8 +43,9 @@ bench-quick:
 soak: setup
 	FTFUSE_SOAK=1 $(GO) test -count=1 -timeout 240m -v ./...
 
+# Every package but e2e, whose binary is built without it.
 race: setup
-	$(GO) test -race -p 1 -timeout 30m $$($(GO) list ./... | grep -v /e2e)
+	@.ci/race
 
 fuzz-short:
 	@.ci/fuzz $(FUZZTIME)
