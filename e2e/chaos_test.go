@@ -239,7 +239,7 @@ func (s *site) flagged(v *verdict) error {
 		if err := g.Start(s.t.Context()); err != nil { // what it has taken is in its queue's state
 			return err
 		}
-		r, err := askStatus(s.t.Context(), g)
+		r, err := askStatus(s.t.Context(), g.File())
 		if err = errors.Join(err, g.Stop()); err != nil {
 			return err
 		}

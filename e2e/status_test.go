@@ -78,23 +78,43 @@ func (r *roleStatus) backlog() (most int64) {
 // statusOf asks a host's role with the command that operators use.
 func statusOf(t *testing.T, h *rig.Host) *roleStatus {
 	t.Helper()
-	r, err := askStatus(t.Context(), h)
+	r, err := askStatus(t.Context(), h.File())
 	must(t, err)
 	return r
 }
 
-func askStatus(ctx context.Context, h *rig.Host) (*roleStatus, error) {
+// askStatus asks the one role of a configuration file.
+func askStatus(ctx context.Context, file string) (*roleStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, bin, "status", "-c", h.File(), "--json").Output()
+	out, err := exec.CommandContext(ctx, bin, "status", "-c", file, "--json").Output()
 	var all struct {
 		Roles []*roleStatus `json:"roles"`
 	}
 	if bad := json.Unmarshal(out, &all); bad != nil {
-		return nil, fmt.Errorf("ftfuse status of %s: %w (%w): %s", h.Name, bad, err, out)
+		return nil, fmt.Errorf("ftfuse status of %s: %w (%w): %s", file, bad, err, out)
 	}
 	if len(all.Roles) != 1 || all.Roles[0].Error != "" || err != nil {
-		return nil, fmt.Errorf("ftfuse status of %s: %d roles (%w): %s", h.Name, len(all.Roles), err, out)
+		return nil, fmt.Errorf("ftfuse status of %s: %d roles (%w): %s", file, len(all.Roles), err, out)
 	}
 	return all.Roles[0], nil
+}
+
+// atRest waits until the receiver has nothing left to do for what came: a checkpoint is behind
+// all of it. (A line can be read in its file before the receiver has seen that its file still
+// has a name.)
+func atRest(t *testing.T, p *rig.Pair) {
+	t.Helper()
+	eventually(t, patience, func() error {
+		r, err := askStatus(t.Context(), p.ReceiveConfig())
+		if err != nil {
+			return err
+		}
+		for _, c := range r.Queue.Cursors {
+			if c.Backlog.Batches > 0 {
+				return fmt.Errorf("%s has %d batches left", c.Name, c.Backlog.Batches)
+			}
+		}
+		return nil
+	})
 }
