@@ -184,8 +184,11 @@ func highWater(t *testing.T, file string) int64 {
 func TestDamageIsFoundCountedAndTheRestGoesOn(t *testing.T) {
 	s := newSample(t)
 	flips, most := 20, 150
-	if os.Getenv("FTFUSE_SOAK") != "" {
+	switch {
+	case os.Getenv("FTFUSE_SOAK") != "":
 		flips, most = 2000, 1<<30
+	case testing.Short():
+		most = 50
 	}
 	dir := filepath.Join(t.TempDir(), "copy")
 	var refused, lossy, clean int

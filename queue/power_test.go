@@ -40,8 +40,11 @@ func TestPowerLossAtAnyMoment(t *testing.T) {
 	t.Logf("QUEUE_SEED=%d, %d operations, %d entries", seed, len(ops), len(entries))
 	r := rand.New(rand.NewPCG(seed, 9))
 	moments := 250
-	if os.Getenv("FTFUSE_SOAK") != "" {
+	switch {
+	case os.Getenv("FTFUSE_SOAK") != "":
 		moments = 5000
+	case testing.Short():
+		moments = 100
 	}
 	img := filepath.Join(t.TempDir(), "disk")
 	opened := 0
