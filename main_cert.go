@@ -14,7 +14,7 @@ import (
 )
 
 func certCommand() *cli.Command {
-	dir := &cli.StringFlag{Name: "dir", Value: ".", Usage: "write the files to `DIR`, and look for the CA there"}
+	dir := &cli.StringFlag{Name: "dir", Value: ".", Usage: "write the files to `DIR`, which is made if need be, and look for the CA there"}
 	return &cli.Command{
 		Name:  "cert",
 		Usage: "make the certificates of a small site",

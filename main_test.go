@@ -119,6 +119,8 @@ func TestExitCodes(t *testing.T) {
 		{"cert ca --days 0 --dir " + certs, 2, "--days 0"},
 		{"cert ca x", 2, `unexpected argument "x"`},
 		{"cert ca --dir " + certs, 0, "ca-key.pem"},
+		{"cert ca --dir " + certs + "/new/site", 0, "new/site/ca-key.pem"},
+		{"cert host --dir " + certs + "/none a", 1, "`ftfuse cert ca` makes one"},
 		{"cert ca --dir " + certs, 1, "there already"},
 		{"cert host --dir " + certs + " a,10.0.0.1 b", 0, `cert = "/etc/ftfuse/b.pem"`},
 		{"cert host --dir " + certs + " c b", 1, "--replace"},

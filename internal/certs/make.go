@@ -47,7 +47,8 @@ func caFiles(dir string) Made {
 }
 
 // MakeCA makes a CA of that name in dir: ca.pem, which every host gets, and ca-key.pem,
-// with which hosts' certificates are made. It never replaces one (ErrExists).
+// with which hosts' certificates are made. It never replaces one (ErrExists). A dir that is
+// not there is made, for its owner alone.
 func MakeCA(dir, name string, life time.Duration) (Made, error) {
 	m := caFiles(dir)
 	for _, file := range []string{m.Cert, m.Key} {
@@ -79,7 +80,8 @@ func errOther(err error) error {
 // MakeHost makes a certificate for one host, by the CA in caDir, in dir: NAME.pem and
 // NAME-key.pem, where NAME is the first of names. It is good for both ends of a connection
 // and for all of names, which are host names and IP addresses. With replace it takes the
-// place of an older one, which a running role notices.
+// place of an older one, which a running role notices. A dir that is not there is made, for
+// its owner alone.
 func MakeHost(caDir, dir string, names []string, life time.Duration, replace bool) (Made, error) {
 	if len(names) == 0 {
 		return Made{}, fmt.Errorf("%w: none is given", ErrName)
@@ -185,6 +187,9 @@ func (m Made) sign(t, parent *x509.Certificate, key *ecdsa.PrivateKey, by crypto
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return Made{}, fmt.Errorf("encode the key: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(m.Key), 0o700); err != nil {
+		return Made{}, fmt.Errorf("make the directory: %w", err)
 	}
 	if err := writePEM(m.Key, "PRIVATE KEY", keyDER, 0o600); err != nil {
 		return Made{}, err

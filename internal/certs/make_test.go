@@ -262,3 +262,43 @@ func TestACertificateReplacesNoKey(t *testing.T) {
 		t.Errorf("its own is not replaced: %v", err)
 	}
 }
+
+// TestDirectoryIsMade for its owner alone, with parents, for the CA and for hosts; one that is
+// there keeps its mode, and none is made where there is no CA.
+func TestDirectoryIsMade(t *testing.T) {
+	old := syscall.Umask(0o002)
+	defer syscall.Umask(old)
+	top := t.TempDir()
+	ca, hosts, none := filepath.Join(top, "a", "site"), filepath.Join(top, "hosts"), filepath.Join(top, "none")
+	if _, err := MakeCA(ca, "site", DefaultCALife); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := MakeHost(ca, hosts, []string{"web-01"}, DefaultHostLife, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{filepath.Dir(ca), ca, hosts} {
+		fi, err := os.Stat(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi.Mode().Perm() != 0o700 {
+			t.Errorf("%s has mode %v", dir, fi.Mode())
+		}
+	}
+	if _, err := MakeHost(none, none, []string{"web-01"}, DefaultHostLife, false); !errors.Is(err, ErrCertificates) {
+		t.Errorf("without a CA: %v", err)
+	}
+	if _, err := os.Stat(none); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a directory was made for nothing: %v", err)
+	}
+	if err := os.Chmod(hosts, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	host(t, ca, "web-02")
+	if _, err := MakeHost(ca, hosts, []string{"web-02"}, DefaultHostLife, false); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(hosts); err != nil || fi.Mode().Perm() != 0o750 {
+		t.Errorf("%v %v", fi.Mode(), err)
+	}
+}
