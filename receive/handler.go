@@ -97,7 +97,7 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 	switch status {
 	case queue.Duplicate:
 		h.count.duplicates.Add(1)
-		if !h.sink.Expects(b.ID) { // the peer may have missed that it is final
+		if !h.sink.Expects(b.ID) && !h.tell.Again(b.ID) { // the peer may have missed that it is final
 			h.server.Final(b.ID)
 		}
 	case queue.Fresh:

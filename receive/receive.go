@@ -132,6 +132,11 @@ func (r *Receiver) open(ctx context.Context) error {
 // finals returns what of lane, from below on, is in the output for good.
 func (r *Receiver) finals(lane batch.Lane, below uint64) []batch.Range {
 	delivered := r.q.Delivered(lane) // before the sink is asked: what it lets go in between is final
+	for _, l := range r.q.LostRanges(lane) {
+		for _, x := range l.Ranges.All() {
+			delivered.RemoveRange(x)
+		}
+	}
 	return r.sink.Final(lane, &delivered, below)
 }
 

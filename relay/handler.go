@@ -101,10 +101,10 @@ func (h *handler) txn(b batch.Sealed, p transport.Peer) (*queue.Txn, transport.V
 // again, as one more copy with its own way, which ends where a node meets itself.
 func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, reply func(transport.Verdict)) (transport.Verdict, bool) {
 	covered := h.forward.Covers(b.ID, b.Via)
-	fresh, prepare := false, t.Prepare
+	fresh, stored, prepare := false, false, t.Prepare
 	t.Prepare = func(t *queue.Txn) error { // not called for a duplicate; before Done
-		fresh = true
-		if prepare == nil {
+		fresh, stored = true, len(t.Entries) > 0 // else a full queue drops it
+		if prepare == nil || t.Healed {          // what was damaged has been copied, or is lost to the copy
 			return nil
 		}
 		return prepare(t)
@@ -112,7 +112,7 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 	t.Done = func(err error) {
 		switch {
 		case err != nil || fresh:
-			h.done(b, err, reply)
+			h.done(b, stored, err, reply)
 		case covered:
 			reply(transport.Verdict{Code: transport.Duplicate})
 			h.tell.Again(b.ID) // what was dropped since is settled by a skip, which counts behind the ack
@@ -123,7 +123,7 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 		h.again.Add(1)
 		// Without Prepare, and so without a place in outputs: the copy there is one.
 		_, err = h.q.Submit(ctx, &queue.Txn{
-			Entries: []queue.Entry{{Batch: b}}, Again: true, Done: func(err error) { h.done(b, err, reply) },
+			Entries: []queue.Entry{{Batch: b}}, Again: true, Done: func(err error) { h.done(b, true, err, reply) },
 		})
 	}
 	switch {
@@ -142,8 +142,9 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 	return transport.Verdict{}, true
 }
 
-// done answers for a batch that is on disk now, or says why not.
-func (h *handler) done(b batch.Sealed, err error, reply func(transport.Verdict)) {
+// done answers for a batch that is on disk now (or that the queue's policy dropped, which is
+// counted), or says why not.
+func (h *handler) done(b batch.Sealed, stored bool, err error, reply func(transport.Verdict)) {
 	if err == nil {
 		err = fpCommitted.Inject()
 	}
@@ -151,7 +152,9 @@ func (h *handler) done(b batch.Sealed, err error, reply func(transport.Verdict))
 		reply(transport.Verdict{Code: transport.Busy, Text: err.Error()})
 		return
 	}
-	h.forward.Took(b.ID, b.Via)
+	if stored {
+		h.forward.Took(b.ID, b.Via)
+	}
 	reply(transport.Verdict{Code: transport.Taken})
 }
 

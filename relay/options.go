@@ -8,7 +8,6 @@ import (
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
 	"ftfuse/queue"
-	"ftfuse/transport"
 )
 
 var policies = map[config.FullPolicy]queue.Policy{
@@ -39,7 +38,7 @@ func (r *Relay) forwardOptions() forward.Options {
 		KeepFinal: qc.KeepUntil == config.KeepUntilFinal, FinalTimeout: qc.FinalTimeout,
 		TLS: r.secure.Client(), Relabel: record.Relabel,
 		OnFinal: func(lane batch.Lane, ranges []batch.Range) { r.handler.final(lane, ranges) },
-		OnSkip:  func(lane batch.Lane, skips []transport.Skip) { r.tell.Behind(lane, skips) },
+		OnSkip:  r.behind,
 		Logger:  r.log,
 	}
 }

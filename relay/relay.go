@@ -240,6 +240,17 @@ func (r *Relay) finals(lane batch.Lane, below uint64) []batch.Range {
 	return above
 }
 
+// behind tells those before what nodes further down dropped. What a disk there lost is to be
+// had from whoever keeps it until it is final, and must then not be a duplicate here.
+func (r *Relay) behind(lane batch.Lane, skips []transport.Skip) {
+	for i := range skips {
+		if skips[i].Reason == queue.LostCorrupt {
+			r.q.TakeAgain(lane, skips[i].Ranges.All()...)
+		}
+	}
+	r.tell.Behind(lane, skips)
+}
+
 // lost tells both sides what the queue lost.
 func (r *Relay) lost(l queue.Loss) {
 	<-r.wired

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/queue"
 	"ftfuse/transport"
 )
 
@@ -124,6 +125,35 @@ func TestASkipSettlesWhatTheFinalAckWouldHave(t *testing.T) {
 		r.pass(5 * time.Second)
 		if got := a.horizon(rigLane(1)); got != 2 {
 			t.Errorf("the horizon is %d; a skip is below none", got)
+		}
+	}, single())
+}
+
+// TestWhatWasDamagedFurtherDownIsSentAgainAtOnce: the copy that is kept for the final ack is the
+// one that is left. Who has none passes the word on.
+func TestWhatWasDamagedFurtherDownIsSentAgainAtOnce(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.o.KeepFinal, r.o.FinalTimeout = true, time.Hour
+		a := r.up("a", 2, nil)
+		r.start()
+		r.submit(rigLane(1), 1, 4)
+		r.pass(time.Second)
+		a.server.Final(one(1))
+		r.pass(time.Second)
+		skip := transport.Skip{Reason: queue.LostCorrupt, Ranges: setOf([]batch.Range{{First: 1, Last: 2}, {First: 4, Last: 4}, {First: 9, Last: 9}}), Records: 8, Payload: 80}
+		for range 3 {
+			a.server.Skip(rigLane(1), skip)
+			r.pass(time.Second)
+		}
+		r.want("sent", a.numbers(), "1 2 3 4 2! 4!")
+		x := r.f.Stats().Skipped[queue.LostCorrupt]
+		if r.waiting() != 3 || x.Batches != 1 || x.Records != 2 || !slices.Equal(r.skips, []string{"1:9 corrupt"}) {
+			t.Errorf("%d wait, %+v, OnSkip heard %q", r.waiting(), x, r.skips)
+		}
+		a.server.Final(one(2), one(3), one(4))
+		r.pass(time.Second)
+		if r.waiting() != 0 {
+			t.Errorf("%d wait", r.waiting())
 		}
 	}, single())
 }

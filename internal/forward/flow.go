@@ -37,6 +37,7 @@ type entry struct {
 	stage   stage
 	counted bool           // in flow.out
 	resent  bool           // may be with somebody: the flag
+	damaged bool           // it was lost further down, and went out again for that
 	turn    uint32         // counts how often it was taken, so that a Fetch notices
 	at      *destination   // of fetching, given and unfinal
 	left    []*destination // that it was recalled from, perhaps too late

@@ -251,9 +251,11 @@ func (l *line) unpark(e *entry) {
 }
 
 // skipped hears that a node behind d dropped batches of lane. What d had been given of
-// them, and was kept for the final ack, is settled: that will not come.
+// them, and was kept for the final ack, is settled: that will not come. What was lost to
+// damage is no decision, and is sent again.
 func (l *line) skipped(d *destination, lane batch.Lane, skips []transport.Skip) {
 	l.mu.Lock()
+	skips = l.sendAgain(d, lane, skips)
 	if le := l.lanes[lane]; le != nil && l.f.o.KeepFinal {
 		for i := range skips {
 			for _, r := range skips[i].Ranges.All() {

@@ -255,6 +255,9 @@ func (a *applier) finish(item queue.Item, gens []*generation) {
 func (a *applier) expect(id batch.ID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if _, twice := a.ids[id]; twice { // the first one was damaged
+		a.order = slices.DeleteFunc(a.order, func(x batch.ID) bool { return x == id })
+	}
 	a.ids[id] = struct{}{}
 	a.order = append(a.order, id)
 }

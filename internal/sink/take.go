@@ -98,6 +98,11 @@ func (s *Sink) assign(t *queue.Txn, id batch.ID, pn *plan, files []*file, n *not
 			s.count.pieces.Add(pn.files[i].split)
 		}
 	}
+	if t.Healed {
+		s.count.doubles.Add(uint64(len(files)))
+		s.log.Warn("bytes may stand twice: their batch was damaged in the queue, perhaps after it was written, and came again",
+			"batch", id.String(), "files", len(files), "bytes", t.Entries[0].Batch.Payload)
+	}
 	t.Entries[0].Note = n.append(nil)
 	if _, ok := s.o.Queue.Get(setKey(n.set)); !ok {
 		t.Set = append(t.Set, queue.KV{Key: setKey(n.set), Value: s.set.raw})

@@ -129,18 +129,20 @@ func (t *Teller) Lost(l queue.Loss) (transport.Skip, bool) {
 	return s, true
 }
 
-// Again tells once more that id was dropped, if it was: to a peer that sent it again, and
-// waits for it to be final.
-func (t *Teller) Again(id batch.ID) {
+// Again tells once more that id was dropped, if it was, which it reports: to a peer that sent
+// it again, and waits for it to be final.
+func (t *Teller) Again(id batch.ID) (dropped bool) {
 	server := t.attached()
-	if server == nil {
-		return
-	}
 	for _, s := range append(t.behind.Lane(id.Lane), Losses(t.q, id.Lane)...) {
-		if s.Ranges.Contains(id.N) {
+		if !s.Ranges.Contains(id.N) {
+			continue
+		}
+		dropped = true
+		if server != nil {
 			server.Skip(id.Lane, s)
 		}
 	}
+	return dropped
 }
 
 func (t *Teller) count(sums map[string]queue.Tally, fresh []transport.Skip) {
