@@ -39,7 +39,11 @@ type ClientOptions struct {
 	// OnState, if set, is called for each change of state, in their order. It must not
 	// block; it may call the client's methods, but for Run and Drain.
 	OnState func(StateChange)
-	Logger  *slog.Logger
+	// OnProgress, if set, is called about every Heartbeat in which bytes of batches, at least
+	// 1 KiB of them since the last time, came to the peer's kernel: a large batch on a slow
+	// line moves, long before it is answered. It must not block.
+	OnProgress func()
+	Logger     *slog.Logger
 }
 
 // Client brings the batches of one Source to one destination. Its methods are safe

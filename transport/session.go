@@ -32,6 +32,8 @@ type session struct {
 	useful  bool // an answer came
 	start   time.Time
 
+	progress progress
+
 	pull     context.Context // ends when no new batch is to be taken
 	stopPull context.CancelFunc
 
@@ -83,6 +85,9 @@ func (s *session) run() error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.cancel(s.read()) })
 	wg.Go(s.control)
+	if s.c.o.OnProgress != nil {
+		wg.Go(s.watchProgress)
+	}
 	wg.Go(func() {
 		select {
 		case <-s.c.drain:

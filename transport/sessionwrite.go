@@ -38,8 +38,11 @@ func (s *session) writeLocked(p []byte, data ...[]byte) error {
 	if len(data) > 0 && len(data[0]) > 0 {
 		s.vec[1] = data[0]
 		s.bufs = s.vec[:2]
+	} else {
+		s.progress.other.Add(int64(len(p)))
 	}
-	_, err := s.bufs.WriteTo(s.nc)
+	n, err := s.bufs.WriteTo(s.nc)
+	s.progress.written.Add(n)
 	s.vec = [2][]byte{}
 	if err != nil {
 		s.broken = true

@@ -225,6 +225,14 @@ func (d *destination) changed(s transport.StateChange) {
 	}
 }
 
+// moved takes in that bytes of a batch came there: a large one on a slow line takes long to
+// be answered.
+func (d *destination) moved() {
+	d.l.mu.Lock()
+	defer d.l.mu.Unlock()
+	d.l.on(d, d.l.now(), evMoved)
+}
+
 // connect notes a connection: what this destination refused may be offered again, and
 // what another node had at its place, and is not final, nobody has.
 func (d *destination) connect(p transport.Peer) {

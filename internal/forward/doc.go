@@ -30,7 +30,8 @@
 //	good       connected, answers                       0, 1
 //	shaken     connection lost, 500 ms at most          0, 1  (the flow waits for it)
 //	hold       connected again, not trusted yet         2, 3
-//	stalled    connected, no ack progress for 5 s       4, 5
+//	stalled    connected, no answer and no bytes
+//	           of batches that move for 5 s              4, 5
 //	draining   the peer asked for no more               none
 //	down       no connection                            none
 //
@@ -41,7 +42,8 @@
 //	connecting failed    down      –         down     –         –         –         –
 //	drain                –         draining  –        draining  draining  –         –
 //	acked                –         –         –        –         hold      –         –
-//	time: no answer 5 s  –         stalled   –        stalled   –         –         –
+//	bytes moved          –         –         –        –         –         –         –
+//	time: neither in 5 s –         stalled   –        stalled   –         –         –
 //	time is up           down      –         down     good      –         –         –
 //	used at need         –         –         –        good      –         –         –
 //

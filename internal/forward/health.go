@@ -6,7 +6,7 @@ import "time"
 const (
 	tryFor       = time.Second            // a destination is new for so long at most
 	leaveAfter   = 500 * time.Millisecond // a connection is lost, unless that is known to be no accident
-	stallAfter   = 5 * time.Second        // without any answer while something is in flight
+	stallAfter   = 5 * time.Second        // without any answer, or bytes that move, while something is in flight
 	shakyWithin  = 10 * time.Second       // the third loss within it is no accident
 	maxHold      = 10 * time.Minute
 	goodForTimes = 10 // times failback_after that make a destination trusted again
@@ -50,9 +50,10 @@ const (
 	evGone                   // it ended and is no accident (silent, an orderly end), or cannot be made
 	evDrain                  // the peer asked for no more
 	evAcked                  // it answered
+	evMoved                  // it did not yet, but bytes of a batch came there
 )
 
-var eventNames = [...]string{"connected", "lost", "gone", "drain", "acked"}
+var eventNames = [...]string{"connected", "lost", "gone", "drain", "acked", "moved"}
 
 // String names the event.
 func (e event) String() string { return eventNames[e] }
@@ -70,7 +71,7 @@ type health struct {
 	failed   bool            // before: the next failure is one more
 	losses   []time.Duration // within shakyWithin
 	inFlight bool            // it owes an answer
-	progress time.Duration   // when it last gave one, or began to owe
+	progress time.Duration   // when it last gave one, or took bytes, or began to owe
 }
 
 func newHealth(now time.Duration, secondary bool, failback time.Duration) health {
@@ -101,6 +102,8 @@ func (h *health) on(now time.Duration, ev event) {
 		if h.rank() != rankNone {
 			h.state = stateDraining
 		}
+	case evMoved:
+		h.progress = now // what is stalled stays so: that it takes bytes is no answer
 	case evAcked:
 		h.progress = now
 		if h.state == stateStalled {

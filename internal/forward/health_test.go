@@ -285,3 +285,26 @@ func TestAFlowLeavesAFailedHomeAtOnceAndAWorseOneInOrder(t *testing.T) {
 	p.tick(35 * second)
 	check("one on hold is better than none", 1, 0, moveFailover)
 }
+
+// TestHealthASlowLineIsNotStalled: bytes of a batch that move are progress, for as long as
+// they do. One that is stalled needs an answer to be used again.
+func TestHealthASlowLineIsNotStalled(t *testing.T) {
+	h := newHealth(0, false, 30*second)
+	h.on(0, evConnected)
+	h.owes(0, true)
+	for i := range 20 {
+		if h.on(time.Duration(i)*4*second, evMoved); h.state != stateGood {
+			t.Fatalf("bytes move: %v", h.state)
+		}
+	}
+	from := 76 * second
+	if h.tick(from + stallAfter - 1); h.state != stateGood {
+		t.Fatalf("%v after the last byte: %v", stallAfter-1, h.state)
+	}
+	if h.tick(from + stallAfter); h.state != stateStalled {
+		t.Fatalf("no byte for %v: %v", stallAfter, h.state)
+	}
+	if h.on(from+6*second, evMoved); h.state != stateStalled {
+		t.Fatalf("a byte after that: %v", h.state)
+	}
+}

@@ -132,7 +132,7 @@ func (l *line) add1(t target) {
 	o := &l.f.o
 	d.client = transport.NewClient(transport.ClientOptions{
 		Identity: o.Identity, Address: t.address, Window: l.group.Window, Dial: o.Dial, TLS: o.TLS, Resolver: o.Resolver,
-		OnState: d.changed, Logger: l.log,
+		OnState: d.changed, OnProgress: d.moved, Logger: l.log,
 	}, d)
 	l.mu.Lock()
 	d.i = l.peers.add(l.now(), t.address, t.secondary, l.group.FailbackAfter)
