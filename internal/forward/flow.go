@@ -97,11 +97,25 @@ func (fl *flow) insert(e *entry) {
 	}
 }
 
-// insertAll is insert for many.
+// insertAll is insert for many, in any order. What is before the first of them is not
+// looked at.
 func (fl *flow) insertAll(all []*entry) {
-	fl.waiting = append(fl.waiting, all...)
-	slices.SortFunc(fl.waiting, func(a, b *entry) int { return cmp.Compare(a.seq, b.seq) })
-	fl.waiting = slices.Compact(fl.waiting)
+	bySeq := func(a, b *entry) int { return cmp.Compare(a.seq, b.seq) }
+	slices.SortFunc(all, bySeq)
+	i, _ := slices.BinarySearchFunc(fl.waiting, all[0], bySeq)
+	tail := slices.Clone(fl.waiting[i:])
+	fl.waiting = fl.waiting[:i]
+	for len(all) > 0 && len(tail) > 0 {
+		switch c := bySeq(all[0], tail[0]); {
+		case c > 0:
+			fl.waiting, tail = append(fl.waiting, tail[0]), tail[1:]
+		case c == 0: // it may never have left the slice
+			all = all[1:]
+		default:
+			fl.waiting, all = append(fl.waiting, all[0]), all[1:]
+		}
+	}
+	fl.waiting = append(append(fl.waiting, all...), tail...)
 }
 
 // flowHeap is the flows of one destination that have something to send, the one with

@@ -44,6 +44,7 @@ type line struct {
 	parked   map[*entry]struct{}
 	held     map[uint64]bool // being relabelled; true: acked meanwhile
 	unfinal  unfinalSet
+	lost     []*lost
 	room     chan struct{} // for the reader
 	kick     chan struct{} // for the clock: there may be an earlier deadline
 	count    counts

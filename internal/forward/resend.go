@@ -4,8 +4,9 @@ import "time"
 
 // Bounds of sending again what is not final.
 const (
-	maxTries   = 4   // the wait doubles so often: 16 times final_timeout at most
-	maxResends = 256 // batches at a time
+	maxTries   = 4    // the wait doubles so often: 16 times final_timeout at most
+	maxResends = 256  // batches at a time
+	resendStep = 4096 // batches that are looked at while the lock is held
 )
 
 // unfinalSet is the batches that a next node has and that are kept until they are final:
@@ -71,25 +72,73 @@ func (l *line) resendDue(now time.Duration) {
 	}
 }
 
-// resend sends a batch again that a next node has had, the current way.
+// resend sends a batch again that a next node has had, the current way; one of few at a
+// time.
 func (l *line) resend(e *entry) {
 	if l.unfinal.resends == nil {
 		l.unfinal.resends = map[*entry]struct{}{}
 	}
 	l.unfinal.resends[e] = struct{}{}
+	l.unkeep(e)
+	l.place(e)
+}
+
+// unkeep makes e one that no next node has.
+func (l *line) unkeep(e *entry) {
 	l.count.unfinal = minus(l.count.unfinal, e)
 	l.count.resent++
 	l.ahead++
 	e.resent = true
 	e.tries = min(e.tries+1, maxTries)
-	l.place(e)
 }
 
-// resendFrom sends everything again that d had before another node came to its place.
+// lost is what a destination had when another node came to its place.
+type lost struct {
+	d      *destination
+	queues [maxTries + 1][]*entry
+}
+
+// resendFrom sends everything again that d had before another node came to its place: the
+// clock does, by and by.
 func (l *line) resendFrom(d *destination) {
-	for _, e := range l.entries {
-		if e.stage == unfinal && e.at == d && e.node != d.node {
-			l.resend(e)
+	l.lost = append(l.lost, &lost{d, l.unfinal.queues})
+	signal(l.kick)
+}
+
+// resendLost sends some of that again. There may be half a million, and the lock is to be
+// had in between.
+func (l *line) resendLost() {
+	if len(l.lost) == 0 {
+		return
+	}
+	x := l.lost[0]
+	byFlow := map[*flow][]*entry{}
+	left := resendStep
+	for i := range x.queues {
+		some := x.queues[i][:min(left, len(x.queues[i]))]
+		for _, e := range some {
+			if e == nil || e.stage != unfinal || e.at != x.d || e.node == x.d.node {
+				continue // settled, sent to somebody else, or to the new node
+			}
+			l.unkeep(e)
+			if e.refused != nil {
+				l.place(e)
+				continue
+			}
+			e.stage, e.at = waits, nil
+			byFlow[e.flow] = append(byFlow[e.flow], e)
 		}
+		x.queues[i] = x.queues[i][len(some):]
+		left -= len(some)
+	}
+	for fl, all := range byFlow {
+		fl.insertAll(all)
+		l.update(fl)
+	}
+	if left > 0 {
+		l.lost = l.lost[1:]
+	}
+	if len(l.lost) > 0 {
+		signal(l.kick)
 	}
 }

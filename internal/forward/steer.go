@@ -33,6 +33,7 @@ func (l *line) clock(ctx context.Context) error {
 		l.steer(now)
 		l.rebalance(now)
 		l.resendDue(now)
+		l.resendLost()
 		l.sweep(now)
 		at, ok := l.deadline()
 		l.mu.Unlock()
