@@ -314,16 +314,21 @@ func TestARelabelledBatchTakesTheWholeWayUnderItsNewID(t *testing.T) {
 		r.down("b")
 		b := r.up("b", 3, nil)
 		r.pass(5 * time.Second)
+		r.want("a, while b has the old one and it is not final there", a.numbers(), "1 2 3")
+		r.down("b")
+		b = r.up("b", 4, nil)
+		r.pass(5 * time.Second)
+		r.want("b lost its disk and gets the old one again", b.numbers(), "1! 2! 3!")
+		for _, s := range []*peerServer{a, b} {
+			s.server.FinalRanges(foreign, batch.Range{First: 1, Last: 3})
+		}
+		r.pass(5 * time.Second)
 		r.want("a", a.numbers(), "1 2 3 1")
 		r.want("b had the old one and needs no new one", b.numbers(), "1! 2! 3!")
 		got := a.got[3]
 		if l := got.ID.Lane; l.Origin != (batch.Origin{1}) || l.Epoch.Counter != 3 || l.Epoch.Random == 5 || l.Bucket != 4 {
 			t.Errorf("the new lane is %v", l)
 		}
-		for _, s := range []*peerServer{a, b} {
-			s.server.FinalRanges(foreign, batch.Range{First: 1, Last: 3})
-		}
-		r.pass(2 * time.Second)
 		finals := r.f.Finals(foreign)
 		r.want("final before the new one is", finals.String(), "1,3")
 		r.crash()

@@ -33,6 +33,7 @@ type finals struct {
 	lanes  map[batch.Lane]*laneFinals
 	epochs map[flowKey][]batch.Lane // the lanes that differ in nothing else
 	drop   []queue.KV
+	gone   map[string]laneSets // what was final at cursors that are configured no more, while it is read
 }
 
 // laneFinals is one lane.
@@ -49,7 +50,10 @@ type laneFinals struct {
 }
 
 func newFinals(origin batch.Origin, names []string, wants func(int, batch.Lane) bool) *finals {
-	return &finals{origin: origin, names: names, wants: wants, lanes: map[batch.Lane]*laneFinals{}, epochs: map[flowKey][]batch.Lane{}}
+	return &finals{
+		origin: origin, names: names, wants: wants,
+		lanes: map[batch.Lane]*laneFinals{}, epochs: map[flowKey][]batch.Lane{}, gone: map[string]laneSets{},
+	}
 }
 
 // load reads what is stored.
@@ -85,6 +89,11 @@ func (f *finals) restore(prefix string, lane batch.Lane, value []byte) error {
 			return nil
 		}
 	}
+	name := cursorPrefix + strings.TrimPrefix(prefix, prefixFinal)
+	if f.gone[name] == nil {
+		f.gone[name] = laneSets{}
+	}
+	f.gone[name][lane] = set
 	f.drop = append(f.drop, queue.KV{Key: prefix + "/" + hex.EncodeToString(lane.Append(nil))})
 	return nil
 }
@@ -109,6 +118,13 @@ func (f *finals) lane(id batch.Lane) *laneFinals {
 		f.forget(id)
 	}
 	return lf
+}
+
+// begin calls fn with what is known of a lane, which fn may change.
+func (f *finals) begin(lane batch.Lane, fn func(*laneFinals)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fn(f.lane(lane))
 }
 
 // track counts a batch of lane that a line has read.
@@ -172,6 +188,15 @@ func (f *finals) at(line int, id batch.ID) bool {
 	defer f.mu.Unlock()
 	lf := f.lanes[id.Lane]
 	return lf != nil && lf.sets[line].Contains(id.N)
+}
+
+// know notes that id is final at a line.
+func (f *finals) know(line int, id batch.ID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lf := f.lane(id.Lane)
+	lf.sets[line].Add(id.N)
+	lf.dirty[line] = true
 }
 
 // claims returns what a line was told is final without proof.

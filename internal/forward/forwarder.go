@@ -29,6 +29,7 @@ type Forwarder struct {
 	wants    func(line int, lane batch.Lane) bool
 	finals   *finals
 	relabels *relabels
+	changes  *changes          // until they are stored
 	skips    transport.SkipSet // told downstream
 	dropped  transport.SkipSet // heard from downstream
 
@@ -58,9 +59,17 @@ func newForwarder(o Options, s store) (*Forwarder, error) {
 	f.wants = func(line int, lane batch.Lane) bool { return wants(cursors[line], lane) }
 	f.finals = newFinals(origin, cursors, f.wants)
 	f.relabels = newRelabels(f, rand.Uint64())
-	if err := errors.Join(f.finals.load(s), f.finals.loadWays(s), f.relabels.load(s)); err != nil {
+	if f.changes, err = findChanges(s, cursors, &o); err != nil {
 		return nil, err
 	}
+	if err := errors.Join(f.finals.load(s), f.finals.loadWays(s)); err != nil {
+		return nil, err
+	}
+	f.changes.finals, f.finals.gone = f.finals.gone, nil
+	if err := f.relabels.load(s, f.changes); err != nil {
+		return nil, err
+	}
+	f.changes.begin(f)
 	committed := s.Stats().Committed
 	for i := range o.Groups {
 		g := &o.Groups[i]
@@ -70,11 +79,8 @@ func newForwarder(o Options, s store) (*Forwarder, error) {
 				return nil, fmt.Errorf("open the cursor of group %q: %w", g.Name, err)
 			}
 			l := newLine(f, len(f.lines), g, cfg, c)
-			m, sent, err := openMark(s, cfg.cursor)
-			if err != nil {
-				return nil, err
-			}
-			l.mark, l.suspect = m, min(sent, committed)
+			sent := f.changes.sent[cfg.cursor]
+			l.mark, l.suspect = newMark(s, cfg.cursor, sent), min(sent, committed)
 			f.lines = append(f.lines, l)
 		}
 	}
@@ -93,6 +99,9 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	}
 	f.started, f.ctx, f.cancel = true, ctx, cancel
 	f.mu.Unlock()
+	if err := f.settle(ctx); err != nil && ctx.Err() == nil {
+		f.fail(err)
+	}
 	for _, l := range f.lines {
 		if err := l.begin(); err != nil {
 			f.fail(err)
@@ -146,12 +155,18 @@ func (f *Forwarder) keep(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if set := slices.Concat(f.finals.unstored(), f.relabels.unstored()); len(set) > 0 {
+		if set := f.unstored(); len(set) > 0 {
 			if _, err := f.store.Submit(ctx, &queue.Txn{Set: set, Aside: true}); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// unstored returns what to store, and counts it as stored: first which old ids need not be
+// known any more, which was decided after they were noted as final.
+func (f *Forwarder) unstored() []queue.KV {
+	return slices.Concat(f.relabels.unstored(), f.finals.unstored())
 }
 
 // Horizon takes in what a peer upstream announced: all of lane below below is final at

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -12,7 +11,8 @@ import (
 )
 
 // prefixSent begins the keys under which a line stores up to which seq it may have sent:
-// sent/, the cursor's name without forward/; the value is a u64, little-endian.
+// sent/, the cursor's name without forward/; the value is a u64, little-endian. It is there
+// from the first start of the line on. Without a name it is that of lines which are gone.
 const prefixSent = "sent/"
 
 // Distances of the stored number.
@@ -39,17 +39,9 @@ type mark struct {
 	wake   chan struct{} // closed and made anew when stored or err changes
 }
 
-// openMark reads the number that was stored.
-func openMark(s store, cursor string) (m *mark, sent uint64, err error) {
-	m = &mark{s: s, key: prefixSent + strings.TrimPrefix(cursor, cursorPrefix), wake: make(chan struct{})}
-	if v, ok := s.Get(m.key); ok {
-		if len(v) != 8 {
-			return nil, 0, fmt.Errorf("read %q of the queue: %d bytes, want 8", m.key, len(v))
-		}
-		sent = binary.LittleEndian.Uint64(v)
-	}
-	m.asked, m.stored = sent, sent
-	return m, sent, nil
+// newMark continues at the number that was stored.
+func newMark(s store, cursor string, sent uint64) *mark {
+	return &mark{s: s, key: sentKey(cursor), asked: sent, stored: sent, wake: make(chan struct{})}
 }
 
 // cover returns when seq may be sent; with false where that cannot be stored now, so that

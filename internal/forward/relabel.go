@@ -14,6 +14,7 @@ import (
 
 	"ftfuse/internal/batch"
 	"ftfuse/queue"
+	"ftfuse/transport"
 )
 
 // prefixRelabel begins the keys that hold, until the new one is final, under which id a
@@ -69,7 +70,7 @@ func newRelabels(f *Forwarder, fresh uint64) *relabels {
 }
 
 // load reads what is stored.
-func (r *relabels) load(s store) error {
+func (r *relabels) load(s store, c *changes) error {
 	var bad error
 	s.Range(prefixRelabel, func(key string, value []byte) bool {
 		name, err := hex.DecodeString(key[len(prefixRelabel):])
@@ -77,7 +78,7 @@ func (r *relabels) load(s store) error {
 			var to, from batch.ID
 			if to, err = batch.ParseID(name); err == nil {
 				if from, err = batch.ParseID(value); err == nil {
-					r.restore(to, from, value[batch.IDSize:])
+					r.restore(c, to, from, value[batch.IDSize:])
 				}
 			}
 		}
@@ -89,21 +90,47 @@ func (r *relabels) load(s store) error {
 	return bad
 }
 
-// restore takes in one stored value. A cursor that is configured no more is owed nothing.
-func (r *relabels) restore(to, from batch.ID, names []byte) {
+// restore takes in one stored value. Where a cursor is owed the new id that is configured
+// no more, those are that came in its place.
+func (r *relabels) restore(c *changes, to, from batch.ID, names []byte) {
 	x := &relabelled{old: from, owed: map[int]bool{}}
+	gone := false
 	for len(names) > 0 && len(names) > int(names[0]) {
 		name := string(names[1 : 1+int(names[0])])
 		names = names[1+len(name):]
-		if i := slices.Index(r.f.finals.names, name); i >= 0 && !r.f.finals.at(i, to) {
+		switch i := slices.Index(r.f.finals.names, name); {
+		case i < 0:
+			gone = true
+		case r.f.finals.at(i, to): // the old one is too; perhaps that is not stored yet
+			r.f.finals.know(i, from)
+		default:
 			x.owed[i] = true
 		}
 	}
-	if len(x.owed) == 0 {
+	changed := gone
+	for _, i := range c.fresh {
+		if open := c.open[i][to.Lane]; r.f.wants(i, to.Lane) && (gone || open.Contains(to.N)) {
+			x.owed[i], changed = true, true
+		}
+	}
+	switch {
+	case len(x.owed) == 0:
 		r.drop = append(r.drop, queue.KV{Key: relabelKey(to)})
 		return
+	case changed:
+		c.set = append(c.set, r.stored(to, x))
 	}
 	r.olds[to] = x
+}
+
+// stored is what to store of a new id.
+func (r *relabels) stored(id batch.ID, x *relabelled) queue.KV {
+	value := x.old.Append(nil)
+	for line := range x.owed {
+		name := r.f.finals.names[line]
+		value = append(append(value, byte(len(name))), name...)
+	}
+	return queue.KV{Key: relabelKey(id), Value: value}
 }
 
 // add asks for a batch to be relabelled.
@@ -213,19 +240,13 @@ func (r *relabels) replace(ctx context.Context, c conflict, again bool, x *relab
 	if was != nil {
 		maps.Copy(x.owed, was.owed)
 	}
-	r.mu.Unlock()
-	value := c.id.Append(nil)
-	for line := range x.owed {
-		name := r.f.finals.names[line]
-		value = append(append(value, byte(len(name))), name...)
-	}
-	r.mu.Lock()
+	set := []queue.KV{r.stored(id, x)}
 	r.olds[id] = x // before it can be sent
 	r.mu.Unlock()
 	committed := make(chan error, 1)
 	_, err := r.f.store.Submit(ctx, &queue.Txn{
 		Entries: []queue.Entry{e}, Replace: []uint64{c.seq}, Again: again, Sync: true,
-		Set:  []queue.KV{{Key: relabelKey(id), Value: value}},
+		Set:  set,
 		Done: func(err error) { committed <- err },
 	})
 	if err == nil {
@@ -271,22 +292,42 @@ func (r *relabels) newID(c content) (id batch.ID, again bool) {
 	return id, false
 }
 
-// final returns the old ids of what became final of a lane at a line: they are final there
-// too.
-func (r *relabels) final(line int, lane batch.Lane, ranges []batch.Range) (olds []batch.ID) {
+// final returns which new ids, with their old ones, became final of a lane at a line: the
+// old ones are final there too. They are kept until done.
+func (r *relabels) final(line int, lane batch.Lane, ranges []batch.Range) (olds map[batch.ID]batch.ID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, x := range r.olds { // few, if any
 		if id.Lane != lane || !x.owed[line] || !slices.ContainsFunc(ranges, func(a batch.Range) bool { return id.N >= a.First && id.N <= a.Last }) {
 			continue
 		}
-		olds = append(olds, x.old)
-		if delete(x.owed, line); len(x.owed) == 0 {
-			delete(r.olds, id)
-			r.drop = append(r.drop, queue.KV{Key: relabelKey(id)})
+		if olds == nil {
+			olds = map[batch.ID]batch.ID{}
 		}
+		olds[id] = x.old
 	}
 	return olds
+}
+
+// done forgets that a line owes a new id: it is noted that the old one is final there.
+func (r *relabels) done(line int, id batch.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	x := r.olds[id]
+	if x == nil || !x.owed[line] {
+		return
+	}
+	if delete(x.owed, line); len(x.owed) == 0 {
+		delete(r.olds, id)
+		r.drop = append(r.drop, queue.KV{Key: relabelKey(id)})
+	}
+}
+
+// oldsOf returns the numbers of lane that become final with their new ids at a line.
+func (r *relabels) oldsOf(line int, lane batch.Lane) []batch.Range {
+	var set batch.Ranges
+	r.withhold(line, lane, &set)
+	return set.All()
 }
 
 // withhold adds to not the numbers of lane that were relabelled and whose new id is not
@@ -311,19 +352,20 @@ func (r *relabels) unstored() []queue.KV {
 }
 
 // hold makes a line keep its hands off a batch that is to be relabelled. needs says
-// whether it still has to send it, resent whether it may be with somebody. ok is false where that is not known, or the batch is in
-// flight: its answer is to come first.
+// whether it still has to send it, resent whether it may be with somebody. ok is false
+// where that is not known: the answer must come first of whoever has it, or may have it,
+// under the old id, or it would stand there under both. Where it is kept until it is
+// final, that must come first, too: nothing would be kept of it otherwise.
 func (l *line) hold(seq uint64) (needs, resent, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.entries[seq]
 	switch {
-	case e == nil && !l.known || e != nil && (e.stage == fetching || e.stage == given):
+	case e == nil && !l.known:
 		return false, false, false
 	case e == nil:
-	case e.stage == unfinal: // what is behind has it, under the old id
-		l.cursor.Ack(seq)
-		l.drop(e)
+	case e.stage == fetching || e.stage == given || e.stage == unfinal || e.resent && !e.conflicts():
+		return false, false, false
 	default:
 		e.stage, e.at = parked, nil
 		l.parked[e] = struct{}{}
@@ -333,6 +375,17 @@ func (l *line) hold(seq uint64) (needs, resent, ok bool) {
 		l.held[seq] = false
 	}
 	return needs, e != nil && e.resent, true
+}
+
+// conflicts reports whether a destination said, on its newest connection, that it knows
+// the id of e with another content.
+func (e *entry) conflicts() bool {
+	for d, r := range e.refused {
+		if r.code == transport.Conflict && r.conn == d.conns {
+			return true
+		}
+	}
+	return false
 }
 
 // letGo ends hold, and reports whether the batch was acked meanwhile. gone: it is not in

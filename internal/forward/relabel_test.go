@@ -52,3 +52,75 @@ func TestABatchOfAnotherHostIsRelabelledForEveryGroup(t *testing.T) {
 		}
 	}, x, y)
 }
+
+// TestWhatAnotherGroupMayHaveIsAskedForBeforeItIsRelabelled: the ack of one group was lost
+// with a crash, and the other group is told of a conflict. A new id for both would make the
+// first receiver take the content a second time.
+func TestWhatAnotherGroupMayHaveIsAskedForBeforeItIsRelabelled(t *testing.T) {
+	x := GroupConfig{Name: "x", Mode: Any, Primary: []string{"a" + simPort}}
+	y := GroupConfig{Name: "y", Mode: Any, Primary: []string{"b" + simPort}}
+	inBubble(t, func(r *rig) {
+		r.o.Relabel = relabelAll
+		b := r.up("b", 3, nil)
+		r.start()
+		r.submit(rigLane(1), 1, 1)
+		for b.numbers() == "" {
+			time.Sleep(time.Millisecond)
+		}
+		r.crash()
+		r.down("b")
+		a := r.up("a", 2, func(b batch.Sealed) (v transport.Verdict, _ bool) {
+			if b.ID.Lane == rigLane(1) {
+				v.Code = transport.Conflict
+			}
+			return v, true
+		})
+		r.start()
+		r.pass(5 * time.Second)
+		r.want("a, while nobody knows what b has", a.numbers(), "1")
+		b = r.up("b", 3, nil)
+		r.pass(10 * time.Second)
+		r.want("b", b.numbers(), "1!")
+		r.want("a", a.numbers(), "1 1")
+		if r.waiting() != 0 {
+			t.Errorf("%d wait", r.waiting())
+		}
+	}, x, y)
+}
+
+// TestTheOldIdBecomesFinalWheneverAKillComes: what is known of a new id is forgotten only
+// with, or after, what it is known for.
+func TestTheOldIdBecomesFinalWheneverAKillComes(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.o.Relabel = relabelAll
+		foreign := batch.Lane{Origin: batch.Origin{8}, Epoch: batch.Epoch{Counter: 3, Random: 5}}
+		a := r.up("a", 2, func(b batch.Sealed) (v transport.Verdict, _ bool) {
+			if b.ID.Lane == foreign {
+				v.Code = transport.Conflict
+			}
+			return v, true
+		})
+		r.o.OnFinal = func(lane batch.Lane, _ []batch.Range) {
+			if lane != foreign {
+				time.Sleep(3 * time.Second) // the new id is noted as final, the old one not yet
+			}
+		}
+		r.start()
+		r.submit(foreign, 1, 1)
+		r.pass(5 * time.Second)
+		r.want("a", a.numbers(), "1 1")
+		a.server.Final(a.got[1].ID)
+		r.pass(2500 * time.Millisecond)
+		r.crash()
+		for range 2 {
+			r.start()
+			r.pass(5 * time.Second)
+			finals := r.f.Finals(foreign)
+			r.want("final", finals.String(), "1")
+			r.crash()
+		}
+		if keys := r.keys(prefixRelabel); len(keys) > 0 {
+			t.Errorf("left behind: %q", keys)
+		}
+	}, single())
+}

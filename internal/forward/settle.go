@@ -86,8 +86,9 @@ func (l *line) final(lane batch.Lane, ranges []batch.Range, sure bool) {
 	olds := l.f.relabels.final(l.index, lane, open)
 	l.mu.Unlock()
 	l.f.final(lane, everywhere)
-	for _, old := range olds {
+	for id, old := range olds {
 		l.final(old.Lane, []batch.Range{{First: old.N, Last: old.N}}, true)
+		l.f.relabels.done(l.index, id)
 	}
 }
 
@@ -242,12 +243,9 @@ func (l *line) unpark(e *entry) {
 	if _, held := l.held[e.seq]; held {
 		return
 	}
-	for d, r := range e.refused {
-		if r.code == transport.Conflict && r.conn == d.conns {
-			return
-		}
+	if !e.conflicts() {
+		l.place(e)
 	}
-	l.place(e)
 }
 
 // skipped hears that a node behind d dropped batches of lane. What d had been given of

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -24,10 +25,12 @@ type schedule struct {
 	pair      [2]bool // two destinations are primary and secondary, else both primary
 	loop      bool    // a relay's last secondary is the other relay
 	keepFinal bool
+	relayHop  bool // but not by the relays
 	failback  time.Duration
 	timeout   time.Duration
 	commit    time.Duration
 	faults    int
+	changes   bool // of the relays' configuration
 }
 
 func newSchedule(seed uint64) schedule {
@@ -41,12 +44,14 @@ func newSchedule(seed uint64) schedule {
 	}
 	s.commit = []time.Duration{8 * time.Millisecond, 8 * time.Millisecond, 300 * time.Millisecond}[rng.IntN(3)]
 	s.loop = s.relays == 2 && s.mode[1] != Broadcast && rng.IntN(3) == 0
+	s.relayHop = s.keepFinal && rng.IntN(2) == 0
+	s.changes = s.relays > 0 && rng.IntN(3) == 0
 	return s
 }
 
 func (s *schedule) String() string {
-	return fmt.Sprintf("seed %d: %d mounts (%s, pair %v), %d relays (%s, pair %v, loop %v), %d receivers, keep final %v, failback %v, %d faults",
-		s.seed, s.mounts, s.mode[0], s.pair[0], s.relays, s.mode[1], s.pair[1], s.loop, s.receivers, s.keepFinal, s.failback, s.faults)
+	return fmt.Sprintf("seed %d: %d mounts (%s, pair %v), %d relays (%s, pair %v, loop %v), %d receivers, keep final %v (relays not: %v), changes %v, failback %v, %d faults",
+		s.seed, s.mounts, s.mode[0], s.pair[0], s.relays, s.mode[1], s.pair[1], s.loop, s.receivers, s.keepFinal, s.relayHop, s.changes, s.failback, s.faults)
 }
 
 // everyReceiver says that each batch must stand at each receiver.
@@ -57,7 +62,7 @@ func (s *schedule) everyReceiver() bool {
 
 // apart says that a batch stands at one receiver, but for those in flight at a failover.
 func (s *schedule) apart() bool {
-	return !s.everyReceiver() && !(s.relays == 2 && s.mode[0] == Broadcast && !s.pair[0])
+	return !s.everyReceiver() && !(s.relays == 2 && s.mode[0] == Broadcast && !s.pair[0]) && !s.changes
 }
 
 func names(kind string, n int) (all []string) {
@@ -92,7 +97,7 @@ func (s *schedule) build(m mutant) *world {
 	w.net = newSimNet(func() time.Duration { return w.within(50*time.Microsecond, 20*time.Millisecond) })
 	relays, receivers := names("relay", s.relays), names("recv", s.receivers)
 	add := func(role, name string, groups []GroupConfig) {
-		n := &simNode{w: w, name: name, role: role, groups: groups, keepFinal: s.keepFinal, timeout: s.timeout}
+		n := &simNode{w: w, name: name, role: role, groups: groups, keepFinal: s.keepFinal && !(s.relayHop && role == "relay"), timeout: s.timeout}
 		n.disk = newSimDisk(n.id(0))
 		if role == "mount" {
 			n.batches.Store(int64(60 + rng.IntN(60)))
@@ -150,6 +155,10 @@ func (s *schedule) fault(w *world) {
 		n = w.nodes[w.random(len(w.nodes))]
 	}
 	short, long := w.within(10*time.Millisecond, 3*time.Second), w.within(time.Second, 40*time.Second)
+	if s.changes && n.role == "relay" && w.random(3) == 0 {
+		s.change(w, n)
+		return
+	}
 	switch w.random(9) {
 	case 0: // dead until the end
 		n.kill()
@@ -189,12 +198,34 @@ func (s *schedule) fault(w *world) {
 		n.restart()
 	case 8: // the disk is gone; a source's cannot be
 		n.kill()
-		if s.keepFinal && n.role == "relay" {
+		if s.keepFinal && n.role == "relay" && !(s.relayHop && s.loop) {
 			n.disk = newSimDisk(n.id(byte(1 + w.random(255))))
 		}
 		time.Sleep(short)
 		n.restart()
 	}
+}
+
+// change restarts a relay with another configuration: its group has another name, or there
+// is one more or less, to the same receivers.
+func (s *schedule) change(w *world, n *simNode) {
+	if w.random(2) == 0 {
+		n.stop()
+	} else {
+		n.kill()
+	}
+	switch {
+	case w.random(2) == 0:
+		n.groups = slices.Clone(n.groups)
+		n.groups[0].Name += "+"
+	case len(n.groups) > 1:
+		n.groups = n.groups[:1]
+	default:
+		more := n.groups[0]
+		more.Name = "more"
+		n.groups = []GroupConfig{n.groups[0], more}
+	}
+	n.restart()
 }
 
 func (n *simNode) restart() {

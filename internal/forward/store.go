@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 
+	"ftfuse/internal/batch"
 	"ftfuse/queue"
 	"ftfuse/transport"
 )
@@ -14,6 +15,9 @@ type store interface {
 	Get(key string) ([]byte, bool)
 	Range(prefix string, fn func(key string, value []byte) bool)
 	Stats() queue.Stats
+	List(ctx context.Context, cursor string, fn func(queue.Listed) error) error
+	Lanes() []batch.Lane
+	Delivered(lane batch.Lane) batch.Ranges
 }
 
 // cursor is a consumer of the queue; see queue.Cursor.
