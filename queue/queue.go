@@ -337,6 +337,13 @@ func (q *Queue) Host(lane batch.Lane) string {
 	return q.delivered.Host(lane)
 }
 
+// KnowsLane reports whether the delivered set has something of lane.
+func (q *Queue) KnowsLane(lane batch.Lane) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.delivered.lanes[lane] != nil
+}
+
 // Lanes returns the lanes of the delivered set, in no order.
 func (q *Queue) Lanes() []batch.Lane {
 	q.mu.Lock()

@@ -30,10 +30,10 @@ type handler struct {
 
 var _ transport.Handler = (*handler)(nil)
 
-// Horizon notes what is final at a lane's source, and tells a peer that is new on its
-// connection what else is.
-func (h *handler) Horizon(p transport.Peer, lane batch.Lane, below uint64) {
-	h.tell.Horizon(p, lane, below)
+// Horizon notes what is final at a lane's source, and tells a peer whose
+// connection is new what else is.
+func (h *handler) Horizon(_ transport.Peer, lane batch.Lane, below uint64, first bool) {
+	h.tell.Horizon(lane, below, first)
 }
 
 // Skip counts what was dropped upstream. It is no reason to wait, or not to take another

@@ -181,7 +181,7 @@ func (r *Receiver) serve(ctx context.Context) (err error) {
 	r.server = transport.NewServer(transport.ServerOptions{
 		Identity: transport.Identity{Node: r.q.Node(), Host: r.c.Host, Role: string(config.RoleReceive), Product: status.Product()},
 		MaxConns: r.c.Receive.MaxConnections, MaxConnsPerAddress: r.c.Receive.MaxConnectionsPerAddress,
-		TLS: r.secure.Server(), Admission: r.secure.Admission(), LaneHost: r.q.Host,
+		TLS: r.secure.Server(), Admission: r.secure.Admission(), LaneHost: r.q.Host, KnowsLane: r.q.KnowsLane,
 		Logger: r.log,
 	}, r.handler)
 	r.handler.server = r.server

@@ -40,11 +40,11 @@ type handler struct {
 
 var _ transport.Handler = (*handler)(nil)
 
-// Horizon passes on what is final at a lane's source, and tells a peer that is new on its
-// connection what else is.
-func (h *handler) Horizon(p transport.Peer, lane batch.Lane, below uint64) {
+// Horizon passes on what is final at a lane's source, and tells a peer whose
+// connection is new what else is.
+func (h *handler) Horizon(_ transport.Peer, lane batch.Lane, below uint64, first bool) {
 	h.forward.Horizon(lane, below)
-	h.tell.Horizon(p, lane, below)
+	h.tell.Horizon(lane, below, first)
 }
 
 // Skip counts and passes on what was dropped upstream.

@@ -217,7 +217,7 @@ func (a *aggregator) Batch(_ context.Context, _ transport.Peer, b batch.Sealed, 
 	a.wake()
 }
 
-func (a *aggregator) Horizon(_ transport.Peer, lane batch.Lane, below uint64) {
+func (a *aggregator) Horizon(_ transport.Peer, lane batch.Lane, below uint64, _ bool) {
 	a.Lock()
 	defer a.Unlock()
 	a.horizon[lane] = max(a.horizon[lane], below)

@@ -139,7 +139,7 @@ func (r *Relay) serve(ctx context.Context) (err error) {
 	r.addr = ln.Addr()
 	r.server = transport.NewServer(transport.ServerOptions{
 		Identity: r.identity(), MaxConns: r.c.Relay.MaxConnections, MaxConnsPerAddress: r.c.Relay.MaxConnectionsPerAddress,
-		TLS: r.secure.Server(), Admission: r.secure.Admission(), LaneHost: r.q.Host, Logger: r.log,
+		TLS: r.secure.Server(), Admission: r.secure.Admission(), LaneHost: r.q.Host, KnowsLane: r.q.KnowsLane, Logger: r.log,
 	}, r.handler)
 	r.handler.server = r.server
 	r.tell.Attach(r.server)

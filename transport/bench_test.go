@@ -55,8 +55,8 @@ func (h *taker) Batch(_ context.Context, _ Peer, b batch.Sealed, reply func(Verd
 	h.n++
 	reply(Verdict{Code: Taken})
 }
-func (*taker) Horizon(Peer, batch.Lane, uint64) {}
-func (*taker) Skip(Peer, batch.Lane, []Skip)    {}
+func (*taker) Horizon(Peer, batch.Lane, uint64, bool) {}
+func (*taker) Skip(Peer, batch.Lane, []Skip)          {}
 
 // BenchmarkLoopback sends batches over loopback until the last one is acked, each
 // checked against its CRC; BenchmarkRawTCP is the same bytes by write and read alone.

@@ -7,7 +7,6 @@ import (
 	"io"
 
 	"ftfuse/internal/batch"
-	"ftfuse/internal/dirty"
 )
 
 // Type says what a frame carries.
@@ -126,16 +125,15 @@ func appendEmpty(b []byte, kind Type) []byte {
 // frameReader reads frames from r. Fields are read into a buffer that the next frame
 // overwrites.
 type frameReader struct {
-	r       io.Reader
-	lim     limits
-	head    [frameHeaderSize]byte
-	meta    []byte
-	largest int // longest data that came in whole
-	pace    *pace
+	r    io.Reader
+	lim  limits
+	head [frameHeaderSize]byte
+	meta []byte
+	pace *pace
 }
 
 // next reads a header and the fields behind it. The data, if any, are still to be
-// read with readData. A clean end between two frames is io.EOF.
+// read with fill. A clean end between two frames is io.EOF.
 func (f *frameReader) next() (frameHeader, []byte, error) {
 	f.pace.stop()
 	if _, err := io.ReadFull(f.r, f.head[:1]); err != nil {
@@ -162,49 +160,17 @@ func (f *frameReader) next() (frameHeader, []byte, error) {
 	return h, meta, nil
 }
 
-// readData reads n bytes of data into a slice of their own and returns their CRC too. It
-// allocates at once no more than twice what this peer has sent in one piece before, and
-// then no more than has come in, so that a peer that announces megabytes and sends nothing
-// costs next to nothing.
-func (f *frameReader) readData(n int) (data []byte, crc uint32, err error) {
-	const first = 16 << 10
-	var parts [][]byte
-	read := 0
-	for {
-		step := min(n-read, max(first, 2*f.largest, read))
-		part := dirty.Make(step)[:step]
-		if crc, err = f.fill(part, crc); err != nil {
-			return nil, 0, unexpected(err)
-		}
-		read += step
-		if read == n && parts == nil {
-			f.largest = max(f.largest, n)
-			return part[:n:n], crc, nil
-		}
-		parts = append(parts, part)
-		if read == n {
-			break
-		}
-	}
-	f.largest = max(f.largest, n)
-	buf := dirty.Make(n)[:0]
-	for _, part := range parts {
-		buf = append(buf, part...)
-	}
-	return buf[:n:n], crc, nil
-}
-
 // sumEvery is how much is read before it is checksummed: it is still in the processor's
 // cache then, a whole batch would not be.
 const sumEvery = 128 << 10
 
-// fill reads all of p and returns crc continued over it.
+// fill reads all of p, data of a batch, and returns crc continued over it.
 func (f *frameReader) fill(p []byte, crc uint32) (uint32, error) {
 	for len(p) > 0 {
 		n, err := f.r.Read(p[:min(len(p), sumEvery)])
 		crc = batch.UpdateChecksum(crc, p[:n])
 		if p = p[n:]; err != nil && len(p) > 0 {
-			return 0, err
+			return 0, unexpected(err)
 		}
 	}
 	return crc, nil

@@ -221,7 +221,8 @@ func TestEveryFlippedBitIsNoticed(t *testing.T) {
 			if inData := name == "batch" && bit/8 >= len(good)-12; err == nil && !inData {
 				t.Fatalf("%s: bit %d flipped and read as good", name, bit)
 			} else if inData && err == nil {
-				data, crc, err := fr.readData(int(h.data))
+				data := make([]byte, h.data)
+				crc, err := fr.fill(data, 0)
 				if err != nil || crc != batch.Checksum(data) || crc == batch.Checksum([]byte("sealed bytes")) {
 					t.Fatalf("%s: bit %d: %v", name, bit, err)
 				}
@@ -231,7 +232,7 @@ func TestEveryFlippedBitIsNoticed(t *testing.T) {
 			fr := &frameReader{r: bytes.NewReader(good[:n]), lim: limits{meta: maxMeta, data: 1 << 20}}
 			h, _, err := fr.next()
 			if err == nil {
-				_, _, err = fr.readData(int(h.data))
+				_, err = fr.fill(make([]byte, h.data), 0)
 			}
 			if err == nil || (n == 0) != (err == io.EOF) {
 				t.Fatalf("%s cut to %d of %d bytes: %v", name, n, len(good), err)
@@ -240,22 +241,25 @@ func TestEveryFlippedBitIsNoticed(t *testing.T) {
 	}
 }
 
-func TestReadDataGrows(t *testing.T) {
+// TestFillGoesOn: data that are read in two pieces have the CRC of the whole.
+func TestFillGoesOn(t *testing.T) {
 	data := make([]byte, 3<<20+17)
 	for i := range data {
 		data[i] = byte(i * 7)
 	}
-	fr := &frameReader{r: bytes.NewReader(data)}
-	got, crc, err := fr.readData(len(data))
-	if err != nil || !bytes.Equal(got, data) || cap(got) != len(got) || crc != batch.Checksum(data) {
-		t.Errorf("%d bytes, capacity %d, CRC %08x, want %08x, %v", len(got), cap(got), crc, batch.Checksum(data), err)
-	}
-	fr.r = bytes.NewReader(nil)
-	if got, _, err := fr.readData(0); err != nil || len(got) != 0 {
-		t.Errorf("no data: %v %v", got, err)
-	}
-	if _, _, err := fr.readData(1); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Error(err)
+	for _, first := range []int{0, 1, firstPiece, len(data)} {
+		fr := &frameReader{r: bytes.NewReader(data)}
+		got := make([]byte, len(data))
+		crc, err := fr.fill(got[:first], 0)
+		if err == nil {
+			crc, err = fr.fill(got[first:], crc)
+		}
+		if err != nil || !bytes.Equal(got, data) || crc != batch.Checksum(data) {
+			t.Errorf("%d bytes first: CRC %08x, want %08x, %v", first, crc, batch.Checksum(data), err)
+		}
+		if _, err := fr.fill(make([]byte, 1), 0); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Error(err)
+		}
 	}
 }
 
@@ -276,7 +280,7 @@ func FuzzFrames(f *testing.F) {
 			if err := parseAny(h, meta); err != nil && !errors.Is(err, ErrFrame) {
 				t.Fatalf("error of no kind: %v", err)
 			}
-			if _, _, err := fr.readData(int(h.data)); err != nil {
+			if _, err := fr.fill(make([]byte, h.data), 0); err != nil {
 				return
 			}
 		}
@@ -350,5 +354,5 @@ func (c crcChecker) Batch(_ context.Context, _ Peer, b batch.Sealed, reply func(
 	}
 	reply(Verdict{Code: Taken})
 }
-func (crcChecker) Horizon(Peer, batch.Lane, uint64) {}
-func (crcChecker) Skip(Peer, batch.Lane, []Skip)    {}
+func (crcChecker) Horizon(Peer, batch.Lane, uint64, bool) {}
+func (crcChecker) Skip(Peer, batch.Lane, []Skip)          {}

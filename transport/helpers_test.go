@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -71,6 +72,7 @@ type testHandler struct {
 	got      []batch.Sealed
 	seen     map[batch.ID]uint32
 	horizons []LaneHorizon
+	firsts   int // of horizons, those that came as the first of their connection
 	skips    SkipSet
 	changed  chan struct{}
 	before   func(ctx context.Context, b batch.Sealed) *Verdict // nil or a verdict instead of the usual
@@ -102,11 +104,26 @@ func (h *testHandler) Batch(ctx context.Context, _ Peer, b batch.Sealed, reply f
 	}
 }
 
-func (h *testHandler) Horizon(_ Peer, lane batch.Lane, below uint64) {
+func (h *testHandler) Horizon(_ Peer, lane batch.Lane, below uint64, first bool) {
 	h.mu.Lock()
 	h.horizons = append(h.horizons, LaneHorizon{lane, below})
+	if first {
+		h.firsts++
+	}
 	h.mu.Unlock()
 	h.signal()
+}
+
+// knows is KnowsLane of a node that has what h took.
+func (h *testHandler) knows(lane batch.Lane) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id := range h.seen {
+		if id.Lane == lane {
+			return true
+		}
+	}
+	return slices.ContainsFunc(h.horizons, func(lh LaneHorizon) bool { return lh.Lane == lane && lh.Below > 1 })
 }
 
 func (h *testHandler) Skip(_ Peer, lane batch.Lane, skips []Skip) {

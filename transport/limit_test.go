@@ -422,7 +422,7 @@ func TestWaitingForTheHandlerIsNotSlow(t *testing.T) {
 	fr := &frameReader{r: mine, lim: limits{meta: maxMeta}}
 	awaitFrame(t, fr, typeWelcome)
 	frame := func(n uint64) []byte {
-		b := testBatch(testLane(1), n, make([]byte, 100))
+		b := testBatch(testLane(1), n, make([]byte, 2*firstPiece))
 		return append(appendBatch(nil, &b, testNode(9)), b.Data...)
 	}
 	if _, err := mine.Write(frame(1)); err != nil {
@@ -430,13 +430,13 @@ func TestWaitingForTheHandlerIsNotSlow(t *testing.T) {
 	}
 	reply := <-h.replies
 	second := frame(2)
-	if _, err := mine.Write(second[:len(second)-50]); err != nil { // into the server's buffer
+	if _, err := mine.Write(second[:len(second)-firstPiece]); err != nil { // what the server reads before it waits
 		t.Fatal(err)
 	}
 	<-time.After(15 * s.grace) // at 4 KiB/s it would have to be there long since
 	reply(Verdict{Code: Taken})
 	awaitFrame(t, fr, typeAck)
-	if _, err := mine.Write(second[len(second)-50:]); err != nil {
+	if _, err := mine.Write(second[len(second)-firstPiece:]); err != nil {
 		t.Fatal(err)
 	}
 	select {

@@ -257,8 +257,8 @@ func (h *fileHandler) Batch(_ context.Context, _ Peer, b batch.Sealed, reply fun
 	h.seen[line] = true
 	reply(Verdict{Code: Taken})
 }
-func (h *fileHandler) Horizon(Peer, batch.Lane, uint64) {}
-func (h *fileHandler) Skip(Peer, batch.Lane, []Skip)    {}
+func (h *fileHandler) Horizon(Peer, batch.Lane, uint64, bool) {}
+func (h *fileHandler) Skip(Peer, batch.Lane, []Skip)          {}
 
 func runServerProcess(file string) {
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)

@@ -19,15 +19,14 @@ import (
 // ServerOptions are the options of a Server. Zero values mean the defaults.
 type ServerOptions struct {
 	Identity           Identity
-	MaxConns           int    // connections at a time, those in their handshake included
-	MaxConnsPerAddress int    // of one IPv4 address, or one /64 of IPv6
-	MaxData            uint32 // longest sealed batch taken, in bytes
-	Window             uint32 // most unacknowledged bytes a peer may send, in bytes
-	MaxPending         int64  // bytes of all connections given to the Handler and not answered;
-	// beyond, each connection still gets one batch
-	Heartbeat time.Duration // between two PINGs
-	DeadAfter time.Duration // of silence a peer is dead
-	Handshake time.Duration // from accept to the peer's HELLO, TLS included
+	MaxConns           int           // connections at a time, those in their handshake included
+	MaxConnsPerAddress int           // of one IPv4 address, or one /64 of IPv6
+	MaxData            uint32        // longest sealed batch taken, in bytes
+	Window             uint32        // most unacknowledged bytes a peer may send, in bytes
+	MaxPending         int64         // bytes of batches in memory, over all connections: coming in, or with the Handler and not answered
+	Heartbeat          time.Duration // between two PINGs
+	DeadAfter          time.Duration // of silence a peer is dead
+	Handshake          time.Duration // from accept to the peer's HELLO, TLS included
 	// TLS, if set, is asked for the configuration of each connection. nil is plain TCP.
 	TLS func() *tls.Config
 	// Admission, if set, is asked again and again for whom to admit, so that it can change.
@@ -39,6 +38,9 @@ type ServerOptions struct {
 	// With an Admission, only a peer that may speak for that host is believed what it says of
 	// the lane (HORIZON, SKIP), or is told of lanes that it did not name. nil: of none is known.
 	LaneHost func(batch.Lane) string
+	// KnowsLane says whether something of a lane was taken here, or noted as final. A peer
+	// may open lanes that are not known only so fast; nil: none is known.
+	KnowsLane func(batch.Lane) bool
 	// Admit, if set, may refuse a peer by what it says it is and how it came.
 	Admit  func(p Peer, nc net.Conn) error
 	Logger *slog.Logger
@@ -51,8 +53,13 @@ type Server struct {
 	t       timing
 	h       Handler
 	log     *slog.Logger
-	pending budget
+	pending *budget
 	grace   time.Duration // see pace
+
+	lanes      *laneLimit
+	laneRetry  time.Duration
+	named      atomic.Int64 // lanes in the maps of all connections
+	claimsWait atomic.Bool  // a connection has one, or had
 
 	mu       sync.Mutex
 	places   places
@@ -62,7 +69,7 @@ type Server struct {
 	telling atomic.Int64 // connections that are being told why they end
 	limit   logLimit
 
-	turnedAway, evicted, failed, deniedPeers, deniedBatches atomic.Uint64
+	turnedAway, evicted, failed, deniedPeers, deniedBatches, deniedLanes, heldHorizons atomic.Uint64
 }
 
 // NewServer returns a Server that gives what it receives to h.
@@ -74,13 +81,11 @@ func NewServer(o ServerOptions, h Handler) *Server {
 	o.MaxPending = orDefault(o.MaxPending, int64(DefaultWindow))
 	s := &Server{
 		o: o, t: timing{o.Heartbeat, o.DeadAfter, o.Handshake}.withDefaults(), h: h, log: o.Logger,
-		grace: paceGrace, places: newPlaces(), stopping: make(chan struct{}), ended: make(chan struct{}),
+		pending: newBudget(o.MaxPending), grace: paceGrace, lanes: newLaneLimit(), laneRetry: laneRetry, places: newPlaces(), stopping: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.pending.free = o.MaxPending
-	s.pending.changed = make(chan struct{})
 	return s
 }
 

@@ -79,6 +79,7 @@ func (c *serverConn) handshake() error {
 		Node: m.node, Host: m.host, Role: m.role, Product: m.product,
 		Addr: c.nc.RemoteAddr().String(), Version: version, Names: peerNames(c.nc),
 	}
+	c.key = keyOf(c)
 	id := c.s.o.Identity
 	if m.node == id.Node {
 		return &handshakeError{ByeLoop, fmt.Errorf("%s %s is this very node %v: a forward points back here", m.role, m.host, m.node)}
@@ -156,4 +157,16 @@ func (s *Server) admit(p Peer, nc net.Conn) error {
 		return s.o.Admit(p, nc)
 	}
 	return nil
+}
+
+// keyOf is by what peers are told apart for what each may take: the name in the
+// certificate, without one the address, or network, that connections are counted by.
+func keyOf(c *serverConn) string {
+	switch {
+	case len(c.peer.Names) > 0:
+		return "name " + c.peer.Names[0]
+	case c.address != "":
+		return c.address
+	}
+	return c.peer.Addr
 }

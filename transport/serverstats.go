@@ -14,8 +14,8 @@ type PeerStats struct {
 	Batches   uint64    // received, refused ones included
 	Bytes     uint64    // of their sealed bytes
 	Refused   uint64    // batches, denied ones included
-	Denied    uint64    // batches of hosts that it may not speak for
-	Pending   int64     // batches given to the Handler and not answered
+	Denied    uint64    // batches of hosts that it may not speak for, or of too many new lanes
+	Pending   int64     // batches that have begun to come or are with the Handler, and are not answered
 	Blocked   bool      // not read now, because the Handler or MaxPending holds it up
 }
 
@@ -27,15 +27,19 @@ type ServerStats struct {
 	Failed     uint64      // handshakes that failed, those of denied peers included
 	Denied     uint64      // handshakes of peers that are not admitted
 	DeniedData uint64      // batches of hosts that their peer may not speak for
-	Pending    int64       // bytes given to the Handler and not answered
+	DeniedLane uint64      // batches of too many new lanes
+	HeldLane   uint64      // horizons of too many new lanes, which wait for their first batch
+	Slow       uint64      // connections ended because their batch came slowly while others waited for room
+	Pending    int64       // bytes of batches coming in, or given to the Handler and not answered
 }
 
 // Stats returns a snapshot.
 func (s *Server) Stats() ServerStats {
 	st := ServerStats{
 		TurnedAway: s.turnedAway.Load(), Evicted: s.evicted.Load(), Failed: s.failed.Load(), Denied: s.deniedPeers.Load(),
-		DeniedData: s.deniedBatches.Load(), Pending: s.pending.used(s.o.MaxPending),
+		DeniedData: s.deniedBatches.Load(), DeniedLane: s.deniedLanes.Load(), HeldLane: s.heldHorizons.Load(),
 	}
+	st.Pending, st.Slow = s.pending.size()
 	for _, c := range s.all() {
 		st.Peers = append(st.Peers, c.stats())
 	}

@@ -157,9 +157,10 @@ type Handler interface {
 	// Duplicate is custody: the peer deletes its copy.
 	Batch(ctx context.Context, p Peer, b batch.Sealed, reply func(Verdict))
 	// Horizon tells that all of lane below below is final at its source. It comes for
-	// every lane of a peer at the beginning of a connection, and again as it moves. It
-	// must not block.
-	Horizon(p Peer, lane batch.Lane, below uint64)
+	// every lane of a peer at the beginning of a connection, and again as it moves. first
+	// is set where nothing was told of lane on this connection before: the peer does not
+	// know what became of it while it was away. It must not block.
+	Horizon(p Peer, lane batch.Lane, below uint64, first bool)
 	// Skip tells that a node upstream dropped batches of lane. It comes again and again,
 	// also for what was told before: a SkipSet says what is new. It must not block.
 	Skip(p Peer, lane batch.Lane, skips []Skip)

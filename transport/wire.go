@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,7 +45,8 @@ type wire struct {
 	ctx     context.Context // ends the reading, see watch
 	silence time.Duration   // 0: whatever deadline is set stays
 	armed   time.Time
-	pace    *pace // nil: any will do
+	pace    *pace        // nil: any will do
+	count   atomic.Int64 // bytes read
 }
 
 // ErrSlow is the end of a connection whose peer took too long over one frame.
@@ -102,6 +104,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		return 0, context.Cause(w.ctx)
 	}
 	n, err := w.nc.Read(p)
+	w.count.Add(int64(n))
 	if err != nil && err != io.EOF {
 		err = w.explain(err)
 	}

@@ -173,7 +173,7 @@ func (s *peerServer) Batch(_ context.Context, _ transport.Peer, b batch.Sealed, 
 	}
 }
 
-func (s *peerServer) Horizon(_ transport.Peer, lane batch.Lane, below uint64) {
+func (s *peerServer) Horizon(_ transport.Peer, lane batch.Lane, below uint64, _ bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.told = append(s.told, transport.LaneHorizon{Lane: lane, Below: below})

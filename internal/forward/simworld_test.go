@@ -295,7 +295,7 @@ func (h *simHandler) Batch(ctx context.Context, _ transport.Peer, b batch.Sealed
 }
 
 // Horizon tells what is final here, and passes the horizon on.
-func (h *simHandler) Horizon(_ transport.Peer, lane batch.Lane, below uint64) {
+func (h *simHandler) Horizon(_ transport.Peer, lane batch.Lane, below uint64, _ bool) {
 	h.q.Merge(lane, below)
 	if h.f != nil {
 		h.f.Horizon(lane, below)

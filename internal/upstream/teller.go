@@ -25,7 +25,7 @@ type Queue interface {
 	LostRanges(lane batch.Lane) []queue.LaneLoss
 }
 
-// Teller knows what each connection was told. All methods are safe for concurrent use.
+// Teller tells peers what became of their batches. All methods are safe for concurrent use.
 type Teller struct {
 	q     Queue
 	final func(lane batch.Lane, below uint64) []batch.Range
@@ -34,8 +34,7 @@ type Teller struct {
 	before, behind transport.SkipSet // dropped by nodes upstream, and downstream
 
 	mu       sync.Mutex
-	server   Server                // nil: not yet
-	told     map[batch.Lane]string // address of the connection that was told all there was
+	server   Server // nil: not yet
 	dropped  map[string]queue.Tally
 	dropping map[string]queue.Tally
 }
@@ -43,7 +42,7 @@ type Teller struct {
 // New returns a Teller. final says what of lane, from below on, is final at this node.
 func New(q Queue, final func(lane batch.Lane, below uint64) []batch.Range, log *slog.Logger) *Teller {
 	return &Teller{
-		q: q, final: final, log: log, told: map[batch.Lane]string{},
+		q: q, final: final, log: log,
 		dropped: map[string]queue.Tally{}, dropping: map[string]queue.Tally{},
 	}
 }
@@ -62,18 +61,14 @@ func (t *Teller) attached() Server {
 	return t.server
 }
 
-// Horizon notes that all of lane below below is final at its source, and tells a peer
-// that is new on its connection what else is, and what never will be.
-func (t *Teller) Horizon(p transport.Peer, lane batch.Lane, below uint64) {
+// Horizon notes that all of lane below below is final at its source. The first one on a
+// connection is answered with what else is, and what never will be.
+func (t *Teller) Horizon(lane batch.Lane, below uint64, first bool) {
 	t.q.Merge(lane, below)
 	t.before.Merge(lane, below)
 	t.behind.Merge(lane, below)
-	t.mu.Lock()
-	known := t.told[lane] == p.Addr
-	t.told[lane] = p.Addr
-	server := t.server
-	t.mu.Unlock()
-	if known || server == nil {
+	server := t.attached()
+	if !first || server == nil {
 		return
 	}
 	if final := t.final(lane, below); len(final) > 0 {
