@@ -162,6 +162,9 @@ func loseUnsynced(t *testing.T, l *load, path string, from, size int64) {
 // TestManyFilesFewDescriptors: 10,000 files, 64 of them open at a time.
 func TestManyFilesFewDescriptors(t *testing.T) {
 	files, rounds := 10000, 2
+	if testing.Short() {
+		files = 2000
+	}
 	s := newSetup(t)
 	s.OpenFiles = 64
 	x := start(t, s)

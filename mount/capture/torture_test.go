@@ -78,6 +78,7 @@ func TestInterleavedWriters(t *testing.T) {
 	r.start()
 	var hs []*spool.Handle
 	rest := make([]string, 4)
+	left := 0
 	want := map[string]bool{}
 	for w := range 4 {
 		hs = append(hs, r.writer("x"))
@@ -91,8 +92,9 @@ func TestInterleavedWriters(t *testing.T) {
 			b.WriteString(line)
 		}
 		rest[w] = b.String()
+		left += b.Len()
 	}
-	for i := 0; strings.Join(rest, "") != ""; i++ {
+	for i := 0; left > 0; i++ {
 		w := i % 4
 		n := min(len(rest[w]), 1+i*37%61)
 		if w == 2 && i > 400 {
@@ -101,6 +103,7 @@ func TestInterleavedWriters(t *testing.T) {
 		if n > 0 {
 			r.write(hs[w], rest[w][:n])
 			rest[w] = rest[w][n:]
+			left -= n
 		}
 	}
 	r.drain()
