@@ -2,7 +2,9 @@ package receive
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,14 +55,17 @@ type setup struct {
 	Outputs         []config.Output
 	MaxBytes        int64
 	OnFull          config.FullPolicy // default block
+	MaxAge          time.Duration
 	OpenFiles       int
 	CheckpointBytes int64
 	CheckpointEvery time.Duration
 	SegmentBytes    int64
+	TLS             config.TLS
+	Allow           map[string][]string
 }
 
 func (s setup) config() *config.Config {
-	q := config.Queue{CommitEvery: 5 * time.Millisecond, CommitBytes: 1 << 20, MaxBytes: config.Size(s.MaxBytes), OnFull: config.FullBlock}
+	q := config.Queue{CommitEvery: 5 * time.Millisecond, CommitBytes: 1 << 20, MaxBytes: config.Size(s.MaxBytes), OnFull: config.FullBlock, MaxAge: s.MaxAge}
 	if q.MaxBytes == 0 {
 		q.MaxBytes = 8 << 30
 	}
@@ -68,8 +73,8 @@ func (s setup) config() *config.Config {
 		q.OnFull = s.OnFull
 	}
 	return &config.Config{
-		File: "test.toml", Host: "aggregator", StateDir: s.State, ShutdownTimeout: 10 * time.Second, Queue: q,
-		Receive: &config.Receive{Listen: s.Listen, Outputs: s.Outputs, Queue: q},
+		File: "test.toml", Host: "aggregator", StateDir: s.State, ShutdownTimeout: 10 * time.Second, Queue: q, TLS: s.TLS,
+		Receive: &config.Receive{Listen: s.Listen, Listener: config.Listener{Allow: s.Allow}, Outputs: s.Outputs, Queue: q},
 	}
 }
 
@@ -217,6 +222,9 @@ type feeder struct {
 	final   batch.Ranges
 	refused []transport.Verdict
 	skips   transport.SkipSet // to tell
+
+	host string             // what it calls itself; default "source"
+	tls  func() *tls.Config // nil: plain TCP
 }
 
 func newFeeder(origin byte) *feeder {
@@ -347,8 +355,8 @@ func (f *feeder) allFinal() bool { return f.final.Count() == uint64(len(f.queue)
 // connect runs a client until the test ends.
 func (f *feeder) connect(t testing.TB, addr string) {
 	c := transport.NewClient(transport.ClientOptions{
-		Identity: transport.Identity{Node: batch.Node(f.lane.Origin), Host: "source", Role: "mount", Product: "test"},
-		Address:  addr, MinWait: 5 * time.Millisecond, MaxWait: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+		Identity: transport.Identity{Node: batch.Node(f.lane.Origin), Host: cmp.Or(f.host, "source"), Role: "mount", Product: "test"},
+		Address:  addr, MinWait: 5 * time.Millisecond, MaxWait: 50 * time.Millisecond, TLS: f.tls, Logger: slog.New(slog.DiscardHandler),
 	}, f)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
