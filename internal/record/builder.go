@@ -233,6 +233,17 @@ func (b *Builder) pack(h *header, data []byte) []byte {
 	return data
 }
 
+// Held returns the bytes of the buffer that a Builder has.
+func (b *Builder) Held() int { return cap(b.buf) }
+
+// Release gives back the buffer of a Builder without records, which is as long as a whole
+// batch. The next Add or Space takes a new one.
+func (b *Builder) Release() {
+	if b.records == 0 {
+		b.buf, b.heads = nil, nil
+	}
+}
+
 // Reset forgets what was added since the last Seal.
 func (b *Builder) Reset() {
 	if cap(b.buf) > b.max+b.max/2 { // grown for one long record

@@ -64,6 +64,8 @@ type Capture struct {
 	collecting bool                     // an overwrite: sealed batches are kept together
 	again      bool                     // a wake-up was used elsewhere
 	dirtySince time.Time
+	swept      time.Time // when giveBack looked last,
+	roomy      bool      // and whether it left somebody a buffer
 	timer      *time.Timer
 
 	dirtyFiles   []*file
@@ -76,7 +78,7 @@ type Capture struct {
 	wake     chan struct{} // capacity 1: a request, a commit, a failure
 	complete chan struct{} // capacity 1: a commit, for the completer
 
-	contested atomic.Pointer[batch.Lane] // see Conflict
+	contested atomic.Bool // there is something in conflicts
 
 	settleMu sync.Mutex // file.gen, and acting on it
 
@@ -89,11 +91,12 @@ type Capture struct {
 	pace      pace
 	submitted uint64
 	committed uint64
-	freed     uint64 // committed, and what it made superfluous given back
-	hurry     func() // ends the wait of a submit for room, for a request that does not wait for that; or nil
-	err       error  // of the queue or the completer: everything stops
-	lost      error  // of the first commit that failed: neither it nor any later one counts
-	stopped   error  // Run has ended
+	freed     uint64                  // committed, and what it made superfluous given back
+	conflicts map[batch.Lane]struct{} // route and bucket 0, see Conflict
+	hurry     func()                  // ends the wait of a submit for room, for a request that does not wait for that; or nil
+	err       error                   // of the queue or the completer: everything stops
+	lost      error                   // of the first commit that failed: neither it nor any later one counts
+	stopped   error                   // Run has ended
 	recovered bool
 }
 
@@ -278,6 +281,9 @@ func (c *Capture) sleep(ctx context.Context) {
 	if d, ok := c.nextLook(); ok && (wait < 0 || d < wait) {
 		wait = d
 	}
+	if c.giveBack() && wait < 0 {
+		wait = idleLane
+	}
 	var timer <-chan time.Time
 	if wait >= 0 {
 		c.timer.Reset(wait)
@@ -320,15 +326,38 @@ func (c *Capture) waiter(ctx context.Context) {
 // Conflict tells that the next node has another content under an id of lane: a copy of this
 // source gave out the same ids. If lane is of the current epoch, batches go on under a new one.
 // What was sealed before keeps its id.
-func (c *Capture) Conflict(lane batch.Lane) { c.contested.Store(&lane) }
+func (c *Capture) Conflict(lane batch.Lane) {
+	lane.Route, lane.Bucket = 0, 0
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conflicts == nil {
+		c.conflicts = map[batch.Lane]struct{}{}
+	}
+	c.conflicts[lane] = struct{}{}
+	c.contested.Store(true)
+}
+
+// isContested reports whether Conflict was called for the current epoch. No other one comes
+// back: it is asked once for each.
+func (c *Capture) isContested() bool {
+	if !c.contested.Load() {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, current := c.conflicts[c.lane]
+	clear(c.conflicts)
+	c.contested.Store(false)
+	return current
+}
 
 // leaveContested begins a new epoch between two batches if Conflict asked for it. It is
 // stored with the next one.
 func (c *Capture) leaveContested() {
-	was := c.lane
-	if l := c.contested.Load(); l == nil || l.Origin != was.Origin || l.Epoch != was.Epoch {
+	if !c.isContested() {
 		return
 	}
+	was := c.lane
 	if err := c.newEpoch(); err != nil {
 		c.fail(err)
 		return

@@ -33,3 +33,32 @@ func TestAConflictSurvivesAnOverwriteThatIsUndone(t *testing.T) {
 	}
 	r.want("a", "one\ntwo\n")
 }
+
+// TestAConflictOfAnOldEpochHidesNone: a queue that is full of old batches has conflicts of many
+// epochs, and one of them is the current one.
+func TestAConflictOfAnOldEpochHidesNone(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	h := r.writer("a")
+	r.write(h, "one\n")
+	r.drain()
+	now := r.c.Lane()
+	old := now
+	old.Epoch.Counter, old.Epoch.Random = old.Epoch.Counter-1, 99
+	now.Bucket = 3
+	r.c.Conflict(now)
+	r.c.Conflict(old)
+	r.write(h, "two\n")
+	r.drain()
+	if got := r.c.Lane().Epoch.Counter; got != now.Epoch.Counter+1 {
+		t.Errorf("the epoch is %d, was %d", got, now.Epoch.Counter)
+	}
+	r.c.Conflict(old)
+	r.c.Conflict(now)
+	r.write(h, "three\n")
+	r.drain()
+	if got := r.c.Lane().Epoch.Counter; got != now.Epoch.Counter+1 {
+		t.Errorf("conflicts of old epochs began epoch %d", got)
+	}
+	r.want("a", "one\ntwo\nthree\n")
+}

@@ -1,6 +1,8 @@
 package capture
 
 import (
+	"time"
+
 	"ftfuse/internal/batch"
 	"ftfuse/internal/record"
 	"ftfuse/queue"
@@ -17,6 +19,7 @@ type lane struct {
 	bucket uint8
 	b      *record.Builder
 	number uint64 // of the newest batch sealed in this epoch
+	seen   uint64 // number when giveBack looked last
 }
 
 type laneKey struct {
@@ -86,6 +89,28 @@ func (c *Capture) laneOfRecord(w *writer, a *record.Attr) *lane {
 		return c.laneOf(w.path)
 	}
 	return c.laneOf(c.pathOf(0, a.Path))
+}
+
+// idleLane is after how long without a batch a lane gives its buffer back, which is of the
+// size of a batch: with many routes and buckets those are many.
+const idleLane = time.Second
+
+// giveBack has lanes without a batch for idleLane give their buffers back. It reports whether
+// others have one, and is to be called again then.
+func (c *Capture) giveBack() bool {
+	now := time.Now()
+	if now.Sub(c.swept) < idleLane {
+		return c.roomy
+	}
+	c.swept, c.roomy = now, false
+	for _, l := range c.lanes {
+		if l.number == l.seen && l.b.Records() == 0 {
+			l.b.Release()
+		}
+		c.roomy = c.roomy || l.b.Held() > 0
+		l.seen = l.number
+	}
+	return c.roomy
 }
 
 // filled reports whether there is a record that is in no sealed batch.

@@ -403,3 +403,42 @@ func TestBatchesAreCompressed(t *testing.T) {
 		r.crash()
 	}
 }
+
+// TestIdleLanesGiveTheirBuffersBack: each is as long as a batch, and with 16 buckets for every
+// route they are many. A lane with a batch that fills keeps its buffer.
+func TestIdleLanesGiveTheirBuffersBack(t *testing.T) {
+	r := newRig(t, laneOptions())
+	r.start()
+	for i := range 100 {
+		r.write(r.writer(fmt.Sprintf("f%d", i)), "line\n")
+	}
+	r.drain()
+	r.cancel()
+	r.must(<-r.ran)
+	r.ran <- nil
+	c := r.c
+	look := func() (held bool) {
+		c.swept = time.Time{}
+		return c.giveBack()
+	}
+	if len(c.lanes) != 16 {
+		t.Fatalf("%d lanes", len(c.lanes))
+	}
+	look() // which of them have been idle since the last look is not known
+	last := c.lanes[3]
+	if !last.b.Add(&record.Attr{Host: "h", Path: "p"}, []byte("a line that waits")) {
+		t.Fatal("it does not fit")
+	}
+	if !look() || last.b.Held() == 0 {
+		t.Error("a lane with an unsealed record gave its buffer back")
+	}
+	last.b.Reset()
+	if look() {
+		t.Error("buffers are held still")
+	}
+	for _, l := range c.lanes {
+		if n := l.b.Held(); n > 0 {
+			t.Errorf("bucket %d holds %d bytes", l.bucket, n)
+		}
+	}
+}
