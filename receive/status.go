@@ -22,6 +22,9 @@ func (r *Receiver) status() status.Role {
 		Counters:         st.Stats.Counters(),
 	}
 	s.Queue, s.Dropped = report.Queue(r.q)
+	s.Counters = append(s.Counters, status.Counter{
+		Name: "damaged_taken_again_batches", Help: "Batches that the disk had damaged and that came again from a node that kept them.", Value: r.q.Stats().Healed.Batches,
+	})
 	for _, l := range st.ResentLanes {
 		lane := status.LaneRanges{Lane: l.Lane.String()}
 		for _, x := range l.IDs.All() {

@@ -28,6 +28,8 @@ func (r *Relay) status() status.Role {
 	s.DroppedElsewhere = report.Losses(elsewhere)
 	s.Counters = []status.Counter{{
 		Name: "taken_again_batches", Help: "Batches that were here before and were taken once more, for they had come another way.", Value: st.Again,
+	}, {
+		Name: "damaged_taken_again_batches", Help: "Batches that the disk had damaged and that came again from a node that kept them.", Value: r.q.Stats().Healed.Batches,
 	}}
 	if st.Sink != nil {
 		s.Counters = append(s.Counters, st.Sink.Counters()...)
