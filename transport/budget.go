@@ -9,8 +9,14 @@ import (
 	"time"
 )
 
-// slowAfter is how long the bytes of a batch may take to come before it counts as slow.
-const slowAfter = time.Second
+// A batch comes slowly when in the last second or so less than 16 KiB of it came, or less
+// than an eighth of what came of others on the average: where a line is full, all of them
+// take long, and to cut some off would only have them sent again.
+const (
+	slowAfter = time.Second
+	slowRate  = 16 << 10 // bytes a second
+	slowPart  = 8
+)
 
 // budget bounds the bytes of batches that are in memory: those that are coming in and
 // those in the hands of the Handler.
@@ -45,7 +51,7 @@ type share struct {
 
 	since, marked time.Time // its bytes come since; read was mark at
 	mark          int64
-	rate          float64 // bytes a second, lately
+	rate          float64 // bytes a second, lately; below 0: it has just begun
 	isCut         bool
 }
 
@@ -134,7 +140,7 @@ func (s *share) comes() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s.since = time.Now()
-	s.marked, s.mark = s.since, s.conn.wire.count.Load()
+	s.marked, s.mark, s.rate = s.since, s.conn.wire.count.Load(), -1
 	b.coming[s] = struct{}{}
 }
 
@@ -171,18 +177,12 @@ func (b *budget) cutSlow(now time.Time) {
 		return // somebody else who waits just did
 	}
 	b.looked = now
+	slow := b.slow(now)
 	var all int64
-	var slow []*share
 	of := make(map[string]int64)
-	for s := range b.coming {
-		count := s.conn.wire.count.Load()
-		if d := now.Sub(s.marked); d > 0 {
-			s.rate, s.marked, s.mark = float64(count-s.mark)/d.Seconds(), now, count
-		}
-		if now.Sub(s.since) > b.slowAfter && !s.isCut {
-			slow, all = append(slow, s), all+s.n
-			of[s.conn.key] += s.n
-		}
+	for _, s := range slow {
+		all += s.n
+		of[s.conn.key] += s.n
 	}
 	for all > b.limit/4 {
 		s := slices.MinFunc(slow, func(x, y *share) int {
@@ -195,6 +195,24 @@ func (b *budget) cutSlow(now time.Time) {
 		s.conn.cancel(fmt.Errorf("%w: others wait for the room that a batch of %d bytes has, which comes since %v, now with %.0f bytes a second",
 			ErrSlow, s.n-batchOverhead, now.Sub(s.since).Round(time.Millisecond), s.rate))
 	}
+}
+
+// slow returns the batches that come slowly. The caller holds mu.
+func (b *budget) slow(now time.Time) []*share {
+	var rated []*share
+	var sum float64
+	for s := range b.coming {
+		if d := now.Sub(s.marked); d >= b.slowAfter {
+			count := s.conn.wire.count.Load()
+			s.rate, s.marked, s.mark = float64(count-s.mark)/d.Seconds(), now, count
+		}
+		if s.rate >= 0 && !s.isCut {
+			rated = append(rated, s)
+			sum += s.rate
+		}
+	}
+	least := max(slowRate, sum/float64(max(len(rated), 1))/slowPart)
+	return slices.DeleteFunc(rated, func(s *share) bool { return s.rate >= least })
 }
 
 // size is how much is taken, and how many batches were cut off.

@@ -193,6 +193,8 @@ func TestHostileServer(t *testing.T) {
 		"ACK garbage":       {welcome, rawFrame(typeAck, 41, 0, bytes.Repeat([]byte{0xff}, 41)), "malformed"},
 		"ACK of the others": {welcome, ackOthers, "without a BYE"},
 		"REFUSE cut":        {welcome, rawFrame(typeRefuse, 20, 0, make([]byte, 20)), "malformed"},
+		"REFUSE taken":      {welcome, appendRefuse(nil, batch.ID{Lane: lane, N: 1}, Verdict{Taken, "x"}), "malformed"},
+		"REFUSE duplicate":  {welcome, appendRefuse(nil, batch.ID{Lane: lane, N: 1}, Verdict{Duplicate, "x"}), "malformed"},
 		"FINAL garbage":     {welcome, rawFrame(typeFinal, 3, 0, []byte{1, 2, 3}), "malformed"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -16,19 +16,25 @@ type logLimit struct {
 }
 
 type logged struct {
-	at      time.Time
-	without int // left out since
+	at      time.Time // of the first line of this logEvery
+	n       int       // lines since
+	without int       // left out since
 }
 
-// allow reports whether to log about key now, and how often it was left out before.
-func (l *logLimit) allow(key string) (without int, ok bool) {
+// allow reports whether to log about key now, of which there may be most lines in each
+// logEvery, and how often it was left out before.
+func (l *logLimit) allow(key string, most int) (without int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	e := l.seen[key]
 	if e != nil && now.Sub(e.at) < logEvery {
-		e.without++
-		return 0, false
+		if e.n >= most {
+			e.without++
+			return 0, false
+		}
+		e.n++
+		return 0, true
 	}
 	if e == nil {
 		if l.seen == nil || len(l.seen) >= 1024 {
@@ -37,6 +43,6 @@ func (l *logLimit) allow(key string) (without int, ok bool) {
 		e = &logged{}
 		l.seen[key] = e
 	}
-	without, e.without, e.at = e.without, 0, now
+	without, e.without, e.at, e.n = e.without, 0, now, 1
 	return without, true
 }

@@ -167,7 +167,13 @@ func parseRefuse(p []byte) (batch.ID, Verdict, error) {
 		return id, Verdict{}, fmt.Errorf("%w: REFUSE: %w", ErrFrame, err)
 	}
 	v := Verdict{Code: Code(f.uint16()), Text: f.text()}
-	return id, v, f.err("REFUSE")
+	if err := f.err("REFUSE"); err != nil {
+		return id, v, err
+	}
+	if v.Code == Taken || v.Code == Duplicate { // they travel as ACK
+		return id, v, fmt.Errorf("%w: REFUSE %v as %v", ErrFrame, id, v.Code)
+	}
+	return id, v, nil
 }
 
 // LaneHorizon announces that every batch of Lane with a number below Below is final:

@@ -126,7 +126,7 @@ func (m *mayCache) speak(a *Admission, p Peer, host string) bool {
 	if a == nil {
 		return true
 	}
-	if m.a != a || len(m.hosts) > 4096 {
+	if m.a != a || len(m.hosts) > 512 {
 		m.a, m.hosts = a, make(map[string]bool)
 	}
 	ok, known := m.hosts[host]

@@ -18,6 +18,7 @@ const (
 	serverReadBuffer = 4 << 10
 	maxRefusals      = 1 << 20 // bytes of REFUSE frames that wait for a peer that does not read
 	batchOverhead    = 1 << 10 // what a batch in the Handler's hands costs beside its bytes
+	loggedConns      = 32      // of one address, that begin or end in one logEvery
 )
 
 // serverConn is one connection of a Server: the goroutine of run reads it and calls
@@ -86,12 +87,14 @@ func (c *serverConn) run() {
 		stop()
 		c.sayBye(err)
 		c.s.failed.Add(1)
-		if without, ok := c.s.limit.allow("handshake " + c.address); ok {
+		if without, ok := c.s.limit.allow("handshake "+c.address, 1); ok {
 			c.s.log.Warn("handshake with a peer failed", "addr", c.nc.RemoteAddr().String(), "error", err, "more", without)
 		}
 		return
 	}
-	c.s.log.Info("peer connected", "peer", c.peer.String(), "node", c.peer.Node.String(), "product", c.peer.Product)
+	if without, ok := c.s.limit.allow("connected "+c.address, loggedConns); ok {
+		c.s.log.Info("peer connected", "peer", c.peer.String(), "node", c.peer.Node.String(), "product", c.peer.Product, "more", without)
+	}
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
@@ -107,12 +110,21 @@ func (c *serverConn) run() {
 		err = errShutdown
 	}
 	c.sayBye(err)
+	c.logEnd(err)
+}
+
+// logEnd says why the connection ended.
+func (c *serverConn) logEnd(err error) {
+	without, ok := c.s.limit.allow("ended "+c.address, loggedConns)
+	if !ok {
+		return
+	}
 	var bye *ByeError
 	orderly := errors.As(err, &bye) && (bye.Code == ByeDrained || bye.Code == ByeShutdown)
 	if orderly || errors.Is(err, errShutdown) {
-		c.s.log.Info("peer disconnected", "peer", c.peer.String(), "reason", err.Error())
+		c.s.log.Info("peer disconnected", "peer", c.peer.String(), "reason", err.Error(), "more", without)
 	} else {
-		c.s.log.Warn("connection to a peer ended", "peer", c.peer.String(), "error", err)
+		c.s.log.Warn("connection to a peer ended", "peer", c.peer.String(), "error", err, "more", without)
 	}
 }
 

@@ -36,7 +36,7 @@ func (c *serverConn) horizon(lh LaneHorizon) {
 			return
 		}
 		c.s.heldHorizons.Add(1)
-		if without, ok := c.s.limit.allow("lanes " + c.address); ok {
+		if without, ok := c.s.limit.allow("lanes "+c.address, 1); ok {
 			c.s.log.Warn("what a peer says is final waits for the first batch of its lane", "peer", c.peer.String(),
 				"lane", lh.Lane.String(), "reason", "it "+err.Error(), "more", without)
 		}

@@ -147,7 +147,7 @@ func (s *Server) turnAway(nc net.Conn, why error) {
 		abort(nc)
 	}
 	s.telling.Add(-1)
-	if without, ok := s.limit.allow("turned away"); ok {
+	if without, ok := s.limit.allow("turned away", 1); ok {
 		s.log.Warn("turned a connection away: too many", "addr", nc.RemoteAddr().String(), "why", why.Error(), "more", without)
 	}
 }

@@ -29,11 +29,8 @@ func (c *serverConn) ack(id batch.ID) {
 
 // refuse logs and tells the peer that it keeps id.
 func (c *serverConn) refuse(id batch.ID, v Verdict) error {
-	without, ok := 0, true
-	if v.Code == Denied { // a peer may be made to send any number of them
-		without, ok = c.s.limit.allow("denied " + c.address)
-	}
-	if ok {
+	// A peer may be made to send any number of them.
+	if without, ok := c.s.limit.allow(v.Code.String()+" "+c.address, 1); ok {
 		c.s.log.Warn("refused a batch", "peer", c.peer.String(), "names", c.peer.Names, "batch", id.String(),
 			"code", v.Code.String(), "reason", v.Text, "more", without)
 	}

@@ -183,6 +183,9 @@ func (s *session) handshake() error {
 	if err := s.nc.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
+	if s.ctx.Err() != nil { // what watch did may just have been undone
+		return context.Cause(s.ctx)
+	}
 	s.peer = Peer{
 		Node: w.node, Host: w.host, Role: w.role, Product: w.product,
 		Addr: s.nc.RemoteAddr().String(), Version: w.minVersion, Names: peerNames(s.nc),

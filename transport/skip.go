@@ -162,11 +162,11 @@ func (s *SkipSet) take() []LaneSkips {
 func (s *SkipSet) forget(lane batch.Lane) {
 	s.ranges -= s.lanes[lane].len()
 	delete(s.lanes, lane)
-	for i := range s.order {
-		if s.order[i] == lane {
-			s.order = append(s.order[:i], s.order[i+1:]...)
-			break
-		}
+	switch i := slices.Index(s.order, lane); i {
+	case 0: // where there are too many, for each one more
+		s.order = s.order[1:]
+	default:
+		s.order = slices.Delete(s.order, i, i+1)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"sync"
+	"time"
 
 	"ftfuse/internal/batch"
 	"ftfuse/queue"
@@ -34,7 +35,10 @@ type Teller struct {
 	before, behind transport.SkipSet // dropped by nodes upstream, and downstream
 
 	mu       sync.Mutex
-	server   Server // nil: not yet
+	server   Server    // nil: not yet
+	logged   time.Time // when the newest logEvery began
+	lines    int       // since then
+	without  int       // left out of the log
 	dropped  map[string]queue.Tally
 	dropping map[string]queue.Tally
 }
@@ -94,11 +98,36 @@ func (t *Teller) Before(p transport.Peer, lane batch.Lane, skips []transport.Ski
 	fresh := t.before.Add(lane, skips...)
 	t.count(t.dropped, fresh)
 	for i := range fresh {
+		without, ok := t.mayLog(time.Now())
+		if !ok {
+			continue
+		}
 		s := &fresh[i]
 		t.log.Warn("batches were dropped upstream and will not come this way", "peer", p.String(), "lane", lane.String(),
-			"batches", s.Ranges.String(), "reason", s.Reason, "records", s.Records, "bytes", s.Payload)
+			"batches", s.Ranges.String(), "reason", s.Reason, "records", s.Records, "bytes", s.Payload, "more", without)
 	}
 	return fresh
+}
+
+// A peer can make up as many skips as it likes: the log has so many of them at most.
+const (
+	logEvery = 10 * time.Second
+	logLines = 100
+)
+
+// mayLog reports whether to log a skip, and how many were left out before.
+func (t *Teller) mayLog(now time.Time) (without int, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now.Sub(t.logged) >= logEvery {
+		t.logged, t.lines = now, 0
+	}
+	if t.lines++; t.lines > logLines {
+		t.without++
+		return 0, false
+	}
+	without, t.without = t.without, 0
+	return without, true
 }
 
 // Behind takes in what nodes further down dropped, counts it, and tells it to the peers.

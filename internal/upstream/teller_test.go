@@ -1,8 +1,11 @@
 package upstream
 
 import (
+	"bytes"
 	"log/slog"
+	"strings"
 	"testing"
+	"time"
 
 	"ftfuse/internal/batch"
 	"ftfuse/queue"
@@ -49,5 +52,28 @@ func TestEachConnectionIsToldWhatItMissed(t *testing.T) {
 		if len(s.finals) != conn+1 || len(s.skips) != 2*(conn+1) || s.below != 5 {
 			t.Errorf("connection %d: told %v and %d skips, merged to %d", conn, s.finals, len(s.skips), s.below)
 		}
+	}
+}
+
+// TestMadeUpSkipsDoNotFillTheLog, and are counted all the same; what was left out is said.
+func TestMadeUpSkipsDoNotFillTheLog(t *testing.T) {
+	var log bytes.Buffer
+	tell := New(&told{}, nil, slog.New(slog.NewTextHandler(&log, nil)))
+	const n = 3 * logLines
+	for i := range uint64(n) {
+		if fresh := tell.Before(transport.Peer{}, batch.Lane{Route: 1}, []transport.Skip{skipOf("expired", i+1)}); len(fresh) != 1 {
+			t.Fatalf("skip %d: %d are new", i, len(fresh))
+		}
+	}
+	if lines := strings.Count(log.String(), "\n"); lines != logLines {
+		t.Errorf("%d lines, want %d", lines, logLines)
+	}
+	if d := tell.DroppedUpstream()["expired"]; d.Batches != n {
+		t.Errorf("%+v were counted", d)
+	}
+	tell.logged = time.Now().Add(-logEvery)
+	tell.Before(transport.Peer{}, batch.Lane{Route: 1}, []transport.Skip{skipOf("expired", n+1)})
+	if want := "more=200\n"; !strings.HasSuffix(log.String(), want) {
+		t.Errorf("the last line does not end with %q: %s", want, log.String()[log.Len()-80:])
 	}
 }
