@@ -147,6 +147,9 @@ func showVerified(w io.Writer, q roleQueue, v *queuetool.Verified) {
 			fmt.Fprintf(w, "  %s: %s\n", filepath.Join(q.dir, filepath.Base(s.File)), damage(b))
 		}
 	}
+	for _, f := range v.Aside {
+		fmt.Fprintf(w, "  %s: set aside: it was damaged, and nothing in it is needed any more\n", f)
+	}
 	if v.State != "" {
 		fmt.Fprintf(w, "  the newest state: %s\n", v.State)
 	}

@@ -161,3 +161,22 @@ func TestWhatWasLostBehindIsTakenAgainOnce(t *testing.T) {
 	}
 	mustClose(t, q)
 }
+
+// TestVerifyNamesWhatIsSetAside, of an open and of a closed queue; it is no damage any more.
+func TestVerifyNamesWhatIsSetAside(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "[a]") // no pattern
+	q := mustOpen(t, dir, Options{})
+	want := filepath.Join(dir, "0000000000000001.seg"+corruptExt)
+	if err := os.WriteFile(want, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check := func(r Report, err error) {
+		t.Helper()
+		if err != nil || r.Damaged() || !slices.Equal(r.Aside, []string{want}) {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+	check(q.Verify(t.Context()))
+	mustClose(t, q)
+	check(Verify(dir))
+}

@@ -3,6 +3,9 @@ package queue
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"ftfuse/internal/batch"
 )
@@ -13,6 +16,7 @@ type Report struct {
 	Node     batch.Node
 	State    error // nil: the newest state is whole
 	Segments []SegmentReport
+	Aside    []string    // damaged files of which nothing is needed any more; they are no damage
 	Repair   *RepairNote // what Repair did; nil: there was nothing to repair
 }
 
@@ -126,6 +130,7 @@ func (x *inspection) path(num uint64) string { return x.q.segmentPath(num) }
 // of state and is not.
 func (x *inspection) judge(state *loaded) {
 	x.report.Segments = nil
+	x.report.Aside = aside(x.q.dir)
 	for i, n := range x.nums {
 		sc := x.scans[n]
 		r := SegmentReport{File: x.path(n), Newest: i == len(x.nums)-1}
@@ -135,6 +140,17 @@ func (x *inspection) judge(state *loaded) {
 		r.Bad = sc.missing(state, n)
 		x.report.Segments = append(x.report.Segments, r)
 	}
+}
+
+// aside lists the damaged files of dir of which nothing is needed any more.
+func aside(dir string) (files []string) {
+	entries, _ := os.ReadDir(dir) // that it can be read has been seen
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), corruptExt) {
+			files = append(files, filepath.Join(dir, e.Name()))
+		}
+	}
+	return files
 }
 
 // missing names what is damaged in the scanned segment num.

@@ -10,6 +10,7 @@ type Verified struct {
 	Damaged  bool      `json:"damaged"`
 	Lost     int       `json:"lost"` // batches that are needed and cannot be read
 	Segments []Segment `json:"segments"`
+	Aside    []string  `json:"aside,omitzero"` // damaged files of which nothing is needed any more
 }
 
 // Segment is a queue.SegmentReport.
@@ -33,7 +34,7 @@ type Place struct {
 
 // NewVerified returns r in the form that travels.
 func NewVerified(r queue.Report) *Verified {
-	v := &Verified{Dir: r.Dir, Node: r.Node.String(), Damaged: r.Damaged(), Lost: r.Lost()}
+	v := &Verified{Dir: r.Dir, Node: r.Node.String(), Damaged: r.Damaged(), Lost: r.Lost(), Aside: r.Aside}
 	if r.State != nil {
 		v.State = r.State.Error()
 	}
