@@ -161,8 +161,9 @@ func (f *frameReader) next() (frameHeader, []byte, error) {
 }
 
 // sumEvery is how much is read before it is checksummed: it is still in the processor's
-// cache then, a whole batch would not be.
-const sumEvery = 128 << 10
+// cache then. Less is more system calls and more waking up: with 128 KiB a GB cost 0.1 s
+// of CPU more.
+const sumEvery = 512 << 10
 
 // fill reads all of p, data of a batch, and returns crc continued over it.
 func (f *frameReader) fill(p []byte, crc uint32) (uint32, error) {
