@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -119,7 +120,7 @@ func (c *changes) begin(f *Forwarder) {
 	c.open = nil
 }
 
-// lanes returns all lanes of which anything is known.
+// lanes returns all lanes of which anything is known, the newest epochs first.
 func (c *changes) lanes(f *Forwarder) []batch.Lane {
 	all := map[batch.Lane]bool{}
 	for _, lane := range f.store.Lanes() {
@@ -135,7 +136,7 @@ func (c *changes) lanes(f *Forwarder) []batch.Lane {
 			all[lane] = true
 		}
 	}
-	return slices.Collect(maps.Keys(all))
+	return slices.SortedFunc(maps.Keys(all), func(a, b batch.Lane) int { return cmp.Compare(b.Epoch.Counter, a.Epoch.Counter) })
 }
 
 // beginAt is begin for one line and lane, of which taken was taken here.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/queue"
 	"ftfuse/transport"
 )
 
@@ -234,4 +235,89 @@ func TestARelabelledBatchBecomesFinalAtARenamedGroup(t *testing.T) {
 		r.pass(3 * time.Second)
 		r.finalIs("when the new one is", lane, "1")
 	}, group("g", "a"))
+}
+
+// TestANewGroupBringsNoForgottenLaneBack in the place of one that is known.
+func TestANewGroupBringsNoForgottenLaneBack(t *testing.T) {
+	const epochs = keptEpochs + 4
+	lane := func(epoch int) batch.Lane {
+		return batch.Lane{Origin: batch.Origin{8}, Epoch: batch.Epoch{Counter: uint64(epoch)}}
+	}
+	inBubble(t, func(r *rig) {
+		var a *peerServer
+		a = r.up("a", 2, func(b batch.Sealed) (transport.Verdict, bool) {
+			time.AfterFunc(time.Second, func() { a.server.Final(b.ID) })
+			return transport.Verdict{}, true
+		})
+		r.start()
+		for e := 1; e <= epochs; e++ {
+			r.submit(lane(e), 1, 1)
+			r.pass(3 * time.Second)
+		}
+		for range 2 {
+			for e := 1; e <= epochs; e++ {
+				want := "1"
+				if e <= epochs-keptEpochs {
+					want = ""
+				}
+				r.finalIs(lane(e).String(), lane(e), want)
+			}
+			r.crash()
+			r.o.Groups = []GroupConfig{group("g", "a"), group("new", "b")}
+			r.start()
+			r.pass(3 * time.Second)
+		}
+	}, group("g", "a"))
+}
+
+// TestANewCursorOfARealQueue owes what is in the queue, and nothing else.
+func TestANewCursorOfARealQueue(t *testing.T) {
+	dir, lane := t.TempDir(), foreignLane()
+	open := func(groups ...GroupConfig) *queue.Queue {
+		q, err := queue.Open(dir, queue.Options{Dedupe: true, Cursors: Cursors(groups)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q
+	}
+	q := open(group("g", "a"))
+	var entries []queue.Entry
+	for n := range uint64(3) {
+		data := []byte{byte(n)}
+		entries = append(entries, queue.Entry{Batch: batch.Sealed{ID: batch.ID{Lane: lane, N: n + 1}, CRC: batch.Checksum(data), Data: data, Host: "there"}})
+	}
+	sent := []queue.KV{sentKV("forward/g", 3)} // the group ran
+	if _, err := q.Submit(t.Context(), &queue.Txn{Entries: entries, Set: sent}); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := q.Cursor("forward/g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		it, err := c.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Ack(it.Seq)
+	}
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
+	}
+	groups := []GroupConfig{group("g", "a"), group("new", "b")}
+	q = open(groups...)
+	defer q.Close()
+	f, err := New(Options{Queue: q, Groups: groups, Identity: transport.Identity{Node: q.Node()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range []bool{true, true, false} {
+		id := batch.ID{Lane: lane, N: uint64(n + 1)}
+		if got := f.finals.at(1, id); got != want || f.finals.at(0, id) {
+			t.Errorf("batch %d is final at the new group: %v, at the old one: %v", id.N, got, f.finals.at(0, id))
+		}
+	}
 }

@@ -31,6 +31,7 @@ type destination struct {
 	ready     flowHeap
 	strays    []*entry // by seq
 	out       int      // fetching and given
+	over      bool     // its client has ended: nothing comes from it any more
 	connected bool
 	conns     uint64
 	refusals  uint64     // on this connection

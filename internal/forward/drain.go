@@ -88,6 +88,9 @@ func (l *line) lastError() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, d := range l.dests {
+		if l.peers.removed[d.i] {
+			continue
+		}
 		if s := d.client.Stats().LastError; s != "" {
 			return s
 		}

@@ -223,3 +223,21 @@ func TestALateAckWithdrawsWhatAnotherOneHasNotAnswered(t *testing.T) {
 		r.want("b, after a reconnect", b.numbers(), "")
 	}, pair(Any))
 }
+
+// TestADestinationToWhichBytesMoveIsNotLeft, although it answers nothing for long, and is
+// when they move no more.
+func TestADestinationToWhichBytesMoveIsNotLeft(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, never)
+		b := r.up("b", 3, nil)
+		r.start()
+		r.pass(time.Second)
+		for n := uint64(1); n <= 6; n++ {
+			r.submitContent(rigLane(1), n, strings.Repeat("x", 2000))
+			r.pass(3 * time.Second)
+		}
+		r.want("the stand-in, while bytes move", b.numbers(), "")
+		r.pass(3 * time.Second)
+		r.want("the stand-in, when none did for 5 s", b.numbers(), "1! 2! 3! 4! 5! 6!")
+	}, pair(Any))
+}

@@ -120,11 +120,22 @@ func (f *finals) lane(id batch.Lane) *laneFinals {
 	return lf
 }
 
-// begin calls fn with what is known of a lane, which fn may change.
+// begin calls fn with what is known of a lane, which fn may change. A lane that was
+// forgotten takes no other's place.
 func (f *finals) begin(lane batch.Lane, fn func(*laneFinals)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.lanes[lane] == nil && !f.room(lane) {
+		return
+	}
 	fn(f.lane(lane))
+}
+
+// room reports whether a lane would be kept at the expense of none, or of an older one.
+func (f *finals) room(lane batch.Lane) bool {
+	like := f.epochs[keyOf(Any, lane)]
+	return len(f.lanes) < maxLanes && (len(like) < keptEpochs ||
+		slices.ContainsFunc(like, func(l batch.Lane) bool { return l.Epoch.Counter < lane.Epoch.Counter }))
 }
 
 // track counts a batch of lane that a line has read.

@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
@@ -223,13 +224,12 @@ func TestDrainSendsAllAndEndsTheConnections(t *testing.T) {
 // and follows the DNS.
 func TestAServiceIsAsManyDestinationsAsItHasHosts(t *testing.T) {
 	const srv = "srv+_ftfuse._tcp.example.org"
+	resolver := noDNS(t)
 	target := func(host string, priority uint16) transport.Target {
 		return transport.Target{Host: host, Port: 7400, Priority: priority}
 	}
 	inBubble(t, func(r *rig) {
-		r.o.Resolver = &transport.Resolver{Net: &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
-			return nil, errors.New("no DNS in this test")
-		}}}
+		r.o.Resolver = resolver
 		a, b := r.up("a", 2, nil), r.up("b", 3, nil)
 		r.start()
 		r.pass(time.Millisecond)
@@ -253,6 +253,48 @@ func TestAServiceIsAsManyDestinationsAsItHasHosts(t *testing.T) {
 		r.pass(time.Second)
 		r.want("the primary is back in the DNS", a.numbers(), "1 2 5 6")
 	}, GroupConfig{Name: "g", Mode: Any, Primary: []string{srv}, FailbackAfter: 10 * time.Second})
+}
+
+// TestAServiceWhoseHostsComeAndGoDoesNotGrow: their places are given to those that come.
+func TestAServiceWhoseHostsComeAndGoDoesNotGrow(t *testing.T) {
+	resolver := noDNS(t)
+	inBubble(t, func(r *rig) {
+		r.o.Resolver = resolver
+		r.start()
+		r.pass(time.Millisecond)
+		l := r.f.lines[0]
+		s := target0(t, l)
+		stays := r.up("stays", 99, nil)
+		for i := range 20 {
+			host := fmt.Sprintf("host-%d", i)
+			n := r.up(host, byte(10+i), nil)
+			l.adopt(s, []transport.Target{{Host: host, Port: 7400, Priority: 1}, {Host: "stays", Port: 7400, Priority: 2}})
+			r.pass(30 * time.Second)
+			r.submit(rigLane(1), uint64(i+1), uint64(i+1))
+			r.pass(2 * time.Second)
+			r.want(host, n.numbers(), fmt.Sprint(i+1))
+		}
+		r.want("the secondary", stays.numbers(), "")
+		if n := len(l.dests); n > 4 || r.waiting() > 0 {
+			t.Errorf("%d destinations after 20 that came and went, %d batches wait", n, r.waiting())
+		}
+		if st := r.f.Stats().Groups[0].Lines[0].Destinations; len(st) != 2 {
+			t.Errorf("%+v", st)
+		}
+	}, GroupConfig{Name: "g", Mode: Any, Primary: []string{"srv+_ftfuse._tcp.example.org"}, FailbackAfter: 10 * time.Second})
+}
+
+// noDNS returns a resolver that finds nothing. It is used once outside of any bubble, to which
+// what package net keeps of it would else belong.
+func noDNS(t *testing.T) *transport.Resolver {
+	t.Helper()
+	r := &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		return nil, errors.New("no DNS in this test")
+	}}
+	if _, _, err := r.LookupSRV(t.Context(), "", "", "srv.example.org"); err == nil {
+		t.Fatal("there is a DNS")
+	}
+	return &transport.Resolver{Net: r}
 }
 
 func target0(t *testing.T, l *line) target {

@@ -55,10 +55,17 @@ type peers struct {
 
 // add appends a destination.
 func (p *peers) add(now time.Duration, address string, secondary bool, failback time.Duration) int {
-	p.health = append(p.health, newHealth(now, secondary, failback))
-	p.address = append(p.address, address)
+	p.health = append(p.health, health{})
+	p.address = append(p.address, "")
 	p.removed = append(p.removed, false)
-	return len(p.health) - 1
+	i := len(p.health) - 1
+	p.set(i, now, address, secondary, failback)
+	return i
+}
+
+// set puts a destination in the place of one that is not configured any more.
+func (p *peers) set(i int, now time.Duration, address string, secondary bool, failback time.Duration) {
+	p.health[i], p.address[i], p.removed[i] = newHealth(now, secondary, failback), address, false
 }
 
 func (p *peers) rank(i int) rank {

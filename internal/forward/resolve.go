@@ -135,16 +135,52 @@ func (l *line) add1(t target) {
 		OnState: d.changed, OnProgress: d.moved, Logger: l.log,
 	}, d)
 	l.mu.Lock()
-	d.i = l.peers.add(l.now(), t.address, t.secondary, l.group.FailbackAfter)
-	l.dests = append(l.dests, d)
+	if d.i = l.vacant(); d.i == nowhere {
+		d.i = l.peers.add(l.now(), t.address, t.secondary, l.group.FailbackAfter)
+		l.dests = append(l.dests, d)
+	} else {
+		l.dests[d.i] = d
+		l.peers.set(d.i, l.now(), t.address, t.secondary, l.group.FailbackAfter)
+	}
 	l.steer(l.now())
 	l.mu.Unlock()
 	signal(l.kick)
 	l.f.spawn("send to "+t.address, d.run)
 }
 
+// vacant returns the place of a destination that has ended and that nothing refers to any
+// more by its place, or nowhere: a service whose hosts come and go does not grow. The
+// caller holds mu.
+func (l *line) vacant() int {
+	used := make([]bool, len(l.dests))
+	now := l.now()
+	for _, fl := range l.flows {
+		for _, i := range []int{fl.home, fl.next} {
+			if i != nowhere {
+				used[i] = true
+			}
+		}
+		if fl.pin != nowhere && now < fl.pinUntil {
+			used[fl.pin] = true
+		} else {
+			fl.pin = nowhere
+		}
+	}
+	for i, d := range l.dests {
+		if d.over && !used[i] && d.out == 0 && len(d.ready) == 0 && d.stray() == nil {
+			return i
+		}
+	}
+	return nowhere
+}
+
 // run sends to the destination until it ends, or ctx does.
 func (d *destination) run(ctx context.Context) error {
+	defer func() {
+		d.l.mu.Lock()
+		d.over = true
+		d.l.mu.Unlock()
+	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
