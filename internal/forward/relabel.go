@@ -14,7 +14,6 @@ import (
 
 	"ftfuse/internal/batch"
 	"ftfuse/queue"
-	"ftfuse/transport"
 )
 
 // prefixRelabel begins the keys that hold, until the new one is final, under which id a
@@ -181,16 +180,9 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 			l.letGo(c.seq, over)
 		}
 	}()
-	owed, resent := map[int]bool{}, false
-	for _, l := range r.f.lines {
-		needs, sent, ok := l.hold(c.seq)
-		if !ok {
-			return false, nil
-		}
-		resent = resent || sent
-		if needs {
-			owed[l.index] = true
-		}
+	owed, resent, ok := r.hold(c.seq)
+	if !ok {
+		return false, nil
 	}
 	it, ok, err := r.f.lines[0].cursor.Fetch(ctx, c.seq)
 	for i := 1; i < len(r.f.lines) && err == nil && !ok; i++ {
@@ -349,58 +341,4 @@ func (r *relabels) unstored() []queue.KV {
 	set := r.drop
 	r.drop = nil
 	return set
-}
-
-// hold makes a line keep its hands off a batch that is to be relabelled. needs says
-// whether it still has to send it, resent whether it may be with somebody. ok is false
-// where that is not known: the answer must come first of whoever has it, or may have it,
-// under the old id, or it would stand there under both. Where it is kept until it is
-// final, that must come first, too: nothing would be kept of it otherwise.
-func (l *line) hold(seq uint64) (needs, resent, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	e := l.entries[seq]
-	switch {
-	case e == nil && !l.known:
-		return false, false, false
-	case e == nil:
-	case e.stage == fetching || e.stage == given || e.stage == unfinal || e.resent && !e.conflicts():
-		return false, false, false
-	default:
-		e.stage, e.at = parked, nil
-		l.parked[e] = struct{}{}
-		needs = true
-	}
-	if !l.held[seq] {
-		l.held[seq] = false
-	}
-	return needs, e != nil && e.resent, true
-}
-
-// conflicts reports whether a destination said, on its newest connection, that it knows
-// the id of e with another content.
-func (e *entry) conflicts() bool {
-	for d, r := range e.refused {
-		if r.code == transport.Conflict && r.conn == d.conns {
-			return true
-		}
-	}
-	return false
-}
-
-// letGo ends hold, and reports whether the batch was acked meanwhile. gone: it is not in
-// the queue any more.
-func (l *line) letGo(seq uint64, gone bool) (acked bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	acked = l.held[seq]
-	delete(l.held, seq)
-	if e := l.entries[seq]; e != nil && e.stage == parked {
-		if gone {
-			l.drop(e)
-		} else {
-			l.unpark(e)
-		}
-	}
-	return acked
 }
