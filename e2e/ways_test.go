@@ -85,7 +85,7 @@ func TestCompressedThroughARelayThatKeepsACopy(t *testing.T) {
 			src := s.source("s1", fmt.Sprintf("compression = %q", codec), group{mode: "any", primary: []*rig.Host{a}})
 			s.start()
 			want := filepath.Join(s.Dir, "want")
-			sh(t, `{ seq 400000; head -c 1500000 /dev/urandom | base64 -w 200; } >"$2"; cat "$2" >>"$1"`, filepath.Join(src.Point(), "a.log"), want)
+			sh(t, `{ seq -f 'request %.0f answered' 150000; head -c 1500000 /dev/urandom | base64 -w 200; } >"$2"; cat "$2" >>"$1"`, filepath.Join(src.Point(), "a.log"), want)
 			for _, h := range []*rig.Host{g, a} {
 				arrives(t, filepath.Join(h.Out(), "s1/a.log"), read(t, want))
 			}
