@@ -207,7 +207,7 @@ func (s *schedule) fault(w *world) {
 }
 
 // change restarts a relay with another configuration: its group has another name, or there
-// is one more or less, to the same receivers.
+// is one more, to one of the receivers, or less.
 func (s *schedule) change(w *world, n *simNode) {
 	if w.random(2) == 0 {
 		n.stop()
@@ -221,9 +221,8 @@ func (s *schedule) change(w *world, n *simNode) {
 	case len(n.groups) > 1:
 		n.groups = n.groups[:1]
 	default:
-		more := n.groups[0]
-		more.Name = "more"
-		n.groups = []GroupConfig{n.groups[0], more}
+		last := fmt.Sprintf("recv%d%s", s.receivers, simPort)
+		n.groups = []GroupConfig{n.groups[0], {Name: "more", Mode: Any, Primary: []string{last}}}
 	}
 	n.restart()
 }
