@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"ftfuse/config"
+	"ftfuse/internal/sched"
 )
 
 // runFunc is the entry point of a role: it serves until ctx ends, then drains and
@@ -51,6 +52,9 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), s
 		log.Info(note, "role", string(role), "config", cfg.File)
 	}
 
+	if err := sched.ShortTurns(); err != nil {
+		log.Info("lines may come a few milliseconds later while programs use all CPUs", "error", err)
+	}
 	s := newSignals(log, stops, func() { reload(log, level, role, load) })
 	defer s.close() // behind the last word to the log, which may be a closed pipe
 	err = run(s.ctx, cfg, log)
