@@ -167,6 +167,63 @@ func TestBudgetAgainstModel(t *testing.T) {
 	}
 }
 
+// TestOnePeerLeavesRoomForOthers, and they for those behind them, though nothing comes back.
+func TestOnePeerLeavesRoomForOthers(t *testing.T) {
+	b := newBudget(1000)
+	over, cancel := context.WithCancel(t.Context())
+	cancel() // nobody waits
+	for i, want := range []int{4, 2, 2, 1} {
+		c, got := &serverConn{key: string(rune('a' + i))}, 0
+		for {
+			if _, err := b.take(over, c, 100); err != nil {
+				break
+			}
+			got++
+		}
+		if got != want {
+			t.Errorf("peer %d got %d batches, want %d", i+1, got, want)
+		}
+	}
+}
+
+// TestWhoGivesUpLetsOthersPass.
+func TestWhoGivesUpLetsOthersPass(t *testing.T) {
+	b := newBudget(1000)
+	if _, err := b.take(t.Context(), &serverConn{key: "a"}, 400); err != nil {
+		t.Fatal(err)
+	}
+	wait := func(ctx context.Context, key string, n int64) <-chan error {
+		done := make(chan error, 1)
+		b.mu.Lock()
+		before := len(b.waiting)
+		b.mu.Unlock()
+		go func() {
+			_, err := b.take(ctx, &serverConn{key: key}, n)
+			done <- err
+		}()
+		await(t, nil, "the wait of "+key, func() bool {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return len(b.waiting) == before+1
+		})
+		return done
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	large, small := wait(ctx, "b", 700), wait(t.Context(), "c", 100)
+	giveUp()
+	if err := <-large; err == nil {
+		t.Error("700 of 600 were given")
+	}
+	select {
+	case err := <-small:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(testLimit):
+		t.Error("who waited behind it waits on")
+	}
+}
+
 // TestAFullLineIsNobodysFault: where all batches take long because there are many, none is
 // cut off, to be sent again over the same line.
 func TestAFullLineIsNobodysFault(t *testing.T) {
