@@ -188,7 +188,7 @@ func TestDamageIsFoundCountedAndTheRestGoesOn(t *testing.T) {
 	case os.Getenv("FTFUSE_SOAK") != "":
 		flips, most = 2000, 1<<30
 	case testing.Short():
-		most = 50
+		most = 50 // too few to be sure of a case
 	}
 	dir := filepath.Join(t.TempDir(), "copy")
 	var refused, lossy, clean int
@@ -230,7 +230,7 @@ func TestDamageIsFoundCountedAndTheRestGoesOn(t *testing.T) {
 		}
 	}
 	t.Logf("%d damages refused at open, %d with loss, %d without", refused, lossy, clean)
-	if refused == 0 || lossy == 0 || clean == 0 {
+	if !testing.Short() && (refused == 0 || lossy == 0 || clean == 0) {
 		t.Fatal("the damages do not cover the cases")
 	}
 }
