@@ -25,6 +25,7 @@ func (s *told) Skip(_ batch.Lane, skips ...transport.Skip) { s.skips = append(s.
 func (s *told) Merge(_ batch.Lane, below uint64)           { s.below = max(s.below, below) }
 func (s *told) LostRanges(batch.Lane) []queue.LaneLoss     { return s.losses }
 func (s *told) final(_ batch.Lane, b uint64) []batch.Range { return []batch.Range{{First: b, Last: 9}} }
+
 func skipOf(reason string, n uint64) (skip transport.Skip) {
 	skip.Reason = reason
 	skip.Ranges.Add(n)
