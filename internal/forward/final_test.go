@@ -312,11 +312,11 @@ func TestARelabelledBatchTakesTheWholeWayUnderItsNewID(t *testing.T) {
 		r.pass(3 * time.Second)
 		r.want("a, while b has the old one in flight", a.numbers(), "1 2 3")
 		r.down("b")
-		b := r.up("b", 3, nil)
+		r.up("b", 3, nil)
 		r.pass(5 * time.Second)
 		r.want("a, while b has the old one and it is not final there", a.numbers(), "1 2 3")
 		r.down("b")
-		b = r.up("b", 4, nil)
+		b := r.up("b", 4, nil)
 		r.pass(5 * time.Second)
 		r.want("b lost its disk and gets the old one again", b.numbers(), "1! 2! 3!")
 		for _, s := range []*peerServer{a, b} {
