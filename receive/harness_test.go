@@ -14,6 +14,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -92,17 +94,24 @@ func output1(dir string, change func(o *config.Output)) config.Output {
 }
 
 // freePort returns an address that stays free while nobody listens there, between two
-// starts of a receiver: tests of other packages that run meanwhile take ports of 127.0.0.1.
+// starts of a receiver: tests of other packages that run meanwhile take ports of 127.0.0.1. No two tests of
+// this process get the same one, and the kernel gives it to nobody else (ip_local_port_range).
 func freePort(t testing.TB) string {
 	t.Helper()
 	pid := os.Getpid()
-	ln, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 64+pid>>16%64, pid>>8&255, pid&255))
-	if err != nil {
-		t.Fatal(err)
+	for {
+		addr := fmt.Sprintf("127.%d.%d.%d:%d", 64+pid>>16%64, pid>>8&255, pid&255, 10000+lastPort.Add(1)%20000)
+		if ln, err := net.Listen("tcp", addr); err == nil {
+			must(t, ln.Close())
+			return addr
+		} else if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
+
+// lastPort counts the ports that freePort has given out.
+var lastPort atomic.Uint32
 
 // newSetup is a receiver in a directory of its own, with one output of all defaults.
 func newSetup(t testing.TB, outputs ...config.Output) setup {
