@@ -123,6 +123,7 @@ func (f families) peers(p *status.Peers) {
 	f.counter("peers_turned_away", "Connections above the limits.", p.TurnedAway)
 	f.counter("peers_denied", "Handshakes of peers that may not speak for their host.", p.Denied)
 	f.counter("peers_evicted", "Connections that gave way to others before their handshake was done.", p.Evicted)
+	f.counter("peers_slow", "Connections ended because their batch came slowly while others waited for the room it held.", p.Slow)
 	f.counter("handshakes_failed", "Handshakes that failed, those of denied peers included.", p.Failed)
 	f.gauge("pending_bytes", "Bytes taken from peers and not on disk yet.", float64(p.Pending))
 	f.counter("refused_batches", "Batches refused, for any reason.", 0)

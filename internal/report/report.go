@@ -45,7 +45,7 @@ func Queue(q *queue.Queue) (status.Queue, []status.Loss) {
 // for, beside those that the server refuses itself.
 func Peers(s transport.ServerStats, refused map[string]uint64) *status.Peers {
 	out := &status.Peers{
-		Connections: []status.Peer{}, TurnedAway: s.TurnedAway, Denied: s.Denied, Failed: s.Failed, Evicted: s.Evicted,
+		Connections: []status.Peer{}, TurnedAway: s.TurnedAway, Denied: s.Denied, Failed: s.Failed, Evicted: s.Evicted, Slow: s.Slow,
 		Pending: s.Pending, Refused: map[string]uint64{"denied": s.DeniedData, "lanes": s.DeniedLane},
 	}
 	for reason, n := range refused {

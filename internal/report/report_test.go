@@ -53,9 +53,9 @@ func TestAGroupIsTheSumOfItsLines(t *testing.T) {
 
 // What the server refuses and what the role refuses are one account.
 func TestRefusalsAreCountedTogether(t *testing.T) {
-	p := Peers(transport.ServerStats{DeniedData: 2, DeniedLane: 9, Denied: 3, Failed: 4, Evicted: 5, TurnedAway: 6, Pending: 7}, map[string]uint64{"denied": 1, "conflict": 8})
+	p := Peers(transport.ServerStats{DeniedData: 2, DeniedLane: 9, Denied: 3, Failed: 4, Evicted: 5, Slow: 10, TurnedAway: 6, Pending: 7}, map[string]uint64{"denied": 1, "conflict": 8})
 	want := &status.Peers{
-		Connections: []status.Peer{}, Denied: 3, Failed: 4, Evicted: 5, TurnedAway: 6, Pending: 7,
+		Connections: []status.Peer{}, Denied: 3, Failed: 4, Evicted: 5, Slow: 10, TurnedAway: 6, Pending: 7,
 		Refused: map[string]uint64{"denied": 3, "lanes": 9, "conflict": 8},
 	}
 	if !reflect.DeepEqual(p, want) {

@@ -170,6 +170,7 @@ type Peers struct {
 	Denied      uint64            `json:"denied"`      // handshakes of peers that may not speak for their host
 	Failed      uint64            `json:"failed"`      // handshakes that failed, those of denied peers included
 	Evicted     uint64            `json:"evicted"`     // connections that gave way to others before their handshake was done
+	Slow        uint64            `json:"slow"`        // connections ended because their batch came slowly while others waited for the room it held
 	Pending     int64             `json:"pending_bytes"`
 	Refused     map[string]uint64 `json:"refused,omitzero"` // batches, by reason
 }

@@ -50,7 +50,7 @@ func Role() status.Role {
 				},
 				{Address: "10.0.1.2:5000", Host: "web-02", Role: "mount", Since: ago(time.Hour)},
 			},
-			TurnedAway: 1, Denied: 2, Failed: 3, Evicted: 4, Pending: 5, Refused: map[string]uint64{"conflict": 1, "denied": 2},
+			TurnedAway: 1, Denied: 2, Failed: 3, Evicted: 4, Slow: 8, Pending: 5, Refused: map[string]uint64{"conflict": 1, "denied": 2},
 		},
 		ResentRanges: []status.LaneRanges{{Lane: "00/1-2/0/3", Ranges: [][2]uint64{{1, 1}, {3, 9}}}},
 		Accepted:     tally(110), Delivered: tally(100), Resent: tally(2), Duplicates: 9,
