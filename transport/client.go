@@ -117,11 +117,15 @@ func NewClient(o ClientOptions, s Source) *Client {
 
 // Run connects, sends, and reconnects for ever, until ctx ends (it returns the error
 // of ctx), Drain has done its work (nil), or the Source fails (its error). What was
-// not acknowledged by then stays the source's. Run may be called once.
+// not acknowledged by then stays the source's. Run may be called once; behind Drain it
+// returns nil at once.
 func (c *Client) Run(ctx context.Context) error {
 	select {
 	case c.ran <- struct{}{}:
 	default:
+		if c.drained() { // by a Drain that came first: there is nothing to do
+			return nil
+		}
 		return errors.New("transport: Client.Run called twice")
 	}
 	defer close(c.ended)

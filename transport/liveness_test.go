@@ -211,6 +211,19 @@ func TestDrainWithoutConnection(t *testing.T) {
 	}
 }
 
+// TestAStopRightAtTheStartIsNoError: a role that is asked to stop may drain a client before
+// the goroutine that runs it has begun. That said "Client.Run called twice", and the role
+// ended as if it had failed.
+func TestAStopRightAtTheStartIsNoError(t *testing.T) {
+	c := NewClient(ClientOptions{}, newTestSource())
+	if err := c.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Run(t.Context()); err != nil {
+		t.Errorf("Run behind Drain: %v", err)
+	}
+}
+
 // TestRepeatedFailuresAreLoggedOnce: the same reason again and again is one warning,
 // whatever ports the tries come from.
 func TestRepeatedFailuresAreLoggedOnce(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -26,7 +27,7 @@ func (f *Forwarder) Drain(ctx context.Context) error {
 	wg.Wait()
 	for _, l := range f.lines {
 		l.mu.Lock()
-		dests := l.dests
+		dests := slices.Clone(l.dests) // a service may be given another host meanwhile
 		l.mu.Unlock()
 		for _, d := range dests {
 			wg.Go(func() { _ = d.client.Drain(ctx) }) // what it has left is counted by sendAll
