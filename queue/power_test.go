@@ -301,6 +301,7 @@ func TestReadErrorOfTheDiskIsALossAndNotTheEnd(t *testing.T) {
 	q := mustOpen(t, dir, powerOptions())
 	for n := uint64(1); n <= 20; n++ {
 		mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, n, 50000)}})
+		mustFlush(t, q) // else chance says which block is where the error will be
 	}
 	mustClose(t, q)
 	name := segmentName(1)
