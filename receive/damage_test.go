@@ -1,15 +1,13 @@
 package receive
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
+	"ftfuse/internal/roletest"
 )
 
 // TestWhatTheDiskDamagedIsTakenAgain: batches wait in the queue of a receiver that is killed,
@@ -38,7 +36,7 @@ func TestWhatTheDiskDamagedIsTakenAgain(t *testing.T) {
 				waitFor(t, "the lines", func() bool { return len(countLinesIn(t, s.out("h", "app.log"))) == 3 })
 			}
 			p.kill()
-			spoil(t, s.config().QueueDir(config.RoleReceive), f.queue[1])
+			roletest.Spoil(t, s.config().QueueDir(config.RoleReceive), f.queue[1].Data)
 
 			s.CheckpointEvery = every
 			x := start(t, s)
@@ -94,21 +92,4 @@ func TestNothingThatWasLostIsFinal(t *testing.T) {
 		t.Errorf("%d duplicates", st.Duplicates)
 	}
 	x.end()
-}
-
-// spoil damages the data of b in a queue's segments.
-func spoil(t *testing.T, dir string, b batch.Sealed) {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, "*.seg"))
-	must(t, err)
-	for _, name := range files {
-		raw, err := os.ReadFile(name)
-		must(t, err)
-		if at := bytes.Index(raw, b.Data); at >= 0 {
-			raw[at+len(b.Data)/2] ^= 1
-			must(t, os.WriteFile(name, raw, 0o600))
-			return
-		}
-	}
-	t.Fatalf("batch %v is in none of %v", b.ID, files)
 }

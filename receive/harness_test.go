@@ -13,13 +13,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/internal/record"
+	"ftfuse/internal/roletest"
 	"ftfuse/transport"
 )
 
@@ -91,28 +91,11 @@ func output1(dir string, change func(o *config.Output)) config.Output {
 	return o
 }
 
-// freePort returns an address that stays free while nobody listens there, between two starts of a receiver:
-// one of this process alone, where tests of other packages that run meanwhile take ports of
-// 127.0.0.1, with a port that no two tests get and that the kernel gives to nobody
-// (ip_local_port_range). Nothing is tried there: a child that was just forked would go on
-// listening until its exec.
-func freePort(t testing.TB) string {
-	t.Helper()
-	pid, port := os.Getpid(), lastPort.Add(1)
-	if port > 20000 {
-		t.Fatal("all ports are given out")
-	}
-	return fmt.Sprintf("127.%d.%d.%d:%d", 64+pid>>16%64, pid>>8&255, pid&255, 10000+port)
-}
-
-// lastPort counts the ports that freePort has given out.
-var lastPort atomic.Uint32
-
 // newSetup is a receiver in a directory of its own, with one output of all defaults.
 func newSetup(t testing.TB, outputs ...config.Output) setup {
 	t.Helper()
 	dir := t.TempDir()
-	s := setup{State: filepath.Join(dir, "state"), Listen: freePort(t), Outputs: outputs, CheckpointEvery: 50 * time.Millisecond}
+	s := setup{State: filepath.Join(dir, "state"), Listen: roletest.FreePort(t), Outputs: outputs, CheckpointEvery: 50 * time.Millisecond}
 	if len(outputs) == 0 {
 		s.Outputs = []config.Output{output1(filepath.Join(dir, "out"), nil)}
 	}

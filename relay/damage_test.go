@@ -1,15 +1,14 @@
 package relay
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/roletest"
 	"ftfuse/queue"
 )
 
@@ -18,19 +17,8 @@ import (
 func damaged(t *testing.T, x *running, s setup, b batch.Sealed) *running {
 	t.Helper()
 	x.end()
-	files, err := filepath.Glob(filepath.Join(s.State, "relay", "queue", "*.seg"))
-	must(t, err)
-	for _, name := range files {
-		raw, err := os.ReadFile(name)
-		must(t, err)
-		if at := bytes.Index(raw, b.Data); at >= 0 {
-			raw[at+len(b.Data)/2] ^= 1
-			must(t, os.WriteFile(name, raw, 0o600))
-			return start(t, s)
-		}
-	}
-	t.Fatalf("batch %v is in none of %v", b.ID, files)
-	return nil
+	roletest.Spoil(t, filepath.Join(s.State, "relay", "queue"), b.Data)
+	return start(t, s)
 }
 
 // fill sends five batches of one line each that nothing else in a queue looks like.
@@ -57,22 +45,33 @@ func resendCorrupt(t *testing.T, f *feeder, want uint64) {
 	f.send(b)
 }
 
-// TestWhatARelaysDiskDamagedComesFromWhoKeepsIt: the node before keeps batches until they are
-// final, and sends what was damaged again at once. Nobody further up hears of it.
-func TestWhatARelaysDiskDamagedComesFromWhoKeepsIt(t *testing.T) {
-	a := newAggregator(t, 9)
+// twoStages has five batches pass a first relay and be damaged, one of them, at a second one,
+// before that could pass them on to the aggregator, which is there now. keep: the first relay
+// keeps them until they are final.
+func twoStages(t *testing.T, keep bool) (f *feeder, x1, x2 *running, a *aggregator) {
+	t.Helper()
+	a = newAggregator(t, 9)
 	a.stop()
 	s2 := newSetup(t, a)
-	x2 := start(t, s2)
+	x2 = start(t, s2)
 	s1 := newSetup(t, &aggregator{addr: s2.Listen})
-	s1.KeepFinal, s1.FinalTimeout = true, time.Hour
-	x1 := start(t, s1)
-	f := newFeeder(1)
+	if keep {
+		s1.KeepFinal, s1.FinalTimeout = true, time.Hour
+	}
+	x1 = start(t, s1)
+	f = newFeeder(1)
 	f.connect(t, s1.Listen)
 	fill(f)
 	waitFor(t, "the second relay to have it all", func() bool { return x1.r.Stats().Forward.Groups[0].Lines[0].Acked.Batches == 5 })
 	x2 = damaged(t, x2, s2, f.queue[2])
 	a.start()
+	return f, x1, x2, a
+}
+
+// TestWhatARelaysDiskDamagedComesFromWhoKeepsIt: the node before keeps batches until they are
+// final, and sends what was damaged again at once. Nobody further up hears of it.
+func TestWhatARelaysDiskDamagedComesFromWhoKeepsIt(t *testing.T) {
+	f, x1, x2, a := twoStages(t, true)
 	f.expect(t, "final acks", func() bool { return f.final.Count() == 5 })
 	a.check(f)
 	if got := told(&f.skipped, f.lane); got != "" {
@@ -88,18 +87,7 @@ func TestWhatARelaysDiskDamagedComesFromWhoKeepsIt(t *testing.T) {
 // TestWhatARelaysDiskDamagedComesThroughARelayThatLetItGo: only the source keeps batches until
 // they are final. The relay in between does not call its copy a duplicate.
 func TestWhatARelaysDiskDamagedComesThroughARelayThatLetItGo(t *testing.T) {
-	a := newAggregator(t, 9)
-	a.stop()
-	s2 := newSetup(t, a)
-	x2 := start(t, s2)
-	s1 := newSetup(t, &aggregator{addr: s2.Listen})
-	x1 := start(t, s1)
-	f := newFeeder(1)
-	f.connect(t, s1.Listen)
-	fill(f)
-	waitFor(t, "the second relay to have it all", func() bool { return x1.r.Stats().Forward.Groups[0].Lines[0].Acked.Batches == 5 })
-	x2 = damaged(t, x2, s2, f.queue[2])
-	a.start()
+	f, x1, x2, a := twoStages(t, false)
 	resendCorrupt(t, f, 3)
 	f.expect(t, "final acks", func() bool { return f.final.Count() == 5 })
 	a.expect("all batches", a.has(5))

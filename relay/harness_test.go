@@ -11,12 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
+	"ftfuse/internal/roletest"
 )
 
 const testLimit = 30 * time.Second // what takes longer has failed
@@ -86,28 +86,11 @@ func (s setup) options() Options {
 	return Options{CheckpointEvery: s.CheckpointEvery, SegmentBytes: s.SegmentBytes}
 }
 
-// freePort returns an address that stays free while nobody listens there:
-// one of this process alone, where tests of other packages that run meanwhile take ports of
-// 127.0.0.1, with a port that no two tests get and that the kernel gives to nobody
-// (ip_local_port_range). Nothing is tried there: a child that was just forked would go on
-// listening until its exec.
-func freePort(t testing.TB) string {
-	t.Helper()
-	pid, port := os.Getpid(), lastPort.Add(1)
-	if port > 20000 {
-		t.Fatal("all ports are given out")
-	}
-	return fmt.Sprintf("127.%d.%d.%d:%d", 64+pid>>16%64, pid>>8&255, pid&255, 10000+port)
-}
-
-// lastPort counts the ports that freePort has given out.
-var lastPort atomic.Uint32
-
 // newSetup is a relay in a directory of its own, with a group for each destination.
 func newSetup(t testing.TB, to ...*aggregator) setup {
 	t.Helper()
 	dir := t.TempDir()
-	s := setup{State: filepath.Join(dir, "state"), Listen: freePort(t), CheckpointEvery: 50 * time.Millisecond}
+	s := setup{State: filepath.Join(dir, "state"), Listen: roletest.FreePort(t), CheckpointEvery: 50 * time.Millisecond}
 	for i, a := range to {
 		s.Forwards = append(s.Forwards, config.Forward{
 			Name: fmt.Sprint("group", i), Mode: config.ForwardAny, Primary: []string{a.addr},

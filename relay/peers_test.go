@@ -12,6 +12,7 @@ import (
 
 	"ftfuse/internal/batch"
 	"ftfuse/internal/record"
+	"ftfuse/internal/roletest"
 	"ftfuse/queue"
 	"ftfuse/transport"
 )
@@ -169,7 +170,7 @@ var _ transport.Handler = (*aggregator)(nil)
 
 func newAggregator(t testing.TB, id byte) *aggregator {
 	a := &aggregator{
-		changes: newChanges(), t: t, addr: freePort(t), node: node(id),
+		changes: newChanges(), t: t, addr: roletest.FreePort(t), node: node(id),
 		set: queue.NewDeliveredSet(), content: map[batch.ID]string{}, horizon: map[batch.Lane]uint64{},
 	}
 	a.start()
