@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,24 +16,6 @@ import (
 	"ftfuse/internal/certs"
 	"ftfuse/transport"
 )
-
-// safeBuffer is a log that is read while it is written.
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
 
 // certificate makes one for a host, and for the address that it listens on, by the CA in dir.
 func certificate(t *testing.T, dir string, names ...string) config.TLS {
@@ -79,7 +60,7 @@ func TestRecordsOfAnotherHostAreRefused(t *testing.T) {
 				}
 				f.host, f.tls = c.peer, store.Client
 			}
-			log := &safeBuffer{}
+			log := &lockedBuffer{}
 			x := startLog(t, s, slog.New(slog.NewTextHandler(log, nil)))
 			foreign := [][]rec{
 				{{host: "victim", path: "f", data: "forged\n"}},
@@ -108,8 +89,8 @@ func TestRecordsOfAnotherHostAreRefused(t *testing.T) {
 				t.Errorf("status has %d", n)
 			}
 			x.end()
-			if n := strings.Count(log.String(), "code=denied"); n != 1 {
-				t.Errorf("logged %d times, want once in ten seconds:\n%s", n, log)
+			if n := bytes.Count(log.Bytes(), []byte("code=denied")); n != 1 {
+				t.Errorf("logged %d times, want once in ten seconds:\n%s", n, log.Bytes())
 			}
 			if got, err := os.ReadFile(s.out("web-01", "f")); err != nil || string(got) != "honest\n" {
 				t.Errorf("its own file holds %q, %v", got, err)
