@@ -158,27 +158,9 @@ func (s *session) handshake() error {
 	if _, err := s.nc.Write(m.append(nil, typeHello)); err != nil {
 		return fmt.Errorf("write HELLO: %w", err)
 	}
-	h, meta, err := s.frames.next()
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("no WELCOME within %v: %w", c.t.handshake, ErrSilent)
-	case err != nil:
-		return fmt.Errorf("read WELCOME: %w", unexpected(err))
-	case h.kind == typeBye:
-		bye, err := parseBye(meta)
-		if err != nil {
-			return err
-		}
-		return bye
-	case h.kind != typeWelcome:
-		return fmt.Errorf("%w: %v, want WELCOME", ErrFrame, h.kind)
-	}
-	w, err := parseHello(meta)
+	w, err := s.welcome()
 	if err != nil {
 		return err
-	}
-	if w.minVersion < MinVersion || w.minVersion > MaxVersion {
-		return fmt.Errorf("%w: WELCOME chose protocol version %d, offered were %d to %d", ErrFrame, w.minVersion, MinVersion, MaxVersion)
 	}
 	if err := s.nc.SetDeadline(time.Time{}); err != nil {
 		return err
@@ -202,6 +184,30 @@ func (s *session) handshake() error {
 		s.number = st.Connects
 	})
 	return nil
+}
+
+// welcome reads the answer to HELLO.
+func (s *session) welcome() (hello, error) {
+	h, meta, err := s.frames.next()
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return hello{}, fmt.Errorf("no WELCOME within %v: %w", s.c.t.handshake, ErrSilent)
+	case err != nil:
+		return hello{}, fmt.Errorf("read WELCOME: %w", unexpected(err))
+	case h.kind == typeBye:
+		bye, err := parseBye(meta)
+		if err != nil {
+			return hello{}, err
+		}
+		return hello{}, bye
+	case h.kind != typeWelcome:
+		return hello{}, fmt.Errorf("%w: %v, want WELCOME", ErrFrame, h.kind)
+	}
+	w, err := parseHello(meta)
+	if err == nil && (w.minVersion < MinVersion || w.minVersion > MaxVersion) {
+		err = fmt.Errorf("%w: WELCOME chose protocol version %d, offered were %d to %d", ErrFrame, w.minVersion, MinVersion, MaxVersion)
+	}
+	return w, err
 }
 
 // send announces the horizons, sends again what was not answered, and then what the
