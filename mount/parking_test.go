@@ -59,7 +59,11 @@ func actCrowd(args []string) error {
 		}
 		wg.Go(func() {
 			line := append(bytes.Repeat([]byte{byte('a' + i%26)}, size-1), '\n')
-			if n, err := syscall.Write(fd, line); n != size || err != nil {
+			n, err := syscall.Write(fd, line)
+			for err == syscall.EINTR { // the runtime's own SIGURG met a write that waits
+				n, err = syscall.Write(fd, line)
+			}
+			if n != size || err != nil {
 				errs[i] = fmt.Errorf("write %d: %d, %w", i, n, err)
 			}
 		})
