@@ -73,6 +73,7 @@ type Case struct {
 	Relay  *Rate `json:"relay,omitempty"` // attribution open, with a relay between
 	Ext4   *Rate `json:"plain_file,omitempty"`
 	Null   *Rate `json:"empty_fuse,omitempty"`
+	Alone  *Rate `json:"kernel_alone,omitempty"` // passthrough, with every role stopped
 	TailNC *Rate `json:"tail_nc,omitempty"`
 }
 
@@ -153,7 +154,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 	if err := r.writeCases(w); err != nil {
 		return err
 	}
-	fmt.Fprintln(w, "\naccepted: lines a second until the last write(2) had returned and the file was closed; arrived: until the last byte stood in the output file, durably queued on all sides. relay: attribution open, with a relay between.")
+	fmt.Fprintln(w, "\naccepted: lines a second until the last write(2) had returned and the file was closed; arrived: until the last byte stood in the output file, durably queued on all sides. relay: attribution open, with a relay between. kernel alone: FUSE passthrough while all roles are stopped, the most that a writer can reach on a mount.")
 	fmt.Fprintln(w, "CPU: seconds of all roles for a million lines. MB: peak of anonymous memory (RssAnon), holder and worker together. disk x: bytes all roles sent to the disk for each byte of lines.")
 	fmt.Fprintln(w, "fsync: a line written 100 times a second to another file beside the load, until write(2) and fsync(2) had returned, which is when it is durable in the source's queue.")
 	fmt.Fprintln(w, "lag: such a line until it stood in its output, behind what the load had written before it.")
@@ -179,7 +180,7 @@ func (r *Report) writeCases(w io.Writer) error {
 		for _, ref := range []struct {
 			way  string
 			rate *Rate
-		}{{"plain file", c.Ext4}, {"empty FUSE", c.Null}, {"tail|nc", c.TailNC}} {
+		}{{"plain file", c.Ext4}, {"empty FUSE", c.Null}, {"kernel alone", c.Alone}, {"tail|nc", c.TailNC}} {
 			if f := ref.rate; f != nil {
 				fmt.Fprintf(t, "%s\t%s\t%.0f\t%.0f\t%.0f\t%.2f\t\t\t\t\t\t\t\t\t\t\t\n", name, ref.way, f.Accepted, f.LineS, f.MBS, f.CPU)
 			}
