@@ -53,7 +53,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer os.RemoveAll(dir)
 	b := &bench{ctx: ctx, o: o, bin: bin, dir: dir, log: stderr}
-	report, err := b.run()
+	report, err := b.runHolding()
 	if err != nil {
 		return err
 	}
@@ -82,12 +82,24 @@ func write(r *Report, path string, stdout io.Writer) error {
 	return r.WriteTable(stdout)
 }
 
+// runHolding is run, with the machine's memory held if that was asked for.
+func (b *bench) runHolding() (_ *Report, err error) {
+	if b.o.hold {
+		restore, err := holdMemory()
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, restore()) }()
+	}
+	return b.run()
+}
+
 func (b *bench) run() (*Report, error) {
 	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return nil, fmt.Errorf("ask for the kernel's version: %w", err)
 	}
-	r := &Report{Time: time.Now(), Kernel: strings.TrimSpace(string(kernel)), CPUs: runtime.NumCPU(), Durability: b.o.durability}
+	r := &Report{Time: time.Now(), Kernel: strings.TrimSpace(string(kernel)), CPUs: runtime.NumCPU(), Durability: b.o.durability, Held: b.o.hold}
 	disk := int64(256 << 20)
 	if b.o.quick {
 		disk = 64 << 20
@@ -96,6 +108,9 @@ func (b *bench) run() (*Report, error) {
 		return nil, err
 	}
 	fmt.Fprintf(b.log, "disk: %.0f MB/s into new space, %.0f reused\n", r.DiskBefore.New, r.DiskBefore.Reused)
+	if r.Memory, err = measureMemory(disk); err != nil {
+		return nil, err
+	}
 	for _, attr := range b.o.attrs {
 		i, err := b.idle(attr)
 		if err != nil {
@@ -161,6 +176,9 @@ func (b *bench) measure(size int, mode string, writers int) (*Case, error) {
 		if err := b.ctx.Err(); err != nil {
 			return nil, fmt.Errorf("stopped: %w", err)
 		}
+		if err := b.warm(p); err != nil {
+			return nil, err
+		}
 		r, err := way.run(p, mode)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", way.name, err)
@@ -172,4 +190,17 @@ func (b *bench) measure(size int, mode string, writers int) (*Case, error) {
 			size, mode, writers, way.name, r.Accepted, r.LineS, r.MBS, r.Seconds)
 	}
 	return c, nil
+}
+
+// warm has the machine's free memory ready for a run of p, if it is held: for the references
+// as for ftfuse.
+func (b *bench) warm(p tally.Plan) error {
+	if !b.o.hold {
+		return nil
+	}
+	n, err := spare(p.Bytes())
+	if err != nil {
+		return err
+	}
+	return touch(n)
 }

@@ -170,3 +170,14 @@ func TestFullSpeed(t *testing.T) {
 		t.Errorf("full speed that nobody measured is %d", got)
 	}
 }
+
+// What a run needs is touched once, and all of it is given back.
+func TestMemoryIsMeasured(t *testing.T) {
+	m, err := measureMemory(8 << 20)
+	if err != nil || m.First <= 0 || m.Again <= 0 {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if n, err := spare(1 << 40); err != nil || n <= 0 || n >= 4<<40 {
+		t.Errorf("%d bytes to spare, %v: want no more than half of what is free", n, err)
+	}
+}

@@ -17,8 +17,10 @@ type Report struct {
 	Kernel     string    `json:"kernel"`
 	CPUs       int       `json:"cpus"`
 	Durability string    `json:"durability"`
+	Held       bool      `json:"memory_held"`
 	DiskBefore *Disk     `json:"disk_before"`
 	DiskAfter  *Disk     `json:"disk_after"`
+	Memory     *Memory   `json:"memory"`
 	Idle       []Idle    `json:"idle"` // one for each attribution
 	Cases      []Case    `json:"cases"`
 	Paced      []Paced   `json:"paced"`
@@ -139,6 +141,8 @@ func (r *Report) WriteTable(w io.Writer) error {
 	fmt.Fprintf(w, "\nmount -> receive on one machine: %d CPUs, Linux %s, durability %s; writers, both roles and the references share the CPUs\n", r.CPUs, r.Kernel, r.Durability)
 	fmt.Fprintf(w, "the disk alone, fdatasync after each MiB: new space %.0f MB/s before, %.0f after; reused space %.0f before, %.0f after\n",
 		r.DiskBefore.New, r.DiskAfter.New, r.DiskBefore.Reused, r.DiskAfter.Reused)
+	fmt.Fprintf(w, "free memory: %.2f s for a GB when it is first used, %.2f s again%s\n", r.Memory.First, r.Memory.Again,
+		map[bool]string{true: "; the host takes it back, so that all figures swing: --hold-memory keeps it"}[!r.Held && r.Memory.First > 4*r.Memory.Again])
 	for _, i := range r.Idle {
 		fmt.Fprintf(w, "\nattribution %s, capture %s\n  at rest: p50 %.1f ms, p99 %.1f ms (%d lines); %d files open: CPU mount %.2f %% (%s), receive %.2f %%; memory mount %.0f MB (RSS %.0f), receive %.0f MB (RSS %.0f)\n",
 			i.Attribution, i.inForce(), i.Latency.P50, i.Latency.P99, i.Latency.Lines, i.Files, i.CPUMount, atMost(i.CPUMount, 1, "%"), i.CPUReceive,
