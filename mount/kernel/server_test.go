@@ -131,7 +131,7 @@ func (s *testServer) attr(id fuse.NodeID) (fuse.Attr, error) {
 	if err := unix.Stat(s.path(id), &st); err != nil {
 		return fuse.Attr{}, err
 	}
-	return fuse.Attr{Inode: uint64(id), Size: uint64(st.Size), Mode: 0o666, Nlink: 1, Mtime: time.Unix(st.Mtim.Unix())}, nil
+	return fuse.Attr{Inode: uint64(id), Size: uint64(st.Size), Mode: 0o666, Nlink: 1, Uid: uint32(os.Getuid()), Mtime: time.Unix(st.Mtim.Unix())}, nil
 }
 
 func (s *testServer) entry(name string) (*fuse.LookupResponse, error) {
