@@ -257,10 +257,16 @@ func await(t testing.TB, changed <-chan struct{}, what string, ok func() bool) {
 
 func (s *testSource) awaitAcked(t testing.TB, n int) {
 	t.Helper()
-	await(t, s.changed, fmt.Sprintf("%d acks", n), func() bool {
+	s.awaitAnswers(t, n, 0)
+}
+
+// awaitAnswers waits for so many acks and refusals, which come in no order between them.
+func (s *testSource) awaitAnswers(t testing.TB, acked, refused int) {
+	t.Helper()
+	await(t, s.changed, fmt.Sprintf("%d acks and %d refusals", acked, refused), func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return len(s.acked) >= n
+		return len(s.acked) >= acked && len(s.refused) >= refused
 	})
 }
 

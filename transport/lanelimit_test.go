@@ -65,7 +65,7 @@ func TestInventedLanesAreRefused(t *testing.T) {
 	again, other := newTestSource(), newTestSource()
 	connect(t, ClientOptions{Address: addr, Logger: discard}, again)
 	again.push(laneBatch(laneNumber(3), 3, "web-01"), laneBatch(laneNumber(77), 1, "web-01"), laneBatch(laneNumber(4), 3, "web-01"))
-	again.awaitAcked(t, 2)
+	again.awaitAnswers(t, 2, 1)
 	connect(t, ClientOptions{Dial: dialFrom("127.0.0.2", addr), Identity: Identity{Node: testNode(2)}, Logger: discard}, other)
 	other.push(laneBatch(laneNumber(88), 1, "web-02"))
 	other.awaitAcked(t, 1)
@@ -85,7 +85,7 @@ func TestOneHostTakesNotTheLanesOfOthers(t *testing.T) {
 	for n := range 10 {
 		src.push(laneBatch(laneNumber(100+n), 1, "good"))
 	}
-	src.awaitAcked(t, 20)
+	src.awaitAnswers(t, 20, 10)
 	src.mu.Lock()
 	defer src.mu.Unlock()
 	if len(src.refused) != 10 || !strings.Contains(src.refused[11].Text, `host "mad"`) {
