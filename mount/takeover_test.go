@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -58,7 +59,8 @@ func actFlock(args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("asks")
+	runtime.LockOSThread()
+	fmt.Printf("tid %d\n", syscall.Gettid())
 	if err := syscall.Flock(f, syscall.LOCK_EX); err != nil {
 		return err
 	}
@@ -210,13 +212,11 @@ func TestLeavingAnswersNothingThatWaits(t *testing.T) {
 	mine := openFlags(t, r.path("locked"), os.O_RDWR)
 	must(t, syscall.Flock(int(mine.Fd()), syscall.LOCK_EX))
 	waits := startActor(t, "flock", r.path("locked"))
-	if l := waits.next(); l != "asks" {
-		t.Fatal(l)
-	}
-	inWrite(t, waits.cmd.Process.Pid)
+	var waiter, tid int
+	fmt.Sscanf(waits.next(), "tid %d", &waiter)
+	inWrite(t, waiter)
 	taken := fillUp(t, r, "full.log")
 	blocked := startActor(t, "catch", r.path("a.log"))
-	var tid int
 	fmt.Sscanf(blocked.next(), "tid %d", &tid)
 	inWrite(t, tid)
 	for i := range 3 {
@@ -231,7 +231,7 @@ func TestLeavingAnswersNothingThatWaits(t *testing.T) {
 			t.Errorf("it took %v", d)
 		}
 		inWrite(t, tid)
-		inWrite(t, waits.cmd.Process.Pid)
+		inWrite(t, waiter)
 	}
 	must(t, syscall.Flock(int(mine.Fd()), syscall.LOCK_UN))
 	if l := waits.next(); l != "has it" {
