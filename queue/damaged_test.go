@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,30 +9,8 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/roletest"
 )
-
-// spoil flips a byte in the middle of the data of e, in whatever segment of dir holds it.
-func spoil(t *testing.T, dir string, e *Entry) {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, "*"+segmentExt))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if at := bytes.Index(b, e.Batch.Data); at >= 0 {
-			b[at+len(e.Batch.Data)/2] ^= 1
-			if err := os.WriteFile(f, b, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			return
-		}
-	}
-	t.Fatalf("batch %v is in none of %v", e.Batch.ID, files)
-}
 
 // withLoss returns a queue that was given batches 1 to 3 of lane 1, and found the second one
 // damaged, with that on disk.
@@ -45,7 +22,7 @@ func withLoss(t *testing.T, dir string, o Options) *Queue {
 	}
 	mustClose(t, q)
 	e := testEntry(1, 2, 900)
-	spoil(t, dir, &e)
+	roletest.Spoil(t, dir, e.Batch.Data)
 	told := make(chan Loss, 1)
 	o.OnLoss = func(l Loss) { told <- l }
 	q = mustOpen(t, dir, o)

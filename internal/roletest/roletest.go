@@ -1,5 +1,5 @@
-// Package roletest has what the tests of the roles that take batches, relay and receive,
-// need of the machine: addresses, and damage.
+// Package roletest has what the tests of the queue and of the roles that take batches, relay
+// and receive, need of the machine: addresses, and damage.
 package roletest
 
 import (
