@@ -1,11 +1,13 @@
 package bench
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -27,43 +29,41 @@ func (b *bench) alone(p tally.Plan, mode string) (_ *Rate, err error) {
 		return nil, nil
 	}
 	// The first write asks the daemon for an attribute, and no later one of the mount does.
-	if err := warm(pair.In("warm.log")); err != nil {
+	if err := appendLine(pair.In("first.log")); err != nil {
 		return nil, fmt.Errorf("write a first line to the mount: %w", err)
 	}
-	roles := slices.Concat(pair.MountRole.Family(), pair.ReceiveRole.Family())
-	type end struct {
-		took time.Duration
-		err  error
-	}
-	ended := make(chan end, 1)
+	ctx, cancel := context.WithCancel(b.ctx)
+	defer cancel()
+	var took time.Duration
+	var waiting error
+	var wg sync.WaitGroup
 	_, err = b.write(p, mode, pair.In("bench.log"), func() {
-		err := signalAll(roles, syscall.SIGSTOP)
-		go func() {
-			var took time.Duration
-			if err == nil {
-				took, err = b.waitSpool(pair.MountState, p.Bytes())
+		roles := slices.Concat(pair.MountRole.Family(), pair.ReceiveRole.Family())
+		waiting = signalAll(roles, syscall.SIGSTOP)
+		wg.Go(func() {
+			if waiting == nil {
+				took, waiting = waitSpool(ctx, pair.MountState, p.Bytes())
 			}
-			ended <- end{took, errors.Join(err, signalAll(roles, syscall.SIGCONT))} // close(2) waits for the mount
-		}()
+			waiting = errors.Join(waiting, signalAll(roles, syscall.SIGCONT)) // close(2) waits for the mount
+		})
 	})
 	if err != nil {
-		_ = signalAll(roles, syscall.SIGCONT) // the first error counts
+		cancel()
+	}
+	wg.Wait()
+	if err := errors.Join(err, waiting); err != nil {
 		return nil, fmt.Errorf("%w%s", err, logs(pair))
 	}
-	e := <-ended
-	if e.err != nil {
-		return nil, e.err
-	}
-	return rate(p, e.took, e.took, 0), nil
+	return rate(p, took, took, 0), nil
 }
 
 // waitSpool waits until the newest spool file has size bytes, and returns how long that took.
-func (b *bench) waitSpool(state string, size int64) (time.Duration, error) {
+func waitSpool(ctx context.Context, state string, size int64) (time.Duration, error) {
 	files, err := filepath.Glob(filepath.Join(state, "mount", "spool", "0*"))
 	if err != nil || len(files) == 0 {
 		return 0, fmt.Errorf("look for the spool file below %s: %d there (%w)", state, len(files), err)
 	}
-	return rig.WaitSize(b.ctx, slices.Max(files), size, time.Millisecond, 20*time.Second)
+	return rig.WaitSize(ctx, slices.Max(files), size, time.Millisecond, 20*time.Second)
 }
 
 func signalAll(pids []int, sig syscall.Signal) error {
@@ -76,12 +76,11 @@ func signalAll(pids []int, sig syscall.Signal) error {
 	return errors.Join(errs...)
 }
 
-// warm appends a line to path.
-func warm(path string) error {
+func appendLine(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString("warm\n")
+	_, err = f.WriteString("a line\n")
 	return errors.Join(err, f.Close())
 }

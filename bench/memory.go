@@ -69,7 +69,7 @@ const (
 // holdMemory keeps the machine from giving free memory back to its host until restore. Where
 // it never does, it does nothing.
 func holdMemory() (restore func() error, err error) {
-	was, err := os.ReadFile(reportingOrder)
+	text, err := os.ReadFile(reportingOrder)
 	if errors.Is(err, os.ErrNotExist) {
 		return func() error { return nil }, nil
 	}
@@ -79,8 +79,9 @@ func holdMemory() (restore func() error, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("keep the machine from giving free memory back to its host (as root; or leave out --hold-memory): %w", err)
 	}
+	was := strings.TrimSpace(string(text))
 	return func() error {
-		if err := os.WriteFile(reportingOrder, []byte(strings.TrimSpace(string(was))), 0); err != nil {
+		if err := os.WriteFile(reportingOrder, []byte(was), 0); err != nil {
 			return fmt.Errorf("let the machine give free memory back again: %w; write %s to %s", err, was, reportingOrder)
 		}
 		return nil

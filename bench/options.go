@@ -75,7 +75,7 @@ func parse(args []string, w io.Writer) (options, error) {
 	fs.BoolVar(&o.tailNC, "tail-nc", false, "also run `tail -F FILE | nc` on the same lines, in mode 64k")
 	fs.BoolVar(&o.relay, "relay", false, "also measure with a relay between mount and receiver, in mode 64k")
 	fs.BoolVar(&o.hold, "hold-memory", false, "keep the machine from giving free memory back to its host meanwhile, and use it once before each run (root)")
-	fs.BoolVar(&o.noRefs, "no-refs", false, "leave out the plain file and the empty FUSE file system")
+	fs.BoolVar(&o.noRefs, "no-refs", false, "leave out the plain file, the empty FUSE file system and the kernel alone")
 	fs.Usage = func() {
 		fmt.Fprint(w, "ftfuse bench [flags]: mount -> receive on this machine, beside references in the same run\n\n")
 		fs.PrintDefaults()
