@@ -86,6 +86,7 @@ type Root struct {
 	o   Options
 
 	mu    sync.Mutex
+	freed bool                // see Unlock
 	whole bool                // see NeedWhole
 	stale map[string]struct{} // directories, relative, whose entries are not known to be on disk
 }
@@ -112,14 +113,9 @@ func OpenRoot(dir string, o Options) (*Root, error) {
 		return nil, fmt.Errorf("look at output directory %q: %w", dir, err)
 	}
 	r := &Root{dir: dir, fd: fd, dev: info.ID.Dev, o: o, stale: map[string]struct{}{}}
-	if !o.NoLock {
-		if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			unix.Close(fd)
-			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, fmt.Errorf("%w: %q; give each process a dir of its own", ErrLocked, dir)
-			}
-			return nil, fmt.Errorf("lock output directory %q: %w", dir, err)
-		}
+	if err := r.Lock(); err != nil {
+		unix.Close(fd)
+		return nil, err
 	}
 	if !r.o.NoOpenat2 {
 		fd, err := unix.Openat2(r.fd, ".", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve})
@@ -129,6 +125,36 @@ func OpenRoot(dir string, o Options) (*Root, error) {
 		r.o.NoOpenat2 = err != nil // before 5.6, or forbidden by a seccomp filter
 	}
 	return r, nil
+}
+
+// Lock takes the lock that Unlock gave up. ErrLocked: another process has it.
+func (r *Root) Lock() error {
+	if r.o.NoLock {
+		return nil
+	}
+	err := unix.Flock(r.fd, unix.LOCK_EX|unix.LOCK_NB)
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return fmt.Errorf("%w: %q; give each process a dir of its own", ErrLocked, r.dir)
+	case err != nil:
+		return fmt.Errorf("lock output directory %q: %w", r.dir, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.freed = false
+	return nil
+}
+
+// Unlock lets another process have the directory. r can still be used, but Revive, which
+// would lock what has the name, does nothing.
+func (r *Root) Unlock() error {
+	r.mu.Lock()
+	r.freed = true
+	r.mu.Unlock()
+	if err := unix.Flock(r.fd, unix.LOCK_UN); err != nil {
+		return fmt.Errorf("unlock output directory %q: %w", r.dir, err)
+	}
+	return nil
 }
 
 // makeDirs makes dir and its parents and syncs what it made.
@@ -264,6 +290,12 @@ func parent(name string) string {
 // away or removed, r goes on with the directory that has the name now, made where there
 // is none. Files that are open stay what they are.
 func (r *Root) Revive() error {
+	r.mu.Lock()
+	freed := r.freed
+	r.mu.Unlock()
+	if freed {
+		return nil
+	}
 	var now, then unix.Stat_t
 	if err := unix.Fstat(r.fd, &then); err != nil {
 		return fmt.Errorf("look at output directory %q: %w", r.dir, err)

@@ -52,7 +52,7 @@ func newApplier(q store, cur cursor, t *table, d *deadDir, n *counters, log *slo
 		sets: map[uint64]*set{}, planners: map[uint64]*planner{}, plans: &planCache{plans: map[batch.ID]*plan{}},
 		held: map[*generation]struct{}{}, known: map[uint64]bool{}, ids: map[batch.ID]struct{}{},
 		kick: make(chan struct{}, 1), full: make(chan struct{}, 1), more: make(chan struct{}, 1),
-		limit: checkpointBytes,
+		limit: checkpointBytes, trimmed: func() {},
 	}
 }
 
@@ -74,6 +74,7 @@ type applier struct {
 	fresh    uint64 // batches above this seq were assigned by this run
 	starting bool   // the batches of earlier runs are read for the first time
 	repaired bool   // the queue's state may be older than the output files
+	trimmed  func() // called after each checkpoint
 	note     note
 	buf      []byte // for comparing
 

@@ -63,7 +63,11 @@ func (a *applier) checkpoint(final func(...batch.ID)) error {
 	if err := fpSynced.Inject(); err != nil {
 		return err
 	}
-	return a.trim(batches, final)
+	if err := a.trim(batches, final); err != nil {
+		return err
+	}
+	a.trimmed()
+	return nil
 }
 
 // due reports whether enough was written that a checkpoint should not wait.

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftfuse/internal/batch"
@@ -41,15 +42,17 @@ type Options struct {
 // Sink is the output files of one role. Take may be called from several goroutines;
 // Apply and Checkpoints run once each, beside each other.
 type Sink struct {
-	o        Options
-	log      *slog.Logger
-	set      *set
-	roots    *roots
-	table    *table
-	applier  *applier
-	dead     *deadDir
-	count    *counters
-	planners sync.Pool // of *planner
+	o       Options
+	log     *slog.Logger
+	roots   *roots
+	table   *table
+	applier *applier
+	dead    *deadDir
+	count   *counters
+
+	current atomic.Pointer[outputs]
+	change  sync.Mutex  // held by Reconfigure
+	retire  atomic.Bool // a directory is to be unlocked when nothing is pending there
 }
 
 // Open takes the output directories, which are locked, and redoes what earlier runs left
@@ -65,20 +68,17 @@ func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Sink{o: o, log: o.Logger, count: &counters{}, roots: &roots{open: map[string]*output.Root{}}}
+	s := &Sink{o: o, log: o.Logger, count: &counters{}, roots: newRoots()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if s.set, err = newSet(o.Outputs); err != nil {
+	first, err := s.compile(o.Outputs)
+	if err != nil {
 		return nil, err
 	}
-	for _, o := range s.set.outputs {
-		if _, err := s.roots.get(o.Dir); err != nil {
-			return nil, err
-		}
-	}
+	s.current.Store(first)
 	cur, err := o.Queue.Cursor(o.Cursor)
 	if err != nil {
 		return nil, err
@@ -92,8 +92,8 @@ func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 	s.table = newTable(s.roots, output.NewCache(o.OpenFiles, evicted), s.count)
 	s.applier = newApplier(o.Queue, cur, s.table, s.dead, s.count, s.log)
 	s.applier.limit = max(1, min(o.CheckpointBytes, o.Queue.Stats().MaxBytes/8))
-	s.applier.sets[s.set.id], s.applier.current = s.set, s.set.id
-	s.planners.New = func() any { return newPlanner(s.set) }
+	s.applier.sets[first.set.id], s.applier.current = first.set, first.set.id
+	s.applier.trimmed = s.trimmed
 	if err := s.applier.redoAll(ctx); err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package sink
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -66,6 +65,7 @@ type file struct {
 
 	look    sync.Mutex // held while the name is looked up
 	cur     *generation
+	rest    lineState // at the end of the one that was forgotten, where cur is nil
 	checked time.Time // of the last look; monotonic
 }
 
@@ -124,7 +124,7 @@ func (t *table) forgetIdle() {
 	for path, f := range t.files {
 		if f.cur != nil && f.cur.pending == 0 && f.look.TryLock() {
 			t.forget(f.cur)
-			f.cur = nil
+			f.rest, f.cur = f.cur.state, nil
 			delete(t.files, path)
 			f.look.Unlock()
 		}
@@ -258,6 +258,14 @@ func (t *table) assign(f *file, pf *planFile) extent {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	g := f.cur
+	if g == nil { // it was forgotten since touch: the applier will find its place
+		g = newGeneration(f, newEra())
+		g.live, g.state = true, f.rest
+		t.install(f, g)
+		if t.files[f.path] == nil {
+			t.files[f.path] = f
+		}
+	}
 	t.eras[g.era] = g
 	front, split := pf.lead.bytes(g.state)
 	if split {
@@ -294,7 +302,7 @@ func (t *table) settle(g *generation) (stale bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	g.pending--
-	if g.pending > 0 || g.file.cur == g {
+	if g.pending > 0 || g.file.cur == g && t.files[g.file.path] == g.file {
 		return false
 	}
 	t.forget(g)
@@ -345,46 +353,4 @@ func (t *table) current() []*generation {
 		}
 	}
 	return all
-}
-
-// roots opens the output directories as they are needed.
-type roots struct {
-	o    output.Options
-	mu   sync.Mutex
-	open map[string]*output.Root
-}
-
-func (r *roots) get(dir string) (*output.Root, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if root := r.open[dir]; root != nil {
-		return root, nil
-	}
-	root, err := output.OpenRoot(dir, r.o)
-	if err != nil {
-		return nil, err
-	}
-	r.open[dir] = root
-	return root, nil
-}
-
-func (r *roots) all() []*output.Root {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := make([]*output.Root, 0, len(r.open))
-	for _, root := range r.open {
-		all = append(all, root)
-	}
-	return all
-}
-
-func (r *roots) close() error {
-	var errs []error
-	for _, root := range r.all() {
-		errs = append(errs, root.Close())
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("close output directories: %w", err)
-	}
-	return nil
 }

@@ -24,16 +24,17 @@ var ErrHost = errors.New("sink: records of a host that the batch does not speak 
 // build may read, ErrHost for one that nobody is to take, any other for one to be sent
 // again later.
 func (s *Sink) Take(b batch.Sealed, from string) (*queue.Txn, error) {
-	pl := s.planners.Get().(*planner)
+	now := s.current.Load()
+	pl := now.planners.Get().(*planner)
 	pn, err := pl.build(b)
-	s.planners.Put(pl)
+	now.planners.Put(pl)
 	switch {
 	case errors.Is(err, record.ErrVersion), errors.Is(err, ErrHost):
 		return nil, err
 	case err != nil:
 		return s.bury(b, from, err)
 	}
-	return s.place(b, pn)
+	return s.place(b, pn, now.set)
 }
 
 // bury makes a dead letter of a batch that can never be read.
@@ -55,9 +56,9 @@ func (s *Sink) bury(b batch.Sealed, from string, why error) (*queue.Txn, error) 
 	}, nil
 }
 
-// place finds the output files of a plan; the bytes get their places in commit order.
-func (s *Sink) place(b batch.Sealed, pn *plan) (*queue.Txn, error) {
-	n := note{set: s.set.id, extents: make([]extent, len(pn.files))}
+// place finds the output files of a plan that was made by a set; the bytes get their places in commit order.
+func (s *Sink) place(b batch.Sealed, pn *plan, by *set) (*queue.Txn, error) {
+	n := note{set: by.id, extents: make([]extent, len(pn.files))}
 	files := make([]*file, len(pn.files))
 	for i := range pn.files {
 		pf := &pn.files[i]
@@ -80,12 +81,12 @@ func (s *Sink) place(b batch.Sealed, pn *plan) (*queue.Txn, error) {
 	}
 	return &queue.Txn{
 		Entries: []queue.Entry{{Batch: b}},
-		Prepare: func(t *queue.Txn) error { s.assign(t, b.ID, pn, files, &n); return nil },
+		Prepare: func(t *queue.Txn) error { s.assign(t, b.ID, pn, by, files, &n); return nil },
 	}, nil
 }
 
 // assign gives every byte of a plan its place, and notes the places in t.
-func (s *Sink) assign(t *queue.Txn, id batch.ID, pn *plan, files []*file, n *note) {
+func (s *Sink) assign(t *queue.Txn, id batch.ID, pn *plan, by *set, files []*file, n *note) {
 	if len(t.Entries) == 0 { // the queue drops it
 		return
 	}
@@ -105,7 +106,7 @@ func (s *Sink) assign(t *queue.Txn, id batch.ID, pn *plan, files []*file, n *not
 	}
 	t.Entries[0].Note = n.append(nil)
 	if _, ok := s.o.Queue.Get(setKey(n.set)); !ok {
-		t.Set = append(t.Set, queue.KV{Key: setKey(n.set), Value: s.set.raw})
+		t.Set = append(t.Set, queue.KV{Key: setKey(n.set), Value: by.raw})
 	}
 	s.count.unmatched.Add(pn.noMatch)
 	s.count.unmatchedBytes.Add(pn.noBytes)
