@@ -114,7 +114,7 @@ func (m *mountFile) serve(w mount.Worker, cfg *config.Config, stderr io.Writer) 
 		}
 		again, _, err := m.read()
 		return again, err
-	}, w.Link.Stops(), stderr)
+	}, w.Link, stderr)
 }
 
 // hold is the holder. Its exit code is its worker's.

@@ -13,6 +13,8 @@ import (
 
 	"ftfuse/config"
 	"ftfuse/internal/sched"
+	"ftfuse/internal/systemd"
+	"ftfuse/mount/holder"
 )
 
 // runFunc is the entry point of a role: it serves until ctx ends, then drains and
@@ -34,9 +36,9 @@ func newLogger(w io.Writer, l config.Log, level *slog.LevelVar) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
-// serve runs a role in the foreground until a signal ends it, or the holder, which says so
-// in stops (nil: there is none).
-func serve(role config.Role, run runFunc, load func() (*config.Config, error), stops <-chan string, stderr io.Writer) error {
+// serve runs a role in the foreground until a signal ends it, or its holder (link; nil: there is
+// none).
+func serve(role config.Role, run runFunc, load func() (*config.Config, error), link *holder.Link, stderr io.Writer) error {
 	cfg, err := load()
 	if err != nil {
 		return err
@@ -55,11 +57,17 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), s
 	if err := sched.ShortTurns(); err != nil {
 		log.Info("lines may come a few milliseconds later while programs use all CPUs", "error", err)
 	}
-	s := newSignals(log, stops, func() { reload(log, level, role, load) })
+	s := newSignals(log, link.Stops(), func() {
+		systemd.Tell(log, systemd.Reloading())
+		reload(log, level, role, load)
+		systemd.Tell(log, systemd.Ready())
+		link.Reloaded()
+	})
 	defer s.close() // behind the last word to the log, which may be a closed pipe
 	err = run(s.ctx, cfg, log)
 	if err != nil && !(errors.Is(err, context.Canceled) && s.ctx.Err() != nil) {
 		log.Error("stopped", "role", string(role), "error", err)
+		systemd.Tell(log, systemd.Failed(err))
 		return &quietError{fmt.Errorf("%s: %w", role, err)}
 	}
 	log.Info("stopped", "role", string(role))
@@ -135,6 +143,7 @@ func (s *signals) stop(log *slog.Logger, name string, n int) {
 		os.Exit(exitRuntime)
 	case s.ctx.Err() == nil:
 		log.Info("stopping", "signal", name)
+		systemd.Tell(log, systemd.Stopping())
 		s.cancel()
 	}
 }

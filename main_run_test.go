@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ftfuse/config"
+	"ftfuse/internal/systemd"
 )
 
 // stuckEnv makes this test binary a role that never stops by itself; its value is a
@@ -96,6 +97,37 @@ func (p *process) exits(code int) {
 	}
 }
 
+// manager is a service manager's side of sd_notify(3).
+type manager struct {
+	t *testing.T
+	c *net.UnixConn
+}
+
+func newManager(t *testing.T) *manager {
+	t.Helper()
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return &manager{t, c}
+}
+
+// env is what makes a process its service.
+func (m *manager) env() []string { return []string{systemd.Env + "=" + m.c.LocalAddr().String()} }
+
+// wants fails unless the next word begins with prefix.
+func (m *manager) wants(prefix string) {
+	m.t.Helper()
+	if err := m.c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		m.t.Fatal(err)
+	}
+	b := make([]byte, 8192)
+	if n, err := m.c.Read(b); err != nil || !strings.HasPrefix(string(b[:n]), prefix) {
+		m.t.Fatalf("notified %q, %v; want %q", b[:n], err, prefix)
+	}
+}
+
 // receiverConfig is a receiver below dir that listens on addr.
 func receiverConfig(t *testing.T, dir, addr, more string) string {
 	t.Helper()
@@ -137,8 +169,10 @@ func TestASecondSignalStopsAtOnce(t *testing.T) {
 func TestHangupReloadsTheLogLevelAndKeepsTheRole(t *testing.T) {
 	dir := t.TempDir()
 	conf := receiverConfig(t, dir, "127.0.0.1:0", "")
-	p := start(t, nil, binary, "receive", "-c", conf)
+	m := newManager(t)
+	p := start(t, m.env(), binary, "receive", "-c", conf)
 	p.waitFor("ready")
+	m.wants("READY=1")
 	if err := os.WriteFile(conf, []byte("hots = 1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -149,11 +183,16 @@ func TestHangupReloadsTheLogLevelAndKeepsTheRole(t *testing.T) {
 	receiverConfig(t, dir, "127.0.0.1:0", `log.level = "error"`)
 	p.signal(syscall.SIGHUP)
 	p.waitFor("reloaded")
+	for range 2 {
+		m.wants("RELOADING=1\nMONOTONIC_USEC=")
+		m.wants("READY=1")
+	}
 	// From here on it says nothing below error.
 	p.signal(syscall.SIGTERM)
 	for p.log.Scan() {
 		t.Errorf("at level error it still says %s", p.log.Text())
 	}
+	m.wants("STOPPING=1")
 	p.exits(exitOK)
 }
 
@@ -173,8 +212,10 @@ func TestARoleThatCannotServeExitsWithOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	p := start(t, nil, binary, "receive", "-c", receiverConfig(t, t.TempDir(), l.Addr().String(), ""))
+	m := newManager(t)
+	p := start(t, m.env(), binary, "receive", "-c", receiverConfig(t, t.TempDir(), l.Addr().String(), ""))
 	line := p.waitFor("stopped")
+	m.wants("STATUS=failed: listen ")
 	if line["level"] != "ERROR" || !strings.Contains(fmt.Sprint(line["error"]), l.Addr().String()) {
 		t.Errorf("the last line does not name the address: %v", line)
 	}

@@ -353,13 +353,21 @@ func (s *server) statfs(r *fuse.StatfsRequest) {
 		r.RespondError(err)
 		return
 	}
-	const block = 4096
-	free := uint64(max(0, s.room.free())) / block
-	if disk := st.Bavail * uint64(st.Bsize) / block; disk < free {
-		free = disk
-	}
+	total, free := capacity(s.o.maxBytes, s.room.free(), int64(st.Bavail)*st.Bsize)
 	r.Respond(&fuse.StatfsResponse{
-		Blocks: uint64(s.o.maxBytes) / block, Bfree: free, Bavail: free,
-		Files: st.Files, Ffree: st.Ffree, Bsize: block, Frsize: block, Namelen: 255,
+		Blocks: total, Bfree: free, Bavail: free,
+		Files: st.Files, Ffree: st.Ffree, Bsize: statfsBlock, Frsize: statfsBlock, Namelen: 255,
 	})
+}
+
+// statfsBlock is the unit in which df is answered.
+const statfsBlock = 4096
+
+// capacity is what df shows, in blocks. In use is what the queue holds; free is what can still
+// be accepted: the room up to max_bytes, or what the disk has, if that is less. The size is
+// their sum, so that a disk smaller than max_bytes does not look used.
+func capacity(maxBytes, room, disk int64) (total, free uint64) {
+	used := uint64(max(0, maxBytes-room)+statfsBlock-1) / statfsBlock
+	free = uint64(max(0, min(room, disk))) / statfsBlock
+	return used + free, free
 }

@@ -253,6 +253,28 @@ func TestTwoBlockedOpensOfOneFileCanBothBeKilled(t *testing.T) {
 	}
 }
 
+// TestDfShowsTheRoomOfTheQueue: what it holds is in use, and the disk limits what is free,
+// not what is in use.
+func TestDfShowsTheRoomOfTheQueue(t *testing.T) {
+	const mib = 256 // blocks
+	for _, c := range []struct {
+		maxBytes, room, disk int64
+		used, free           uint64
+	}{
+		{100 << 20, 100 << 20, 1 << 40, 0, 100 * mib},
+		{100 << 20, 90 << 20, 1 << 40, 10 * mib, 90 * mib},
+		{100 << 20, 90<<20 - 1, 1 << 40, 10*mib + 1, 90*mib - 1},
+		{100 << 20, 90 << 20, 20 << 20, 10 * mib, 20 * mib}, // a small disk
+		{100 << 20, 90 << 20, 0, 10 * mib, 0},
+		{100 << 20, -5 << 20, 1 << 40, 105 * mib, 0}, // above the limit
+	} {
+		total, free := capacity(c.maxBytes, c.room, c.disk)
+		if free != c.free || total-free != c.used {
+			t.Errorf("%+v: used %d, free %d", c, total-free, free)
+		}
+	}
+}
+
 func TestFullQueueWithErrorPolicyIsENOSPC(t *testing.T) {
 	r := newRig(t, "[mount.queue]\nmax_bytes = \"1MiB\"\non_full = \"error\"\n")
 	o := startActor(t, "fill", r.path("a.log"))
@@ -270,6 +292,9 @@ func TestFullQueueWithErrorPolicyIsENOSPC(t *testing.T) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(r.point, &st); err != nil || st.Bavail*uint64(st.Bsize) > 128<<10 {
 		t.Errorf("statfs of a full queue: %d free, %v", st.Bavail*uint64(st.Bsize), err)
+	}
+	if used := (st.Blocks - st.Bfree) * uint64(st.Bsize); used < 896<<10 || used > 2<<20 {
+		t.Errorf("statfs of a full queue of 1 MiB: %d in use", used)
 	}
 	r.stop()
 	r.moreRoom()

@@ -20,6 +20,7 @@ import (
 	"ftfuse/internal/forward"
 	"ftfuse/internal/record"
 	"ftfuse/internal/service"
+	"ftfuse/internal/systemd"
 	"ftfuse/mount/capture"
 	"ftfuse/mount/holder"
 	"ftfuse/mount/kernel"
@@ -333,6 +334,7 @@ func (r *role) mount() (err error) {
 	if err := r.link.Ready(); err != nil {
 		r.log.Warn("the holder is not told", "err", err) // it has died: see await
 	}
+	systemd.Tell(r.log, systemd.Ready()) // a worker is not asked: its holder is
 	r.serving.Store(true)
 	r.log.Info("ready", append([]any{"point", r.m.Point, "pid", os.Getpid()}, captured(r.support)...)...)
 	return nil

@@ -32,6 +32,7 @@ import (
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
 	"ftfuse/internal/status"
+	"ftfuse/internal/systemd"
 	"ftfuse/internal/upstream"
 	"ftfuse/queue"
 	"ftfuse/transport"
@@ -51,7 +52,7 @@ type Options struct {
 // Run is the role: it returns nil after ctx ended and what could be done by then was
 // done, or the error that stopped it.
 func Run(ctx context.Context, c *config.Config, log *slog.Logger) error {
-	return RunWith(ctx, c, log, Options{})
+	return RunWith(ctx, c, log, Options{Ready: func(*Receiver) { systemd.Tell(log, systemd.Ready()) }})
 }
 
 // Receiver is a running role.

@@ -207,6 +207,7 @@ func fakeWait(ctx context.Context, l *Link, o *Offer, usr chan os.Signal, say fu
 				return errors.New("told to fail")
 			}
 			say("hangup")
+			l.Reloaded()
 		case <-l.Handover():
 			say("left")
 			return nil

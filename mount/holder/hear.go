@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/systemd"
 )
 
 // heard takes a worker's message or end.
@@ -29,6 +31,10 @@ func (h *holder) heard(e event) {
 		h.keep(w, e.m)
 	case typeReady:
 		h.serves(w)
+	case typeReloaded:
+		if w == h.cur {
+			h.reloaded()
+		}
 	case typeFailed:
 		w.failed = e.m.Error
 		h.why = e.m.Error
@@ -63,6 +69,7 @@ func (h *holder) hello(w *worker, m message) {
 	}
 	if w == h.cur {
 		h.letBegin(w)
+		h.hangUp()
 		return
 	}
 	h.prepared()
@@ -129,9 +136,7 @@ func (h *holder) serves(w *worker) {
 	h.config, h.s = w.config, *w.said
 	if !h.ready {
 		h.ready = true
-		if err := h.sd.notify("READY=1"); err != nil {
-			h.log.Warn("systemd is not told", "err", err)
-		}
+		systemd.Tell(h.log, h.sd.ready())
 	}
 	if !h.stopping { // else it has been told to stop, and has its time for that
 		w.killAt = time.Time{}

@@ -59,7 +59,7 @@ type holder struct {
 	config  []byte // of the worker in force
 	log     *slog.Logger
 	path    string // where the binary is installed
-	sd      *systemd
+	sd      *service
 	lock    *os.File
 	control *net.UnixListener
 	events  chan event
@@ -78,6 +78,7 @@ type holder struct {
 	backlog []event     // to be heard before what comes next
 	spawned int
 	ready   bool // READY=1 was sent
+	reload  reload
 
 	unserved time.Time // since when no worker serves a connection; zero: one does
 	looping  time.Time // since when workers crash soon after they serve; zero: they do not
@@ -106,7 +107,7 @@ func Run(o Options) (int, error) {
 
 func newHolder(o Options) (*holder, error) {
 	h := &holder{
-		o: o, s: o.Settings, config: o.Config, sd: newSystemd(),
+		o: o, s: o.Settings, config: o.Config, sd: newService(),
 		events: make(chan event, 16), asked: make(chan *request), signals: make(chan os.Signal, 16),
 	}
 	h.log = o.Logger(h.s.LogLevel, h.s.LogFormat).With("role", "mount", "part", "holder")

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/systemd"
 )
 
 func TestAKilledWorkerIsFollowedByAnotherWithTheSameConnection(t *testing.T) {
@@ -299,7 +301,7 @@ func TestWhatIsNoMessageIsRefused(t *testing.T) {
 }
 
 func TestEnvironmentOfAWorker(t *testing.T) {
-	in := []string{"A=1", FDEnv + "=3", notifyEnv + "=/x", "LISTEN_FDS=2", "FTFUSE_FAILPOINTS=a/b=kill@3;c/d=error;e=kill"}
+	in := []string{"A=1", FDEnv + "=3", systemd.Env + "=/x", "LISTEN_FDS=2", "FTFUSE_FAILPOINTS=a/b=kill@3;c/d=error;e=kill"}
 	if got := strings.Join(workerEnv(in, false), " "); got != "A=1 FTFUSE_FAILPOINTS=a/b=kill@3;c/d=error;e=kill" {
 		t.Error(got)
 	}

@@ -248,6 +248,13 @@ func (l *Link) Failed(err error) {
 	_ = l.ch.send(message{Type: typeFailed, Error: text[:min(len(text), maxMessage/8)]}, -1) // the exit code says it too
 }
 
+// Reloaded tells the holder that a reload has ended, done or refused.
+func (l *Link) Reloaded() {
+	if l != nil {
+		_ = l.ch.send(message{Type: typeReloaded}, -1) // its end says it too
+	}
+}
+
 // Unmounted tells the holder that the mount is gone, in order.
 func (l *Link) Unmounted() {
 	if l != nil {

@@ -29,6 +29,7 @@ const (
 	typeLeave     = "leave"     // holder: stop reading, close, exit without unmounting
 	typeFailed    = "failed"    // worker: Error; the connection is to be dropped
 	typeUnmounted = "unmounted" // worker: nothing is left to keep
+	typeReloaded  = "reloaded"  // worker: a reload that a SIGHUP began has ended
 	typePing      = "ping"      // holder
 	typePong      = "pong"      // worker
 	typeHandover  = "handover"  // command: swap the worker

@@ -2,60 +2,37 @@ package holder
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/systemd"
 )
 
-// What systemd tells a service: sd_notify(3), sd_listen_fds(3).
-const (
-	notifyEnv = "NOTIFY_SOCKET"
+// storedName is the name of what is in systemd's store of descriptors (sd_listen_fds(3)): the
+// connection, and a file in memory with what belongs to it. They go there in one message, so
+// that never one is there alone. The unit needs FileDescriptorStoreMax=2.
+const storedName = "ftfuse"
 
-	// storedName is the name of what is in systemd's store of descriptors: the connection,
-	// and a file in memory with what belongs to it. They go there in one message, so that
-	// never one is there alone. The unit needs FileDescriptorStoreMax=2.
-	storedName = "ftfuse"
-)
-
-// systemd is the service manager that started this process, if one did. Its methods do
+// service is the service manager that started this process, if one did. Its methods do
 // nothing otherwise. They are called by the holder's loop only.
-type systemd struct{ socket string }
+type service struct{ socket string }
 
-func newSystemd() *systemd { return &systemd{socket: os.Getenv(notifyEnv)} }
+func newService() *service { return &service{socket: os.Getenv(systemd.Env)} }
 
 // notify sends lines of NAME=VALUE, with descriptors.
-func (s *systemd) notify(state string, fds ...int) error {
-	if s.socket == "" {
-		return nil
-	}
-	name := s.socket
-	if name[0] != '/' && name[0] != '@' {
-		return fmt.Errorf("notify systemd: %s = %q is not a socket of this kind", notifyEnv, name)
-	}
-	sock, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("make a socket to notify systemd: %w", err)
-	}
-	defer unix.Close(sock)
-	var rights []byte
-	if len(fds) > 0 {
-		rights = unix.UnixRights(fds...)
-	}
-	limit := unix.NsecToTimeval(int64(sendLimit))
-	if err := unix.SetsockoptTimeval(sock, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
-		return fmt.Errorf("notify systemd: %w", err)
-	}
-	if err := unix.Sendmsg(sock, []byte(state), rights, &unix.SockaddrUnix{Name: name}, unix.MSG_NOSIGNAL); err != nil {
-		return fmt.Errorf("notify systemd at %s: %w", name, err)
-	}
-	return nil
+func (s *service) notify(state string, fds ...int) error {
+	return systemd.Send(s.socket, state, fds...)
 }
 
+func (s *service) ready() error { return s.notify("READY=1") }
+
+func (s *service) stopping() error { return s.notify("STOPPING=1") }
+
 // store puts the connection into systemd's store, in the place of what was there.
-func (s *systemd) store(fd int, state []byte) error {
+func (s *service) store(fd int, state []byte) error {
 	if s.socket == "" {
 		return nil
 	}
@@ -68,10 +45,41 @@ func (s *systemd) store(fd int, state []byte) error {
 }
 
 // forget empties the store.
-func (s *systemd) forget() error { return s.notify("FDSTOREREMOVE=1\nFDNAME=" + storedName) }
+func (s *service) forget() error { return s.notify("FDSTOREREMOVE=1\nFDNAME=" + storedName) }
 
 // firstListen is the first descriptor that systemd passes (SD_LISTEN_FDS_START).
 const firstListen = 3
+
+// reload is how far a SIGHUP has come.
+type reload int
+
+const (
+	reloadNone  reload = iota
+	reloadAsked        // no worker has been told
+	reloadBegun        // the worker has been told
+)
+
+// hangUp passes a SIGHUP on to the worker, or, where none has said a word yet, which would die
+// of it, to the next one that does. A worker that comes in the place of one that did not end
+// its reload is told again.
+func (h *holder) hangUp() {
+	if h.reload == reloadNone || h.cur == nil || h.cur.said == nil || h.cur.leaving {
+		return
+	}
+	if h.reload == reloadAsked {
+		systemd.Tell(h.log, h.sd.notify(systemd.ReloadingState()))
+	}
+	h.reload = reloadBegun
+	_ = h.cur.proc.Signal(unix.SIGHUP) // its end is an event
+}
+
+// reloaded notes that the worker has ended its reload.
+func (h *holder) reloaded() {
+	if h.reload == reloadBegun {
+		h.reload = reloadNone
+		systemd.Tell(h.log, h.sd.ready())
+	}
+}
 
 // stored returns what systemd kept for a predecessor, -1 if nothing. All other descriptors
 // that it passed are closed. The variables are removed.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/systemd"
 )
 
 // reexecEnv names the descriptor of a holder's state for the binary that replaces it.
@@ -95,7 +97,7 @@ func (h *holder) become(bin *os.File, w *worker, r *request) error {
 	}
 	env := append(workerEnv(os.Environ(), true), reexecEnv+"="+strconv.Itoa(state))
 	if h.sd.socket != "" {
-		env = append(env, notifyEnv+"="+h.sd.socket)
+		env = append(env, systemd.Env+"="+h.sd.socket)
 	}
 	return h.execve(fdPath(bin), h.o.Args, env)
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/systemd"
 )
 
 // signalled passes a signal on.
@@ -15,9 +17,8 @@ func (h *holder) signalled(s os.Signal) {
 		return // the reader of the log went away
 	}
 	if sig == syscall.SIGHUP {
-		if h.cur != nil {
-			_ = h.cur.proc.Signal(sig) // its end is an event
-		}
+		h.reload = reloadAsked
+		h.hangUp()
 		return
 	}
 	h.stop(sig)
@@ -33,9 +34,7 @@ func (h *holder) stop(sig syscall.Signal) {
 	first := !h.stopping
 	if first {
 		h.stopping = true
-		if err := h.sd.notify("STOPPING=1"); err != nil {
-			h.log.Warn("systemd is not told", "err", err)
-		}
+		systemd.Tell(h.log, h.sd.stopping())
 		h.cancelSwap("the mount is being stopped")
 	}
 	if h.cur == nil {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/systemd"
 )
 
 // manager is a service manager's side of sd_notify(3) with a store of descriptors.
@@ -72,7 +74,7 @@ func keepsInOrder(t *testing.T, order [2]int) {
 	t.Helper()
 	m := newManager(t)
 	b := newBench(t)
-	b.start([]string{notifyEnv + "=" + m.path})
+	b.start([]string{systemd.Env + "=" + m.path})
 	pid := b.served("1", "mounted")
 	m.wants("FDSTOREREMOVE=1\nFDNAME=ftfuse")
 	files := m.wants("FDSTORE=1\nFDNAME=ftfuse")
@@ -92,13 +94,13 @@ func keepsInOrder(t *testing.T, order [2]int) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	b.startListening([]string{notifyEnv + "=" + m.path}, "ftfuse:other:ftfuse", files[order[0]], other, files[order[1]])
+	b.startListening([]string{systemd.Env + "=" + m.path}, "ftfuse:other:ftfuse", files[order[0]], other, files[order[1]])
 	files[0].Close() // what is left is the holder's own
 	files[1].Close()
 	pid = b.served("1", "taken")
 	m.wants("READY=1")
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-	if err != nil || strings.Contains(string(env), "LISTEN_") || strings.Contains(string(env), notifyEnv) {
+	if err != nil || strings.Contains(string(env), "LISTEN_") || strings.Contains(string(env), systemd.Env) {
 		t.Errorf("the worker's environment has what is the holder's: %q %v", env, err)
 	}
 	b.signal(unix.SIGTERM)
@@ -107,6 +109,35 @@ func keepsInOrder(t *testing.T, order [2]int) {
 	m.wants("FDSTOREREMOVE=1\nFDNAME=ftfuse")
 	b.exits(0)
 	b.dropped()
+}
+
+// TestAReloadIsToldToSystemd, which waits for its end with Type=notify-reload; one that comes
+// while no worker listens reaches the next one.
+func TestAReloadIsToldToSystemd(t *testing.T) {
+	m, b := newManager(t), newBench(t)
+	b.start([]string{systemd.Env + "=" + m.path})
+	pid := b.served("1", "mounted")
+	for range 3 { // FDSTOREREMOVE, FDSTORE, READY
+		m.next()
+	}
+	for range 2 {
+		b.signal(unix.SIGHUP)
+		b.says("hangup")
+		if got, _ := m.next(); !strings.HasPrefix(got, "RELOADING=1\nMONOTONIC_USEC=") {
+			t.Fatalf("notified %q", got)
+		}
+		m.wants("READY=1")
+	}
+	b.signal(unix.SIGSTOP) // it hears of the worker's end and of the signal together
+	kill(t, pid)
+	b.signal(unix.SIGHUP)
+	b.signal(unix.SIGCONT)
+	b.served("1", "taken")
+	if got, _ := m.next(); !strings.HasPrefix(got, "RELOADING=1\n") {
+		t.Fatalf("notified %q", got)
+	}
+	m.wants("READY=1")
+	b.says("hangup")
 }
 
 // startListening starts a holder as systemd does, with descriptors passed: LISTEN_PID has

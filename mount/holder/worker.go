@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/internal/failpoint"
+	"ftfuse/internal/systemd"
 )
 
 // worker is a process that serves, or is about to. It belongs to the holder's loop.
@@ -115,7 +116,7 @@ func workerEnv(env []string, again bool) []string {
 	for _, e := range env {
 		name, value, _ := strings.Cut(e, "=")
 		switch {
-		case name == FDEnv, name == ConfigEnv, name == reexecEnv, name == notifyEnv, strings.HasPrefix(name, "LISTEN_"):
+		case name == FDEnv, name == ConfigEnv, name == reexecEnv, name == systemd.Env, strings.HasPrefix(name, "LISTEN_"):
 			continue
 		case name == failpoint.Env && again:
 			parts := slices.DeleteFunc(strings.Split(value, ";"), func(p string) bool {
