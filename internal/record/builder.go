@@ -15,6 +15,7 @@ const slack = 4096
 type writer struct {
 	host, path    string
 	pid, uid, gid uint32
+	proc          *Process
 }
 
 // Builder collects records into one batch after another. It is not safe for
@@ -37,6 +38,7 @@ type Builder struct {
 	lastLen    int
 	lastTime   int64
 	haveWriter bool
+	haveProc   bool // a writer of this batch has a process
 }
 
 // recent is a writer and its number.
@@ -60,8 +62,8 @@ func (b *Builder) Compress(c Codec) { b.codec = c }
 // Add appends one record whose bytes are those of data, one after the other, and
 // copies them. It returns false, and changes nothing, when the record does not fit:
 // Seal the batch, then Add again. To an empty batch it returns false only for a record
-// longer than MaxRecord, a path longer than MaxString or a host longer than batch.MaxHost:
-// cut it first. All records of a batch are to be of one host, or receivers refuse it.
+// longer than MaxRecord, a path longer than MaxString, a host longer than batch.MaxHost or a
+// process with more than MaxProcess: cut it first. All records of a batch are to be of one host, or receivers refuse it.
 func (b *Builder) Add(a *Attr, data ...[]byte) bool {
 	n := 0
 	for _, d := range data {
@@ -83,12 +85,18 @@ func (b *Builder) Add(a *Attr, data ...[]byte) bool {
 // no batch, and whether its writer is that of the record before.
 func (b *Builder) bound(a *Attr, n int) (bound int, same bool) {
 	same = b.haveWriter && a.Path == b.last.path && a.PID == b.last.pid &&
-		a.UID == b.last.uid && a.GID == b.last.gid && a.Host == b.last.host
+		a.UID == b.last.uid && a.GID == b.last.gid && a.Host == b.last.host && a.Process == b.last.proc
 	if same {
 		return n + headBound, true
 	}
 	if len(a.Host) > batch.MaxHost || len(a.Path) > MaxString || len(b.writers) == MaxWriters {
 		return -1, false
+	}
+	if a.Process != nil {
+		if len(a.Process.Exe) > MaxProcess || len(a.Process.Cgroup) > MaxProcess {
+			return -1, false
+		}
+		n += len(a.Process.Exe) + len(a.Process.Cgroup)
 	}
 	return n + headBound + newWriterBound + len(a.Host) + len(a.Path), false
 }
@@ -117,7 +125,7 @@ func (b *Builder) head(a *Attr, n int, same bool) {
 	b.heads = append(b.heads, 0)
 	ctl := byte(ctlSame)
 	if !same {
-		ctl = b.writer(writer{a.Host, a.Path, a.PID, a.UID, a.GID})
+		ctl = b.writer(writer{a.Host, a.Path, a.PID, a.UID, a.GID, a.Process})
 	}
 	if a.Flags != 0 {
 		ctl |= ctlFlags
@@ -161,7 +169,13 @@ func (b *Builder) writer(w writer) byte {
 	b.heads = binary.AppendUvarint(b.heads, uint64(w.pid))
 	b.heads = binary.AppendUvarint(b.heads, uint64(w.uid))
 	b.heads = binary.AppendUvarint(b.heads, uint64(w.gid))
-	return ctlNew
+	if w.proc == nil {
+		return ctlNew
+	}
+	b.haveProc = true
+	b.string(w.proc.Exe)
+	b.string(w.proc.Cgroup)
+	return ctlNewProc
 }
 
 // string appends the number of s, and s itself when the number is new.
@@ -208,8 +222,11 @@ func (b *Builder) Seal(id batch.ID, sealedAt int64) batch.Sealed {
 		b.buf = dirty.Make(b.max)[:HeaderSize]
 	}
 	h := header{
-		id: id, time: sealedAt, records: b.records,
+		version: versionOld, id: id, time: sealedAt, records: b.records,
 		heads: uint32(len(b.heads)), payload: uint64(len(b.buf) - HeaderSize),
+	}
+	if b.haveProc {
+		h.version = Version
 	}
 	data := b.pack(&h, append(b.buf, b.heads...))
 	s := batch.Sealed{
@@ -256,6 +273,6 @@ func (b *Builder) Reset() {
 	clear(b.writers)
 	clear(b.strings)
 	b.recent = [4]recent{}
-	b.last, b.haveWriter, b.host = writer{}, false, ""
+	b.last, b.haveWriter, b.haveProc, b.host = writer{}, false, false, ""
 	b.records, b.lastLen, b.lastTime = 0, 0, 0
 }

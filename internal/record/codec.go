@@ -148,7 +148,7 @@ func unpack(c Codec, dst, packed []byte) (int, error) {
 // put writes h into the first HeaderSize bytes of p.
 func (h *header) put(p []byte) {
 	copy(p, magic)
-	binary.LittleEndian.PutUint16(p[4:], Version)
+	binary.LittleEndian.PutUint16(p[4:], h.version)
 	p[6], p[7] = byte(h.codec), 0
 	h.id.Append(p[8:8])
 	binary.LittleEndian.PutUint64(p[56:], uint64(h.time))

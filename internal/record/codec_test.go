@@ -178,7 +178,7 @@ func byHand(t *testing.T, h header, body []byte) batch.Sealed {
 			t.Fatal(err)
 		}
 	}
-	h.id, h.packed = testID(1), uint32(packed.Len())
+	h.version, h.id, h.packed = versionOld, testID(1), uint32(packed.Len())
 	data := make([]byte, HeaderSize+sealedBody(packed.Len(), int(h.payload)+int(h.heads)))
 	h.put(data)
 	copy(data[HeaderSize:], packed.Bytes())
@@ -301,7 +301,7 @@ func TestRelabel(t *testing.T) {
 		if _, err := Relabel(s, id); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%v: with a wrong CRC: %v", c, err)
 		}
-		was[4] = 2
+		was[4] = Version + 1
 		s.Data, s.CRC = was, batch.Checksum(was)
 		if _, err := Relabel(s, id); !errors.Is(err, ErrVersion) {
 			t.Errorf("%v: of a version that is not known: %v", c, err)
@@ -330,7 +330,7 @@ func FuzzExpand(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, codec byte, payload, heads uint32, packed []byte) {
 		h := header{
-			codec: Codec(1 + codec%2), id: testID(1), records: 1, payload: uint64(payload % MaxBatch), heads: heads % MaxBatch,
+			version: versionOld, codec: Codec(1 + codec%2), id: testID(1), records: 1, payload: uint64(payload % MaxBatch), heads: heads % MaxBatch,
 			packed: uint32(len(packed)),
 		}
 		data := make([]byte, HeaderSize+sealedBody(len(packed), int(h.payload)+int(h.heads)))

@@ -25,13 +25,18 @@ type Reader struct {
 	strings []string
 	nstr    int // strings of this batch; those beyond are an earlier batch's, kept for reuse
 
+	proc *Process // the newest, perhaps of an earlier batch
+
 	cur     Attr
 	have    bool
 	lastLen uint64
 }
 
 // writerRef is a writer whose strings are numbers.
-type writerRef struct{ host, path, pid, uid, gid uint32 }
+type writerRef struct {
+	host, path, pid, uid, gid uint32
+	proc                      *Process
+}
 
 // Open returns a Reader of s. It checks the header: against the envelope (a header
 // that names another batch is ErrMalformed) and for what this build can read
@@ -58,7 +63,7 @@ func (r *Reader) Reset(s batch.Sealed) error {
 	}
 	*r = Reader{
 		id: s.ID, all: all, off: HeaderSize, end: HeaderSize + int(h.payload), h: h,
-		writers: r.writers[:0], strings: r.strings,
+		writers: r.writers[:0], strings: r.strings, proc: r.proc,
 	}
 	r.heads = all[r.end:]
 	return nil
@@ -82,8 +87,8 @@ func parseHeader(s batch.Sealed) (header, error) {
 	if string(p[:4]) != magic {
 		return bad("begins with % x, want %q", p[:4], magic)
 	}
-	if v := binary.LittleEndian.Uint16(p[4:]); v != Version {
-		return h, fmt.Errorf("%w: open batch %v: version %d, this build reads %d; upgrade this host", ErrVersion, s.ID, v, Version)
+	if h.version = binary.LittleEndian.Uint16(p[4:]); h.version < versionOld || h.version > Version {
+		return h, fmt.Errorf("%w: open batch %v: version %d, this build reads %d to %d; upgrade this host", ErrVersion, s.ID, h.version, versionOld, Version)
 	}
 	if h.codec = Codec(p[6]); h.codec > CodecZstd {
 		return h, fmt.Errorf("%w: open batch %v: %v, this build reads up to %d (%v); upgrade this host", ErrVersion, s.ID, h.codec, CodecZstd, CodecZstd)
@@ -215,17 +220,11 @@ func (r *Reader) writer(kind byte) error {
 			return r.bad("writer %d of %d", n, len(r.writers))
 		}
 		w = r.writers[n]
-	case ctlNew:
+	case ctlNew, ctlNewProc:
 		if len(r.writers) == MaxWriters {
 			return r.bad("more than %d writers", MaxWriters)
 		}
-		var ok [5]bool
-		w.host, ok[0] = r.string()
-		w.path, ok[1] = r.string()
-		w.pid, ok[2] = r.uint32()
-		w.uid, ok[3] = r.uint32()
-		w.gid, ok[4] = r.uint32()
-		if ok != [5]bool{true, true, true, true, true} {
+		if !r.define(&w, kind == ctlNewProc) {
 			return r.bad("definition of a writer")
 		}
 		r.writers = append(r.writers, w)
@@ -234,8 +233,41 @@ func (r *Reader) writer(kind byte) error {
 	}
 	r.cur.Host, r.cur.Path = r.strings[w.host], r.strings[w.path]
 	r.cur.PID, r.cur.UID, r.cur.GID = w.pid, w.uid, w.gid
+	r.cur.Process = w.proc
 	r.have = true
 	return nil
+}
+
+// define reads the definition of a writer, with a process only in version 2.
+func (r *Reader) define(w *writerRef, proc bool) bool {
+	var ok [5]bool
+	w.host, ok[0] = r.string()
+	w.path, ok[1] = r.string()
+	w.pid, ok[2] = r.uint32()
+	w.uid, ok[3] = r.uint32()
+	w.gid, ok[4] = r.uint32()
+	if ok != [5]bool{true, true, true, true, true} || proc && r.h.version < Version {
+		return false
+	}
+	if !proc {
+		return true
+	}
+	exe, ok1 := r.string()
+	cgroup, ok2 := r.string()
+	if !ok1 || !ok2 || len(r.strings[exe]) > MaxProcess || len(r.strings[cgroup]) > MaxProcess {
+		return false
+	}
+	w.proc = r.process(r.strings[exe], r.strings[cgroup])
+	return true
+}
+
+// process returns a Process of these strings, the one of the writer before where it is equal.
+func (r *Reader) process(exe, cgroup string) *Process {
+	if p := r.proc; p != nil && p.Exe == exe && p.Cgroup == cgroup {
+		return p
+	}
+	r.proc = &Process{exe, cgroup}
+	return r.proc
 }
 
 // string reads the number of a string, and the string where the number is new. An

@@ -23,15 +23,17 @@ import (
 
 // Sizes, in bytes, and limits of the format.
 const (
-	Version    = 1       // the format version this package writes, and the only one it reads
+	Version    = 2       // the newest format version; this package reads all of them
+	versionOld = 1       // without processes; written where no record has one, so that older nodes read it
 	HeaderSize = 96      // the fixed header
 	MaxBatch   = 4 << 20 // largest len(Sealed.Data)
-	MaxString  = 1 << 16 // longest string, in bytes: a path; hosts have batch.MaxHost
-	MaxWriters = 1 << 16 // most different (host, path, pid, uid, gid) in one batch
+	MaxString  = 1 << 16 // longest string, in bytes: a path; hosts have batch.MaxHost, what is of a process MaxProcess
+	MaxProcess = 4 << 10 // longest Exe or Cgroup, in bytes
+	MaxWriters = 1 << 16 // most different (host, path, pid, uid, gid, process) in one batch
 
 	// MaxRecord is the longest record, in bytes, that a batch of its own is sure to
 	// take. Longer ones travel in pieces.
-	MaxRecord = MaxBatch - HeaderSize - 2*MaxString - newWriterBound - headBound
+	MaxRecord = MaxBatch - HeaderSize - 2*MaxString - 2*MaxProcess - newWriterBound - headBound
 )
 
 // Errors of the reader, in what a receiver does about them.
@@ -68,6 +70,30 @@ type Attr struct {
 	PID, UID, GID uint32
 	Time          int64 // Unix nanoseconds of the source's clock; for people, never for order
 	Flags         uint16
+	Process       *Process // nil where nobody asked; see there
+}
+
+// Process is what is known of a process beside its pid, where a rule asks for it. It is never
+// changed once it is in an Attr, so that pointers may be shared and compared.
+type Process struct {
+	Exe    string // path of the program, "" where that was not asked for or could not be found out
+	Cgroup string // path in the hierarchy of control groups, likewise
+}
+
+// Exe is the program of the process that wrote, "" if it is not known.
+func (a *Attr) Exe() string {
+	if a.Process == nil {
+		return ""
+	}
+	return a.Process.Exe
+}
+
+// Cgroup is the control group of the process that wrote, "" if it is not known.
+func (a *Attr) Cgroup() string {
+	if a.Process == nil {
+		return ""
+	}
+	return a.Process.Cgroup
 }
 
 // Record is one record as a Reader gives it. Data aliases the batch's sealed bytes,
@@ -81,24 +107,26 @@ type Record struct {
 
 // A head's first byte.
 const (
-	ctlWriter = 0x03 // the writer: one of the three below
-	ctlSame   = 0x00 // that of the record before
-	ctlKnown  = 0x01 // its number follows
-	ctlNew    = 0x02 // its definition follows; it gets the next number
-	ctlFlags  = 0x04 // flags follow (absent: 0)
-	ctlLen    = 0x08 // the length follows (absent: that of the record before)
-	ctlTime   = 0x10 // the time follows, as a difference (absent: that of the record before)
-	ctlAll    = 0x1f
+	ctlWriter  = 0x03 // the writer: one of the four below
+	ctlSame    = 0x00 // that of the record before
+	ctlKnown   = 0x01 // its number follows
+	ctlNew     = 0x02 // its definition follows; it gets the next number
+	ctlNewProc = 0x03 // its definition with a process; version 2
+	ctlFlags   = 0x04 // flags follow (absent: 0)
+	ctlLen     = 0x08 // the length follows (absent: that of the record before)
+	ctlTime    = 0x10 // the time follows, as a difference (absent: that of the record before)
+	ctlAll     = 0x1f
 )
 
 const (
 	magic          = "ftfb"
 	headBound      = 32 // a head without the definition of a writer is never longer
-	newWriterBound = 40 // nor the definition without its strings
+	newWriterBound = 60 // nor the definition without its strings
 )
 
 // header is the fixed header in memory.
 type header struct {
+	version uint16
 	codec   Codec
 	id      batch.ID
 	time    int64
