@@ -36,7 +36,14 @@ type Stats struct {
 	ResentLanes             []Resent    // which, since the queue was made
 	// What other nodes dropped before it came here, by reason.
 	DroppedUpstream map[string]queue.Tally
-	sink.Stats
+	sink.Stats      // zero without output files
+}
+
+// Stats returns what it did since it was opened.
+func (s *Server) Stats() Stats {
+	st := s.count.snapshot()
+	st.ResentLanes, st.DroppedUpstream = s.handler.resent.all(), s.tell.DroppedUpstream()
+	return st
 }
 
 func (c *counters) snapshot() Stats {

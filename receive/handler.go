@@ -16,11 +16,11 @@ import (
 
 var fpAssigned = failpoint.New("receive/assigned") // the batch is submitted, perhaps not on disk
 
-// handler takes batches from the transport: the sink decides where every byte will
-// stand, and that is committed with the batch.
+// handler takes batches from the transport: the engine says what it must
+// remember of each, and that is committed with the batch.
 type handler struct {
 	q      *queue.Queue
-	sink   *sink.Sink
+	engine engine
 	tell   *upstream.Teller
 	resent *resentAccount
 	server *transport.Server
@@ -52,7 +52,7 @@ func (h *handler) Batch(ctx context.Context, p transport.Peer, b batch.Sealed, r
 
 // take returns a verdict, or true where reply is called when the batch is on disk.
 func (h *handler) take(ctx context.Context, p transport.Peer, b batch.Sealed, reply func(transport.Verdict)) (transport.Verdict, bool) {
-	t, err := h.sink.Take(b, p.String())
+	t, err := h.engine.Take(b, p.String())
 	switch {
 	case errors.Is(err, record.ErrVersion):
 		return transport.Verdict{Code: transport.Version, Text: err.Error()}, false
@@ -97,7 +97,7 @@ func (h *handler) commit(ctx context.Context, b batch.Sealed, t *queue.Txn, repl
 	switch status {
 	case queue.Duplicate:
 		h.count.duplicates.Add(1)
-		if !h.sink.Expects(b.ID) && !h.tell.Again(b.ID) { // the peer may have missed that it is final
+		if !h.engine.Expects(b.ID) && !h.tell.Again(b.ID) { // the peer may have missed that it is final
 			h.server.Final(b.ID)
 		}
 	case queue.Fresh:

@@ -42,6 +42,13 @@ func child(raw string) int {
 		return 2
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if s.Store != "" {
+		if err := ownChild(s, log); err != nil {
+			fmt.Fprintln(os.Stderr, "server:", err)
+			return 1
+		}
+		return 0
+	}
 	if err := RunWith(context.Background(), s.config(), log, s.options()); err != nil {
 		fmt.Fprintln(os.Stderr, "receive:", err)
 		return 1
@@ -61,6 +68,7 @@ type setup struct {
 	CheckpointEvery time.Duration
 	SegmentBytes    int64
 	TLS             config.TLS
+	Store           string // a Server with a Handler whose store this is, and not the role
 	Allow           map[string][]string
 }
 

@@ -12,7 +12,7 @@ func (r *Receiver) status() status.Role {
 	st := r.Stats()
 	s := status.Role{
 		Role: string(config.RoleReceive), Host: r.c.Host, Node: r.q.Node().String(), Serving: r.serving.Load(),
-		Listen: r.addr.String(), TLS: r.secure != nil, CertificateExpires: r.secure.Expires(),
+		Listen: r.Addr().String(), TLS: r.secure != nil, CertificateExpires: r.secure.Expires(),
 		Peers: report.Peers(r.server.Stats(), map[string]uint64{"conflict": st.Conflicts, "foreign_host": st.Foreign}),
 
 		Accepted:   status.Tally{Batches: st.Batches, Records: st.Records, Bytes: st.Bytes},

@@ -48,6 +48,17 @@ type deadDir struct {
 	count *counters
 }
 
+// BuryBatch makes a dead letter below dir of a batch that can never be read, for a role that
+// has no output files. It is on disk when BuryBatch returns.
+func BuryBatch(dir string, b batch.Sealed, from string, why error) error {
+	d := &deadDir{dir: dir, count: &counters{}}
+	return d.put(b.ID, -1, malformed(b, from, why), b.Data)
+}
+
+func malformed(b batch.Sealed, from string, why error) letter {
+	return letter{Reason: reasonMalformed, Error: why.Error(), Content: contentBatch, Host: from, Records: uint64(b.Records)}
+}
+
 // put writes one dead letter and returns when it is on disk. A letter of the same name
 // is there already when its batch came, or was redone, again: it is left alone.
 func (d *deadDir) put(id batch.ID, part int, l letter, content ...[]byte) error {

@@ -40,8 +40,7 @@ func (s *Sink) Take(b batch.Sealed, from string) (*queue.Txn, error) {
 // bury makes a dead letter of a batch that can never be read.
 func (s *Sink) bury(b batch.Sealed, from string, why error) (*queue.Txn, error) {
 	s.log.Error("dead letter: a batch that cannot be read", "batch", b.ID.String(), "peer", from, "error", why)
-	l := letter{Reason: reasonMalformed, Error: why.Error(), Content: contentBatch, Host: from, Records: uint64(b.Records)}
-	if err := s.dead.put(b.ID, -1, l, b.Data); err != nil {
+	if err := s.dead.put(b.ID, -1, malformed(b, from, why), b.Data); err != nil {
 		return nil, err
 	}
 	n := note{kind: noteDead}
