@@ -203,6 +203,10 @@ func (c *Capture) state(cm *commit) []kv {
 	cm.seq = c.setSeq
 	for _, f := range c.dirtyFiles {
 		f.dirty = false
+		if f.src != nil {
+			set = append(set, kv{Key: f.key, Value: f.appendSource(nil)})
+			continue
+		}
 		set = append(set, kv{Key: f.key, Value: appendPos(nil, f)})
 		cm.settle = append(cm.settle, settle{f, f.pos, f.gen})
 	}

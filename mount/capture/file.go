@@ -31,6 +31,7 @@ func (it *item) end() int64 { return it.off + int64(it.n) }
 // how much of it.
 type file struct {
 	number  spool.Number
+	src     *Source // nil: a spool file; else pos is the source's
 	pos     int64
 	seq     uint64
 	gen     uint64 // raised by a truncation: what was decided before must not be done after

@@ -36,8 +36,14 @@ func goldenValues() map[string][]byte {
 		"done-v1":  appendSeq(nil, 0x8877665544332211),
 		"jseq-v1":  appendSeq(nil, 99),
 		"pend-v1":  w.appendHead(nil),
+		"src-v1":   goldenSource.append(nil, 0x0102030405060708),
 		"tail-v1":  tail{writer: 5, mark: 6}.append(nil),
 	}
+}
+
+var goldenSource = Source{
+	Kind: SourceStream, Path: "logs/app.log", Name: "backup", Dev: 0x801, Ino: 77, Birth: 1_763_800_000_000_000_000,
+	Boot: [16]byte([]byte("the boot of then")), Seen: 1_763_800_000_000_000_001, Begin: []byte("the first bytes"), Done: true,
 }
 
 // TestGoldenValues: this version stores what it always stored.
@@ -46,7 +52,7 @@ func TestGoldenValues(t *testing.T) {
 	values := goldenValues()
 	if *update {
 		var b strings.Builder
-		for _, k := range []string{"pos-v1", "pos-v2", "trunc-v1", "trunc-v2", "done-v1", "jseq-v1", "pend-v1", "tail-v1"} {
+		for _, k := range []string{"pos-v1", "pos-v2", "trunc-v1", "trunc-v2", "done-v1", "jseq-v1", "pend-v1", "tail-v1", "src-v1"} {
 			b.WriteString(k + " " + hex.EncodeToString(values[k]) + "\n")
 		}
 		if err := os.WriteFile(name, []byte(b.String()), 0o644); err != nil {
@@ -91,6 +97,15 @@ func readGolden(t *testing.T, golden map[string][]byte) {
 	same("trunc-v1", cut, spool.Cut{Old: 10, New: 100}, err)
 	cut, err = parseCut("k", golden["trunc-v2"])
 	same("trunc-v2", cut, spool.Cut{Old: 5000, New: 3, Mark: []byte("\xf8\xf9\xfa\xfb\xfc\xfd\xfe\xf8\xf9\xfa\xfb\xfc\xfd\xfe\xf8\xf9")}, err)
+	src, err := parseSource("k", golden["src-v1"])
+	want := goldenSource
+	want.Pos = 0x0102030405060708
+	same("src-v1", src, want, err)
+	for n := range 80 {
+		if _, err := parseSource("k", golden["src-v1"][:n]); !errors.Is(err, ErrState) {
+			t.Errorf("src-v1 of %d bytes: %v", n, err)
+		}
+	}
 	h, err := parseHead("k", golden["pend-v1"])
 	same("pend-v1", string(h.rest)+" of "+h.path, " end of logs/app.log", err)
 	for _, k := range []string{"pos-v2", "trunc-v2"} { // cut short, or of the future

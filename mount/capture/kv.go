@@ -20,6 +20,7 @@ const (
 	prefixCut  = "trunc/"
 	prefixTail = "tail/" // tail/<path>
 	prefixDone = "done/" // done/<file>
+	prefixSrc  = "src/"  // src/<file>, which has the top bit set
 
 	kvVersion = 1
 	// kvVersion2 is written for a position of a file that the kernel writes to, and for a

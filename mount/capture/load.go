@@ -50,6 +50,7 @@ func (c *Capture) load() (*stored, error) {
 		},
 		func() error { return c.each(prefixTail, c.loadTail) },
 		func() error { return c.eachFile(prefixDone, c.loadDone) },
+		func() error { return c.eachFile(prefixSrc, c.loadSource) },
 		func() error { return c.loadPending(st.repaired) },
 	} {
 		if err := read(); err != nil {
@@ -202,7 +203,7 @@ func (st *stored) dropGone(c *Capture) {
 			c.extra = append(c.extra, kv{Key: cutKey(n)})
 		}
 	}
-	for n := range c.files {
-		st.orphans[n] = !have[n]
+	for n, f := range c.files {
+		st.orphans[n] = !have[n] && f.src == nil
 	}
 }

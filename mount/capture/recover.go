@@ -398,6 +398,9 @@ func (c *Capture) recoveredItem(f *file, n int64) item {
 func (c *Capture) endAll(st *stored) error {
 	var open []*writer
 	for _, f := range c.files {
+		if f.src != nil {
+			continue // its line goes on
+		}
 		c.newest = max(c.newest, f.by.writer)
 		for _, w := range f.writers {
 			c.newest = max(c.newest, w.id)
@@ -415,6 +418,9 @@ func (c *Capture) endAll(st *stored) error {
 		}
 	}
 	for _, f := range c.files {
+		if f.src != nil {
+			continue
+		}
 		c.endFile(f)
 		if st.orphans[f.number] {
 			delete(c.files, f.number)
@@ -476,7 +482,9 @@ func (c *Capture) settled(ctx context.Context) error {
 	c.settleMu.Lock()
 	defer c.settleMu.Unlock()
 	for _, f := range c.files {
-		c.o.Store.Settled(f.number, f.pos)
+		if f.src == nil {
+			c.o.Store.Settled(f.number, f.pos)
+		}
 	}
 	gone := c.o.Store.TakeGone()
 	c.mu.Lock()

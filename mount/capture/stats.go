@@ -18,6 +18,7 @@ type Stats struct {
 	Shrunk                uint64 // files found shorter than their position at a start
 	PossibleDoubles       uint64 // captured again after a repair of the queue, perhaps for the second time
 	LostPending           uint64 // of unfinished lines that a repair of the queue could not read
+	Offline               uint64 // bytes of sources: of files that were written while nothing was mounted, and of `ftfuse send`
 	Pending, PendingBytes int64  // unfinished lines now
 	InFlight              int64  // bytes given to the queue and not committed now
 	Skipped               []Skip // by rule with transfer = false
@@ -34,6 +35,7 @@ type counters struct {
 	writes, bytes, records, recordBytes, batches, batchBytes, commits atomic.Uint64
 	holes, holeBytes, overwrites, overwriteBytes, longLines           atomic.Uint64
 	unterminated, breaks, recovered, shrunk, doubles, lostPending     atomic.Uint64
+	offline                                                           atomic.Uint64
 	pending, pendingBytes                                             atomic.Int64
 	skips                                                             []skipCounter
 }
@@ -65,7 +67,7 @@ func (c *Capture) Stats() Stats {
 		Overwrites: n.overwrites.Load(), OverwriteBytes: n.overwriteBytes.Load(),
 		LongLines: n.longLines.Load(), Unterminated: n.unterminated.Load(), Breaks: n.breaks.Load(),
 		Recovered: n.recovered.Load(), Shrunk: n.shrunk.Load(),
-		PossibleDoubles: n.doubles.Load(), LostPending: n.lostPending.Load(),
+		PossibleDoubles: n.doubles.Load(), LostPending: n.lostPending.Load(), Offline: n.offline.Load(),
 		Pending: n.pending.Load(), PendingBytes: n.pendingBytes.Load(),
 	}
 	c.mu.Lock()

@@ -1,0 +1,270 @@
+package capture
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"ftfuse/internal/failpoint"
+	"ftfuse/internal/record"
+	"ftfuse/mount/spool"
+)
+
+// A source is what comes neither from the kernel nor from a handle of the mount: a file that
+// was written below the mount point while nothing was mounted, or what `ftfuse send` hands
+// over. Somebody else reads it and feeds it; what is kept here is how far it got. The
+// position of a source stands in the transaction that has its bytes, so a kill at any point
+// loses and doubles nothing as long as whoever feeds goes on at the position that is stored.
+//
+// In the cutter a source is a file with one writer, whose number has the top bit set; numbers
+// of spool files never do.
+
+// Errors of sources.
+var (
+	// ErrNoSource: there is no source of that id.
+	ErrNoSource = errors.New("capture: no such source")
+	// ErrAhead: bytes were fed that lie behind the position, with something between.
+	ErrAhead = errors.New("capture: bytes ahead of the source's position")
+)
+
+// SourceKind says who feeds a source.
+type SourceKind uint8
+
+// Kinds of sources. Their numbers are stored.
+const (
+	SourceRoot   SourceKind = 1 // no bytes: the directory below the mount point, so that it is known again
+	SourceFile   SourceKind = 2 // a file below the mount point
+	SourceSent   SourceKind = 3 // a file of `ftfuse send`
+	SourceStream SourceKind = 4 // standard input of `ftfuse send`, which Name identifies
+)
+
+// MaxBegin is how many bytes of its beginning a source is known by.
+const MaxBegin = 512
+
+// maxSourceText bounds Path and Name.
+const maxSourceText = record.MaxString - 1
+
+// Source is what is stored of a source.
+type Source struct {
+	Kind  SourceKind
+	Path  string // of its records
+	Name  string
+	Dev   uint64
+	Ino   uint64
+	Birth int64    // of the file, Unix nanoseconds; 0: not known
+	Boot  [16]byte // of the machine, at the newest change
+	Seen  int64    // Unix nanoseconds, of the newest change; for people and to forget the oldest
+	Begin []byte   // the first bytes of what was fed, up to MaxBegin
+	Pos   int64    // everything before it is in the queue
+	Done  bool     // `ftfuse send` has sent all of it
+}
+
+// Fed says whose the bytes are that are fed.
+type Fed struct {
+	PID, UID, GID uint32
+	Time          int64 // Unix nanoseconds
+}
+
+const sourceBit spool.Number = 1 << 63
+
+func isSource(n spool.Number) bool { return n&sourceBit != 0 }
+
+var fpFed = failpoint.New("capture/fed") // bytes of a source are on disk; whoever fed them does not know
+
+// Sources calls fn with every source, in the order of their ids, as the newest commit left
+// them. It may be called at any time after Recover.
+func (c *Capture) Sources(ctx context.Context, fn func(id uint64, s Source)) error {
+	type one struct {
+		id uint64
+		s  Source
+	}
+	var all []one
+	err := c.askSource(ctx, 0, "list sources", func() error {
+		for n, f := range c.files {
+			if f.src != nil {
+				s := *f.src
+				s.Pos, s.Begin = f.pos, bytes.Clone(s.Begin)
+				all = append(all, one{uint64(n &^ sourceBit), s})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(all, func(a, b one) int { return cmp.Compare(a.id, b.id) })
+	for _, x := range all {
+		fn(x.id, x.s)
+	}
+	return nil
+}
+
+// AddSource makes a source and returns its id once that is on disk. An id is used again only
+// when nothing of its former source is left.
+func (c *Capture) AddSource(ctx context.Context, s Source) (id uint64, err error) {
+	if len(s.Path) > maxSourceText || len(s.Name) > maxSourceText || len(s.Begin) > MaxBegin {
+		return 0, fmt.Errorf("capture: source %.40q: path of %d bytes, name of %d, the limit is %d", s.Path, len(s.Path), len(s.Name), maxSourceText)
+	}
+	return id, c.askSource(ctx, 0, "add a source", func() error {
+		for id = 1; c.files[sourceBit|spool.Number(id)] != nil; id++ {
+		}
+		c.setSource(c.fileOf(sourceBit|spool.Number(id)), s)
+		return nil
+	})
+}
+
+// setSource makes f the source s.
+func (c *Capture) setSource(f *file, s Source) {
+	s.Begin = bytes.Clone(s.Begin)
+	f.key, f.src, f.pos = sourceKey(f.number), &s, s.Pos
+	c.dirtyFile(f)
+}
+
+// ChangeSource changes what is stored of a source; its position only where its unfinished
+// line is to end, as that of a file that was written anew.
+func (c *Capture) ChangeSource(ctx context.Context, id uint64, change func(s *Source)) error {
+	return c.askSource(ctx, id, "change a source", func() error {
+		f := c.sourceOf(id)
+		s := *f.src
+		s.Pos = f.pos
+		change(&s)
+		if s.Pos != f.pos {
+			if err := c.endSource(f); err != nil {
+				return err
+			}
+		}
+		c.setSource(f, s)
+		return nil
+	})
+}
+
+// Feed makes data, which stands at off of source id, records flagged Offline, by the rules of
+// the source's path, and returns when they are in the queue, on disk, and the position with
+// them. What lies before the position was fed before and is passed over; off behind it is
+// ErrAhead, unless hole says that nobody wrote what lies between. An unfinished line waits
+// for the rest. After an error the same bytes may be fed again. data is not kept.
+func (c *Capture) Feed(ctx context.Context, id uint64, off int64, data []byte, hole bool, by Fed) error {
+	err := c.askSource(ctx, id, "feed a source", func() error {
+		f := c.sourceOf(id)
+		end := off + int64(len(data))
+		switch {
+		case end <= f.pos && off <= f.pos:
+			return nil
+		case off > f.pos && !hole:
+			return fmt.Errorf("%w: at %d, position %d", ErrAhead, off, f.pos)
+		case off > f.pos:
+			c.hole(off - f.pos)
+			c.moveTo(f, off)
+		default:
+			data = data[f.pos-off:]
+		}
+		return c.cutFed(f, data, by)
+	})
+	if err != nil {
+		return err
+	}
+	return fpFed.Inject()
+}
+
+// cutFed cuts what stands at f's position.
+func (c *Capture) cutFed(f *file, data []byte, by Fed) error {
+	s := f.src
+	if f.pos < MaxBegin && int64(len(s.Begin)) == f.pos {
+		s.Begin = append(s.Begin, data[:min(len(data), MaxBegin-len(s.Begin))]...)
+	}
+	s.Done = false
+	p := c.pathOf(0, s.Path)
+	if p.skip {
+		c.skip(p, uint64(len(data)))
+		c.moveTo(f, f.pos+int64(len(data)))
+		return nil
+	}
+	c.leaveContested()
+	c.turn(p)
+	w := f.writerOf(uint64(f.number), p)
+	it := item{
+		writer: w.id, time: by.Time, path: p.id, pid: by.PID, uid: by.UID, gid: by.GID, flags: record.Offline, kind: spool.Write,
+	}
+	c.tally.writes++
+	c.tally.bytes += uint64(len(data))
+	c.n.offline.Add(uint64(len(data)))
+	return c.cutOverwrite(w, &it, data)
+}
+
+// EndLine ends the unfinished line of a source: nobody will go on with it, or its binary
+// record is whole. With done the source is noted as sent.
+func (c *Capture) EndLine(ctx context.Context, id uint64, done bool) error {
+	return c.askSource(ctx, id, "end a line", func() error {
+		f := c.sourceOf(id)
+		if done && !f.src.Done {
+			f.src.Done = true
+			c.dirtyFile(f)
+		}
+		return c.endSource(f)
+	})
+}
+
+// endSource ends f's unfinished line. Those that were open with it are others' and do not go
+// on in it, whoever opens later may.
+func (c *Capture) endSource(f *file) error {
+	for _, w := range f.writers {
+		if err := c.end(w, max(c.newest, 1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DropSource ends the unfinished line of a source and forgets the source.
+func (c *Capture) DropSource(ctx context.Context, id uint64) error {
+	return c.askSource(ctx, id, "forget a source", func() error { return c.dropSource(c.sourceOf(id)) })
+}
+
+func (c *Capture) dropSource(f *file) error {
+	if err := c.endSource(f); err != nil {
+		return err
+	}
+	for _, w := range f.writers {
+		if p := w.path; p.files == 0 && p.tail.writer == w.id { // nobody is left who was open then
+			p.tail = tail{}
+			c.dirtyPath(p)
+		}
+		if w.dirty {
+			c.extra = w.save(c.extra)
+			c.dirtyWriters = slices.DeleteFunc(c.dirtyWriters, func(x *writer) bool { return x == w })
+		}
+	}
+	if f.dirty {
+		f.dirty = false
+		c.dirtyFiles = slices.DeleteFunc(c.dirtyFiles, func(x *file) bool { return x == f })
+	}
+	c.extra = append(c.extra, kv{Key: sourceKey(f.number)})
+	delete(c.files, f.number)
+	if c.lastFile == f {
+		c.lastFile = nil
+	}
+	return nil
+}
+
+// sourceOf returns a source that askSource has found.
+func (c *Capture) sourceOf(id uint64) *file { return c.files[sourceBit|spool.Number(id)] }
+
+// askSource has do done by Run's goroutine, and what it changed committed. An id other than
+// 0 has to be a source's.
+func (c *Capture) askSource(ctx context.Context, id uint64, what string, do func() error) error {
+	r := &request{ctx: ctx, file: sourceBit | spool.Number(id)}
+	r.run = func() error {
+		if id != 0 && c.sourceOf(id) == nil {
+			return ErrNoSource
+		}
+		err := do()
+		if err != nil && !errors.Is(err, ErrAhead) {
+			c.fail(err) // something of it may be in a batch
+		}
+		return err
+	}
+	return c.ask(r, what)
+}

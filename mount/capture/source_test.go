@@ -1,0 +1,201 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"ftfuse/internal/failpoint"
+	"ftfuse/internal/record"
+	"ftfuse/queue"
+)
+
+// source returns what is stored of the source of that path, adding it where there is none.
+func (r *rig) source(path string) (id uint64, s Source) {
+	r.Helper()
+	r.must(r.c.Sources(r.ctx(), func(n uint64, x Source) {
+		if x.Path == path {
+			id, s = n, x
+		}
+	}))
+	if id == 0 {
+		var err error
+		s = Source{Kind: SourceFile, Path: path, Dev: 1, Ino: 2, Birth: 3}
+		id, err = r.c.AddSource(r.ctx(), s)
+		r.must(err)
+	}
+	return id, s
+}
+
+// feed feeds data from the stored position on in pieces of n bytes.
+func (r *rig) feed(path, data string, n int) error {
+	r.Helper()
+	id, s := r.source(path)
+	for at := s.Pos; at < int64(len(data)); {
+		end := min(at+int64(n), int64(len(data)))
+		if err := r.c.Feed(r.ctx(), id, at, []byte(data[at:end]), false, Fed{UID: 33, GID: 34, Time: 77}); err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
+}
+
+func numbered(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "line %d of a file that was written while nothing was mounted\n", i)
+	}
+	return b.String()
+}
+
+func TestWhatIsFedArrivesFlaggedInWholeLines(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	data := numbered(1000) + "no end"
+	r.must(r.feed("logs/a.log", data, 333))
+	r.want("logs/a.log", data[:len(data)-len("no end")])
+	for _, x := range r.records() {
+		if x.flags != record.Offline || x.pid != 0 || x.time != 77 || !strings.HasSuffix(x.data, "\n") {
+			t.Fatalf("%v at %d, want whole lines, flagged offline, of time 77", x, x.time)
+		}
+	}
+	r.restart() // nobody is left who could end the line, but the source is
+	r.want("logs/a.log", data[:len(data)-len("no end")])
+	r.must(r.feed("logs/a.log", data+" of it\n", 1<<20))
+	r.want("logs/a.log", data+" of it\n")
+	if got := r.c.Stats().Offline; got != uint64(len(" of it\n")) {
+		t.Errorf("%d bytes counted since the start", got)
+	}
+}
+
+// An interrupted feeder begins again with what it was about to feed.
+func TestBytesFedAgainStandOnce(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	id, _ := r.source("a")
+	for _, x := range []struct {
+		off  int64
+		data string
+		want error
+	}{{0, "one\ntwo\n", nil}, {0, "one\n", nil}, {4, "two\nthree\n", nil}, {0, "one\ntwo\nthree\n", nil}, {15, "five\n", ErrAhead}} {
+		if err := r.c.Feed(r.ctx(), id, x.off, []byte(x.data), false, Fed{}); !errors.Is(err, x.want) {
+			t.Fatalf("feed %q at %d: %v, want %v", x.data, x.off, err, x.want)
+		}
+	}
+	r.must(r.c.Feed(r.ctx(), id, 20, []byte("six\n"), true, Fed{}))
+	r.want("a", "one\ntwo\nthree\nsix\n")
+	if st := r.c.Stats(); st.HoleBytes != 6 {
+		t.Errorf("%d bytes of holes, want 6", st.HoleBytes)
+	}
+	if err := r.c.Feed(r.ctx(), id+1, 0, []byte("x"), false, Fed{}); !errors.Is(err, ErrNoSource) {
+		t.Errorf("a source that is not: %v", err)
+	}
+}
+
+// TestFeedingIsExactlyOnceAcrossAKillAtEachStep kills before and after each commit; whoever
+// feeds goes on at what is stored.
+func TestFeedingIsExactlyOnceAcrossAKillAtEachStep(t *testing.T) {
+	data := numbered(3000)
+	for _, rules := range [][]Rule{nil, {{Path: "logs/**", Transfer: true, Route: 3}}} {
+		for _, point := range []string{"capture/seal", "capture/committed", "capture/fed"} {
+			for n := 1; n < 12; n += 2 {
+				t.Run(fmt.Sprintf("%s@%d,%d rules", point, n, len(rules)), func(t *testing.T) {
+					r := newRig(t, Options{Rules: rules, BatchBytes: 16 << 10})
+					r.start()
+					r.source("logs/a.log")
+					r.must(failpoint.Set(point, fmt.Sprintf("error@%d", n)))
+					err := r.feed("logs/a.log", data, 4000)
+					failpoint.Clear(point)
+					if err == nil {
+						t.Fatal("the step was not reached")
+					}
+					r.restart()
+					r.must(r.feed("logs/a.log", data, 20_000))
+					r.want("logs/a.log", data)
+				})
+			}
+		}
+	}
+}
+
+func TestAForgottenSourceLeavesNothing(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	before := len(r.q.disk)
+	id, _ := r.source("a")
+	r.must(r.feed("a", "whole\n"+strings.Repeat("part of a long line ", 1000), 999))
+	r.must(r.c.DropSource(r.ctx(), id))
+	r.want("a", "whole\n"+strings.Repeat("part of a long line ", 1000))
+	r.q.set(func() {
+		if len(r.q.disk) != before {
+			t.Errorf("%d values in the queue, want %d as before: %v", len(r.q.disk), before, r.q.disk)
+		}
+	})
+	if again, _ := r.source("b"); again != id {
+		t.Errorf("the next source is %d, want %d again", again, id)
+	}
+	r.restart()
+	r.must(r.feed("b", "of b\n", 10))
+	r.want("b", "of b\n")
+}
+
+func TestAChangedSourceEndsItsLine(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	r.must(r.feed("a", "one\nnot en", 5))
+	id, s := r.source("a")
+	if string(s.Begin) != "one\nnot en" || s.Pos != 10 {
+		t.Errorf("known by %q at %d", s.Begin, s.Pos)
+	}
+	r.must(r.c.ChangeSource(r.ctx(), id, func(s *Source) { s.Pos, s.Begin = 0, nil }))
+	r.restart()
+	r.must(r.feed("a", "anew\n", 5))
+	r.want("a", "one\nnot enanew\n")
+	if _, s = r.source("a"); string(s.Begin) != "anew\n" {
+		t.Errorf("known by %q", s.Begin)
+	}
+}
+
+func TestALineOfAProgramIsNotMixedWithWhatIsFed(t *testing.T) {
+	r := newRig(t, Options{MaxHold: 64, MaxLine: 64})
+	r.start()
+	w := r.writer("a")
+	r.write(w, strings.Repeat("x", 200)) // goes out in pieces
+	r.drain()
+	r.must(r.feed("a", "fed\n", 10))
+	r.write(w, "y\n")
+	r.drain()
+	if got := r.output("a"); !strings.Contains(got, "\nfed\n") {
+		t.Errorf("got %q, want what was fed in a line of its own", got)
+	}
+}
+
+// A queue without room refuses what is fed, and the same may be fed again.
+func TestFeedingAFullQueueFailsAndCanBeRepeated(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	id, _ := r.source("a")
+	r.q.set(func() { r.q.refuse = queue.ErrFull })
+	if err := r.c.Feed(r.ctx(), id, 0, []byte("one\n"), false, Fed{}); !errors.Is(err, queue.ErrFull) {
+		t.Fatalf("fed into a full queue: %v", err)
+	}
+	r.q.set(func() { r.q.refuse = nil })
+	r.must(r.c.Feed(r.ctx(), id, 0, []byte("one\ntwo\n"), false, Fed{}))
+	r.want("a", "one\ntwo\n")
+}
+
+func TestFeedingEndsWithItsContext(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	id, _ := r.source("a")
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := r.c.Feed(ctx, id, 0, []byte("one\n"), false, Fed{}); err != nil && !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	r.must(r.c.Feed(r.ctx(), id, 0, []byte("one\n"), false, Fed{}))
+	r.want("a", "one\n")
+}
