@@ -34,6 +34,9 @@ func main() {
 	if code, ok := bench.MaybeHelper(); ok {
 		os.Exit(code)
 	}
+	if code, ours := runHelper(os.Args, os.Stdout, os.Stderr); ours {
+		os.Exit(code)
+	}
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
 

@@ -34,33 +34,51 @@ func mountAction(c *cli.Context) error {
 	if c.Args().Len() > 1 {
 		return usagef("ftfuse mount: unexpected argument %q; options stand before MOUNTPOINT", c.Args().Get(1))
 	}
-	options, err := config.MountOptions(c.String("options"))
+	m, err := newMountFile(configFile(c), c.String("options"), c.Args().First())
 	if err != nil {
-		return usagef("ftfuse mount: -o %s: %v", c.String("options"), err)
+		return err
 	}
-	if holder.Resuming() {
-		return hold(holder.Options{}, c.App.ErrWriter)
-	}
-	m := &mountFile{file: configFile(c), overrides: []config.Override{options, config.MountPoint(c.Args().First())}}
-	if c.Bool("handover") {
+	if c.Bool("handover") && !holder.Resuming() {
 		return m.handover(c.App.Writer)
+	}
+	return m.main(c.App.ErrWriter)
+}
+
+// mountFile is what the command line says of a mount.
+type mountFile struct {
+	file      string
+	overrides []config.Override
+	options   mount.Options
+}
+
+// newMountFile is the mount of a configuration file with -o OPTIONS and MOUNTPOINT, which may
+// be empty, before it.
+func newMountFile(file, options, point string) (*mountFile, error) {
+	o, err := config.MountOptions(options)
+	if err != nil {
+		return nil, usagef("ftfuse mount: -o %s: %v", options, err)
+	}
+	return &mountFile{
+		file: file, overrides: []config.Override{o, config.MountPoint(point)},
+		options: mount.Options{Flags: config.MountFlags(options)},
+	}, nil
+}
+
+// main is the holder, its worker, or a mount without a holder.
+func (m *mountFile) main(stderr io.Writer) error {
+	if holder.Resuming() {
+		return hold(holder.Options{}, stderr)
 	}
 	link, err := holder.FromEnv()
 	if err != nil {
 		return err
 	}
 	if link != nil {
-		err := m.work(link, c.App.ErrWriter)
+		err := m.work(link, stderr)
 		link.Failed(err)
 		return err
 	}
-	return m.start(c.App.ErrWriter)
-}
-
-// mountFile is the configuration that the command line names.
-type mountFile struct {
-	file      string
-	overrides []config.Override
+	return m.start(stderr)
 }
 
 // read reads the file and checks what it says of the mount.
@@ -81,7 +99,7 @@ func (m *mountFile) start(stderr io.Writer) error {
 		return err
 	}
 	if cfg.Mount.HolderTimeout == 0 {
-		return m.serve(mount.Worker{}, cfg, stderr)
+		return m.serve(mount.Worker{Options: m.options}, cfg, stderr)
 	}
 	return hold(holder.Options{Settings: mount.HolderSettings(cfg), Config: text}, stderr)
 }
@@ -98,7 +116,7 @@ func (m *mountFile) work(link *holder.Link, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	return m.serve(mount.Worker{Link: link, Version: version, Text: text}, cfg, stderr)
+	return m.serve(mount.Worker{Link: link, Version: version, Text: text, Options: m.options}, cfg, stderr)
 }
 
 // serve runs the role with cfg; a reload reads the file.

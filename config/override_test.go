@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -20,12 +21,28 @@ func TestMountOptions(t *testing.T) {
 		t.Errorf("got uid %v, gid %v, umask %#o, allow_other %v", m.UID, m.GID, m.Umask, m.AllowOther)
 	}
 	for options, want := range map[string]error{
-		"ro": ErrUnknownKey, "uid": ErrValue, "uid=root": ErrValue, "gid=-1": ErrValue, "uid=4294967295": ErrValue,
+		"ro": ErrValue, "remount": ErrValue, "rw,bind": ErrValue, "uid": ErrValue, "uid=root": ErrValue, "gid=-1": ErrValue, "uid=4294967295": ErrValue,
 		"umask=8": ErrValue, "umask=7777": ErrValue, "allow_other=1": ErrValue, "rw=1": ErrUnknownKey, "bla": ErrUnknownKey,
 	} {
 		if _, err := MountOptions(options); !errors.Is(err, want) {
 			t.Errorf("-o %s gives %v, want %v", options, err, want)
 		}
+	}
+}
+
+func TestMountFlagsAreWhatTheKernelKeeps(t *testing.T) {
+	if got := MountFlags("rw,noexec,uid=1,noatime,_netdev,x-noexec"); !slices.Equal(got, []string{"noexec", "noatime"}) {
+		t.Errorf("got %v", got)
+	}
+	if _, err := MountOptions("noexec,noatime,relatime,sync,comment=x,X-mount.mkdir=0755,user,exec"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSloppyLeavesOutWhatIsUnknown, and nothing that is wrong.
+func TestSloppyLeavesOutWhatIsUnknown(t *testing.T) {
+	if got := Sloppy("rw,bla,uid=1,fsc=2,umask=9,ro"); got != "rw,uid=1,umask=9,ro" {
+		t.Errorf("got %q", got)
 	}
 }
 

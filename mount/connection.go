@@ -25,6 +25,17 @@ type Worker struct {
 	Link    *holder.Link
 	Version string // of this binary
 	Text    []byte // of the configuration
+	Options Options
+}
+
+// Options are what the command line says of a mount and the configuration does not.
+type Options struct {
+	Source string   // what mount and df show as the source; "" is "ftfuse"
+	Flags  []string // mount options that the kernel keeps; see config.MountFlags
+
+	// Background: mount(8) mounted it, and umount(8) is how it is stopped. An unmount is an end in
+	// order then: what was accepted is sent as at any stop.
+	Background bool
 }
 
 // HolderSettings is what a configuration says to the holder of its mount.
@@ -144,7 +155,7 @@ func (r *role) connect() (err error) {
 			return err
 		}
 	} else {
-		if r.dev, err = kernel.Mount(r.m.Point, kernel.Options{AllowOther: r.m.AllowOther}); err != nil {
+		if r.dev, err = kernel.Mount(r.m.Point, kernel.Options{AllowOther: r.m.AllowOther, Source: r.o.Source, Flags: r.o.Flags}); err != nil {
 			return err
 		}
 		r.mounted = true
@@ -198,6 +209,7 @@ type outcome int
 const (
 	outStop   outcome = iota // drain and unmount
 	outLeave                 // a successor goes on with the connection
+	outGone                  // it was unmounted, which is how it is stopped
 	outFailed                // give the mount up
 )
 
@@ -213,6 +225,10 @@ func (r *role) await(ctx context.Context) (outcome, error) {
 			r.log.Error("a part of the mount failed; the mount point is given up, what was accepted stays in the spool", "err", err)
 			return outFailed, err
 		case <-r.served:
+			if r.o.Background {
+				r.log.Info("stopping: it was unmounted", "point", r.m.Point)
+				return outGone, nil
+			}
 			return outFailed, fmt.Errorf("%w: %s was unmounted by somebody else; what was accepted stays in the spool and is sent after the next start", ErrMountPoint, r.m.Point)
 		case <-r.link.Handover():
 			r.log.Info("leaving the mount to another worker", "pid", os.Getpid())

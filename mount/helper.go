@@ -51,6 +51,9 @@ func clearStale(dir string) (cleared int, err error) {
 	}
 }
 
+// Serves reports whether the FUSE file system on dir has a server.
+func Serves(dir string) bool { return !dead(dir) }
+
 // dead reports whether the FUSE connection mounted on dir has no server. It asks the
 // control files of the connection first, since a stat of a server that hangs would
 // hang too.

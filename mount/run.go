@@ -61,6 +61,7 @@ type role struct {
 	wiring  chan struct{} // closed when fwd is set, or never will be
 	wired   func()        // closes it
 
+	o       Options
 	link    *holder.Link // nil: no holder
 	taken   taken
 	dev     *kernel.Device
@@ -89,7 +90,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 		debug.SetGCPercent(gcPercent)
 	}
 	r := &role{
-		cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), link: w.Link,
+		cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), o: w.Options, link: w.Link,
 		fail: make(chan error, 1), served: make(chan struct{}), wiring: make(chan struct{}),
 	}
 	r.wired = sync.OnceFunc(func() { close(r.wiring) })
@@ -122,6 +123,10 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 	r.serving.Store(false)
 	if out == outLeave {
 		r.leave()
+		return nil
+	}
+	if out == outGone {
+		r.settle()
 		return nil
 	}
 	if out == outStop && r.drain() {
@@ -449,6 +454,25 @@ func (r *role) unmount() {
 		r.abandoned = true // the loop still reads; the end of the process ends it
 		return
 	}
+	r.disconnect()
+}
+
+// settle ends a role whose mount somebody has taken away: nobody can write, and what was
+// accepted is sent until shutdown_timeout.
+func (r *role) settle() {
+	r.link.Unmounted() // the holder has nothing more to keep
+	systemd.Tell(r.log, systemd.Stopping())
+	r.slow.close()
+	r.srv.closing.Store(true)
+	r.srv.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.ShutdownTimeout)
+	defer cancel()
+	r.sendAll(ctx)
+	r.disconnect()
+}
+
+// disconnect waits for the end of the request loop and closes the connection.
+func (r *role) disconnect() {
 	<-r.served
 	r.srv.wg.Wait()
 	if err := r.sess.End(); err != nil {

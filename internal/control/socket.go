@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketName is the socket's name in the directory of its role.
-const socketName = "ftfuse.sock"
+// SocketName is the socket's name in the directory of its role.
+const SocketName = "ftfuse.sock"
 
 // SocketPath is where the role of that directory answers.
-func SocketPath(dir string) string { return filepath.Join(dir, socketName) }
+func SocketPath(dir string) string { return filepath.Join(dir, SocketName) }
 
 // socket is a listener whose path goes away with it, unless it is another's by then.
 type socket struct {

@@ -11,8 +11,9 @@ import (
 
 // Mount is one mounted file system.
 type Mount struct {
-	Dev  string // MAJOR:MINOR
-	Type string // "ext4", "fuse.ftfuse"
+	Dev    string // MAJOR:MINOR
+	Type   string // "ext4", "fuse.ftfuse"
+	Source string // "/dev/sda1", or what the file system was called with
 }
 
 // On returns what this process sees mounted on the directory point, the topmost last.
@@ -29,8 +30,8 @@ func on(text, point string) []Mount {
 	for line := range strings.Lines(text) {
 		before, after, ok := strings.Cut(line, " - ")
 		fields, rest := strings.Fields(before), strings.Fields(after)
-		if ok && len(fields) >= 5 && len(rest) >= 1 && unescape(fields[4]) == point {
-			all = append(all, Mount{Dev: fields[2], Type: rest[0]})
+		if ok && len(fields) >= 5 && len(rest) >= 2 && unescape(fields[4]) == point {
+			all = append(all, Mount{Dev: fields[2], Type: rest[0], Source: unescape(rest[1])})
 		}
 	}
 	return all

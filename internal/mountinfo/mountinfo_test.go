@@ -8,10 +8,10 @@ import (
 func TestOnReadsTheList(t *testing.T) {
 	const text = `24 1 0:22 / /proc rw,nosuid - proc proc rw
 90 24 0:51 / /a\040b\134c rw shared:1 - tmpfs tmpfs rw
-91 90 0:52 / /a\040b\134c rw,nosuid shared:2 master:3 - fuse.ftfuse ftfuse rw,user_id=0
+91 90 0:52 / /a\040b\134c rw,nosuid shared:2 master:3 - fuse.ftfuse /etc/a\040b.toml rw,user_id=0
 92 24 0:53 / /a
 `
-	if got, want := on(text, `/a b\c`), []Mount{{"0:51", "tmpfs"}, {"0:52", "fuse.ftfuse"}}; !slices.Equal(got, want) {
+	if got, want := on(text, `/a b\c`), []Mount{{"0:51", "tmpfs", "tmpfs"}, {"0:52", "fuse.ftfuse", "/etc/a b.toml"}}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	if got := on(text, "/a"); got != nil {

@@ -2,7 +2,8 @@
 // sd_notify(3) says: a datagram of NAME=VALUE lines to the socket that $NOTIFY_SOCKET
 // names. Where nobody asked for that, every function does nothing and returns nil.
 //
-// Who starts a mount in the background (package daemon) listens in the same way.
+// Who starts a mount in the background (package daemon) listens in the same way, until it
+// is ready; then the variable is removed.
 // All functions are safe for concurrent use.
 package systemd
 
@@ -20,24 +21,38 @@ import (
 // Env names the manager's socket: a path, or an abstract name behind an @.
 const Env = "NOTIFY_SOCKET"
 
+// Starter is what the names of sockets begin with whose listener wants to hear of the start
+// alone: after READY=1 nobody is there.
+const Starter = "@ftfuse-start-"
+
+// Heard reports whether a socket's listener has heard all that it waits for when it was told
+// state.
+func Heard(socket, state string) bool { return state == ready && strings.HasPrefix(socket, Starter) }
+
+const ready = "READY=1"
+
 // limit is how long a notification may wait for a manager that reads nothing.
 const limit = 5 * time.Second
 
 // Ready says that the process serves, or that a reload has ended.
-func Ready() error { return Notify("READY=1") }
+func Ready() error { return Notify(ready) }
 
 // Stopping says that the process drains and ends.
 func Stopping() error { return Notify("STOPPING=1") }
 
 // Failed shows in `systemctl status` why the process ends.
 func Failed(err error) error {
-	text := err.Error()
-	return Notify(failed + strings.Map(func(r rune) rune {
+	return Notify(FailedState(err.Error()))
+}
+
+// FailedState is what Failed sends.
+func FailedState(why string) string {
+	return failed + strings.Map(func(r rune) rune {
 		if r < ' ' {
 			return ' '
 		}
 		return r
-	}, text[:min(len(text), 4096)]))
+	}, why[:min(len(why), 4096)])
 }
 
 // failed is what Failed begins with.
@@ -58,7 +73,14 @@ func ReloadingState() string {
 }
 
 // Notify sends lines of NAME=VALUE to the manager that $NOTIFY_SOCKET names.
-func Notify(state string) error { return Send(os.Getenv(Env), state) }
+func Notify(state string) error {
+	socket := os.Getenv(Env)
+	err := Send(socket, state)
+	if Heard(socket, state) {
+		_ = os.Unsetenv(Env)
+	}
+	return err
+}
 
 // Tell notes in the log that a notification failed, of which err is the outcome. The process
 // goes on: who waits for it gives up by itself.

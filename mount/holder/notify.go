@@ -24,10 +24,16 @@ func newService() *service { return &service{socket: os.Getenv(systemd.Env)} }
 
 // notify sends lines of NAME=VALUE, with descriptors.
 func (s *service) notify(state string, fds ...int) error {
-	return systemd.Send(s.socket, state, fds...)
+	err := systemd.Send(s.socket, state, fds...)
+	if systemd.Heard(s.socket, state) {
+		s.socket = ""
+	}
+	return err
 }
 
 func (s *service) ready() error { return s.notify("READY=1") }
+
+func (s *service) failed(why string) error { return s.notify(systemd.FailedState(why)) }
 
 func (s *service) stopping() error { return s.notify("STOPPING=1") }
 

@@ -97,6 +97,9 @@ const lastGrace = 5 * time.Second
 
 func (h *holder) finish() int {
 	h.cancelSwap("the mount is being stopped")
+	if h.code != 0 && h.why != "" {
+		systemd.Tell(h.log, h.sd.failed(h.why))
+	}
 	late := time.NewTimer(lastGrace)
 	defer late.Stop()
 	for h.cur != nil || h.swap.worker() != nil {

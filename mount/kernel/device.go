@@ -39,7 +39,9 @@ type Device struct {
 
 // Options of a mount.
 type Options struct {
-	AllowOther bool // other users may use it
+	AllowOther bool     // other users may use it
+	Source     string   // what mount and df show as the source; "" is "ftfuse"
+	Flags      []string // mount options that the kernel keeps: noexec, noatime, nodiratime, relatime, strictatime, sync, dirsync
 }
 
 // Mount mounts a file system on the directory point and returns its device. Root (with

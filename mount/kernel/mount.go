@@ -12,13 +12,26 @@ import (
 )
 
 const (
-	fsName     = "ftfuse"
+	plainName  = "ftfuse"
 	helperName = "fusermount3"
 	commFD     = "_FUSE_COMMFD"
 )
 
 // FSType is the type of a mounted file system in /proc/self/mountinfo.
 const FSType = "fuse.ftfuse"
+
+// mountFlags are the values of Options.Flags.
+var mountFlags = map[string]uintptr{
+	"noexec": unix.MS_NOEXEC, "noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME,
+	"strictatime": unix.MS_STRICTATIME, "sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC,
+}
+
+func (o Options) source() string {
+	if o.Source == "" {
+		return plainName
+	}
+	return o.Source
+}
 
 // mountRoot opens /dev/fuse and mounts it on dir with mount(2).
 func mountRoot(dir string, o Options) (int, error) {
@@ -34,7 +47,11 @@ func mountRoot(dir string, o Options) (int, error) {
 	if o.AllowOther {
 		data = append(data, "allow_other")
 	}
-	if err := unix.Mount(fsName, dir, FSType, unix.MS_NOSUID|unix.MS_NODEV, strings.Join(data, ",")); err != nil {
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	for _, f := range o.Flags {
+		flags |= mountFlags[f]
+	}
+	if err := unix.Mount(o.source(), dir, FSType, flags, strings.Join(data, ",")); err != nil {
 		_ = unix.Close(fd)
 		return -1, fmt.Errorf("%w on %s: %w", ErrMount, dir, err)
 	}
@@ -50,9 +67,12 @@ func mountUser(dir string, o Options) (int, error) {
 	ours, theirs := os.NewFile(uintptr(pair[0]), "fusermount3"), os.NewFile(uintptr(pair[1]), "fusermount3")
 	defer ours.Close()
 	defer theirs.Close()
-	opts := "fsname=" + fsName + ",subtype=" + strings.TrimPrefix(FSType, "fuse.") + ",default_permissions"
+	opts := "fsname=" + strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(o.source()) + ",subtype=" + strings.TrimPrefix(FSType, "fuse.") + ",default_permissions"
 	if o.AllowOther {
 		opts += ",allow_other"
+	}
+	for _, f := range o.Flags {
+		opts += "," + f
 	}
 	cmd := exec.Command(helperName, "-o", opts, "--", dir)
 	cmd.Env = append(os.Environ(), commFD+"=3")
