@@ -1,0 +1,115 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/bootid"
+)
+
+// A child outlives a role that is killed, until it has read what was in its pipe. So that
+// there is never more than one of a plugin, each start notes the process in
+// Dir/NAME.pid: its id, when it was started (in the clock ticks of proc(5)) and which
+// boot that was.
+
+func (s *Set) pidFile(r *runner) string {
+	return filepath.Join(s.o.Dir, strings.TrimPrefix(r.p.Cursor, CursorPrefix)+".pid")
+}
+
+// notePID notes the process that was started. Where that cannot be done the plugin runs all
+// the same.
+func (s *Set) notePID(r *runner, pid int) {
+	born, err := startOf(pid)
+	if err == nil {
+		err = os.MkdirAll(s.o.Dir, 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(s.pidFile(r), fmt.Appendf(nil, "%d %s %s\n", pid, born, bootName()), 0o600)
+	}
+	if err != nil {
+		s.o.Logger.Warn("the process of a plugin is not noted: if this role is killed, the next start does not wait for the plugin's end", "plugin", r.label, "error", err)
+	}
+}
+
+// forgetPID notes that there is none.
+func (s *Set) forgetPID(r *runner) { _ = os.Remove(s.pidFile(r)) }
+
+func bootName() string {
+	id := bootid.ID()
+	return hex.EncodeToString(id[:])
+}
+
+// startOf returns the field starttime of /proc/PID/stat, which tells a process from a later
+// one with the same id.
+func startOf(pid int) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // from the third on
+	if len(fields) < 20 {
+		return "", fmt.Errorf("/proc/%d/stat has %d fields behind the name", pid, len(fields))
+	}
+	return fields[19], nil
+}
+
+// awaitPredecessor waits for the process that an earlier run of the role left: it ends by
+// itself when it has read what is in its pipe; after ExitGrace, or plugin_timeout if that is
+// longer, it is killed. ctx ends the wait.
+func (r *runner) awaitPredecessor(ctx context.Context) {
+	text, err := os.ReadFile(r.set.pidFile(r))
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var pid int
+	var born, boot string
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &pid, &born, &boot)
+	}
+	if err != nil || pid <= 1 || boot != bootName() {
+		return
+	}
+	fd, err := unix.PidfdOpen(pid, 0) // from here on it is this process or none
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	if now, err := startOf(pid); err != nil || now != born {
+		return
+	}
+	r.log.Info("waiting for the plugin of an earlier run to end", "plugin", r.label, "pid", pid)
+	if waitPidfd(ctx, fd, max(r.set.o.ExitGrace, r.p.Timeout)) {
+		return
+	}
+	r.log.Warn("the plugin of an earlier run does not end; it is killed", "plugin", r.label, "pid", pid)
+	_ = unix.Kill(-pid, unix.SIGKILL)
+	if !waitPidfd(ctx, fd, r.set.o.ExitGrace) {
+		r.log.Error("the plugin of an earlier run is still there; going on beside it", "plugin", r.label, "pid", pid)
+	}
+}
+
+// waitPidfd waits until the process of fd has ended; false: it has not within patience, or
+// ctx has ended.
+func waitPidfd(ctx context.Context, fd int, patience time.Duration) bool {
+	for end := time.Now().Add(patience); ; {
+		left := time.Until(end)
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, int(min(max(left, 0), 100*time.Millisecond)/time.Millisecond))
+		switch {
+		case n > 0:
+			return true
+		case err != nil && !errors.Is(err, unix.EINTR), left <= 0, ctx.Err() != nil:
+			return false
+		}
+	}
+}

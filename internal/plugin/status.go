@@ -1,0 +1,94 @@
+package plugin
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"ftfuse/internal/status"
+)
+
+// tally counts units.
+type tally struct{ batches, records, bytes atomic.Uint64 }
+
+func (t *tally) add(u *unit) {
+	if u.seq != 0 {
+		t.batches.Add(1)
+	}
+	t.records.Add(u.records)
+	t.bytes.Add(uint64(u.bytes))
+}
+
+// counters are what a plugin did since the role started.
+type counters struct {
+	given, taken               tally
+	starts, timeouts, badAcks  atomic.Uint64
+	split, unreadable, foreign atomic.Uint64
+	logLines, logLeftOut       atomic.Uint64
+}
+
+// Stats is one plugin at one moment. Counts are since the role started.
+type Stats struct {
+	Rule, Cursor string
+	PID          int       // 0: it does not run
+	Since        time.Time // when that began
+	Next         time.Time // of the next start, when it does not run
+	Why          string    // it does not run
+	Waiting      int       // batches offered and not taken
+
+	GivenBatches, GivenRecords, GivenBytes uint64 // written to its input, again where it ended before it took them
+	TakenBatches, TakenRecords, TakenBytes uint64
+	Starts, Timeouts                       uint64
+	BadAcks                                uint64 // lines on descriptor 3 that acknowledge nothing
+	SplitLines                             uint64 // pieces of long lines given as lines of their own
+	Unreadable                             uint64 // batches that could not be decoded
+	Foreign                                uint64 // records of a host that their batch does not speak for
+	LogLines, LogLeftOut                   uint64 // lines on its standard error, and those of them that are not in the log
+}
+
+// Stats returns the plugins in the order of the configuration.
+func (s *Set) Stats() []Stats {
+	var all []Stats
+	for _, r := range s.all() {
+		c := r.count
+		r.mu.Lock()
+		st := r.state
+		r.mu.Unlock()
+		all = append(all, Stats{
+			Rule: r.label, Cursor: r.p.Cursor, PID: st.pid, Since: st.since, Next: st.next, Why: st.why, Waiting: st.waiting,
+			GivenBatches: c.given.batches.Load(), GivenRecords: c.given.records.Load(), GivenBytes: c.given.bytes.Load(),
+			TakenBatches: c.taken.batches.Load(), TakenRecords: c.taken.records.Load(), TakenBytes: c.taken.bytes.Load(),
+			Starts: c.starts.Load(), Timeouts: c.timeouts.Load(), BadAcks: c.badAcks.Load(),
+			SplitLines: c.split.Load(), Unreadable: c.unreadable.Load(), Foreign: c.foreign.Load(),
+			LogLines: c.logLines.Load(), LogLeftOut: c.logLeftOut.Load(),
+		})
+	}
+	return all
+}
+
+// Report adds what the plugins do to what a role says of itself.
+func (s *Set) Report(role *status.Role) {
+	for _, p := range s.Stats() {
+		add := func(name, help string, v uint64) {
+			role.Counters = append(role.Counters, status.Counter{Name: "plugin_" + name, Help: help, Rule: p.Rule, Value: v})
+		}
+		running := uint64(0)
+		if p.PID != 0 {
+			running = 1
+		} else if p.Why != "" {
+			role.Trouble = append(role.Trouble, fmt.Sprintf("the plugin of %q does not run (%s); its next start is at %s", p.Rule, p.Why, p.Next.UTC().Format(time.DateTime)))
+		}
+		role.Counters = append(role.Counters, status.Counter{Name: "plugin_running", Help: "1 while the plugin runs.", Gauge: true, Rule: p.Rule, Value: running})
+		add("starts", "Times that the plugin was started, or tried to.", p.Starts)
+		add("timeouts", "Times that it was killed because it took nothing for plugin_timeout.", p.Timeouts)
+		add("given_records", "Records written to its input, again where it ended before it took them.", p.GivenRecords)
+		add("given_bytes", "Bytes of them, as they were given.", p.GivenBytes)
+		add("taken_records", "Records that it has taken.", p.TakenRecords)
+		add("taken_bytes", "Bytes of them, as they were given.", p.TakenBytes)
+		add("bad_acks", "Lines on its descriptor 3 that acknowledge nothing.", p.BadAcks)
+		add("split_pieces", "Pieces of long lines that were given as lines of their own.", p.SplitLines)
+		add("unreadable_batches", "Batches that could not be decoded, and records of a host that their batch does not speak for.", p.Unreadable+p.Foreign)
+		add("log_lines", "Lines on its standard error.", p.LogLines)
+		add("log_lines_left_out", "Of those, not put into the log.", p.LogLeftOut)
+	}
+}
