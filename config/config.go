@@ -215,12 +215,23 @@ type Rule struct {
 	Allow       []Filter
 	Deny        []Filter
 
-	Output       string   // template of an absolute path; "": no local copy
-	Plugin       []string // command and arguments; nil: none
-	PluginOutput string   // absolute path; "": none
+	Output        string   // template of an absolute path; "": no local copy
+	Plugin        []string // command and arguments; nil: none
+	PluginOutput  string   // absolute path; "": none
+	PluginAck     PluginAck
+	PluginTimeout time.Duration // 0: none
 
 	key string // where it stands in the file, for messages
 }
+
+// PluginAck says when a plugin has taken what it was given.
+type PluginAck string
+
+// Values of PluginAck.
+const (
+	PluginAckPipe PluginAck = "pipe" // it has read it
+	PluginAckLine PluginAck = "line" // it said so, "ok N" on descriptor 3
+)
 
 // Filter is one entry of a rule's allow or deny.
 type Filter struct {
@@ -290,7 +301,13 @@ type Output struct {
 	File   string
 	Format string // "%L" is byte-exact
 	Time   string // strftime, with %- for nanoseconds
-	Plugin []string
+
+	// Plugin is a command and its arguments; nil: none. With it the formatted bytes go to its
+	// standard input, and its standard output to File, which then holds times only; "": to
+	// nothing.
+	Plugin        []string
+	PluginAck     PluginAck
+	PluginTimeout time.Duration // 0: none
 
 	key string
 }

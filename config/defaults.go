@@ -44,6 +44,7 @@ func DefaultRule() Rule {
 		Mode:        ModeLine,
 		MaxLine:     MiB,
 		Default:     VerdictAllow,
+		PluginAck:   PluginAckPipe,
 	}
 }
 
@@ -56,6 +57,8 @@ func DefaultOutput() Output {
 		File:   "%H/%F",
 		Format: "%L",
 		Time:   "%Y-%m-%dT%H:%M:%S.%-%z",
+
+		PluginAck: PluginAckPipe,
 	}
 }
 

@@ -14,5 +14,8 @@ func (c *Config) RoleDir(r Role) string { return filepath.Join(c.StateDir, strin
 // QueueDir is <state_dir>/<role>/queue.
 func (c *Config) QueueDir(r Role) string { return filepath.Join(c.RoleDir(r), "queue") }
 
+// PluginDir is <state_dir>/<role>/plugin: which processes are the role's plugins.
+func (c *Config) PluginDir(r Role) string { return filepath.Join(c.RoleDir(r), "plugin") }
+
 // DeadDir is <state_dir>/<role>/dead: what can never be written.
 func (c *Config) DeadDir(r Role) string { return filepath.Join(c.RoleDir(r), "dead") }

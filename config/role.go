@@ -25,7 +25,6 @@ func (c *Config) CheckRole(r Role) error {
 		c.checkRelay(ps)
 	case RoleReceive:
 		c.checkQueue(ps, r)
-		checkOutputs(ps, c.Receive.Outputs)
 	}
 	return ps.err()
 }
@@ -63,7 +62,6 @@ func (c *Config) checkRelay(ps *problems) {
 	if len(c.Relay.Forwards) == 0 {
 		ps.add(ErrMissing, "relay", "add [[relay.forward]] with primary = [\"HOST:7401\"]", "the relay has nowhere to send to")
 	}
-	checkOutputs(ps, c.Relay.Outputs)
 }
 
 func (c *Config) checkMount(ps *problems) {
@@ -94,14 +92,6 @@ func checkRule(ps *problems, r *Rule) {
 	}
 	if len(r.Plugin) > 0 {
 		ps.later(join(r.key, "plugin"), "remove it", "a plugin")
-	}
-}
-
-func checkOutputs(ps *problems, all []Output) {
-	for i := range all {
-		if o := &all[i]; len(o.Plugin) > 0 {
-			ps.later(join(o.key, "plugin"), "write plugin = []", "a plugin")
-		}
 	}
 }
 

@@ -47,6 +47,8 @@ func TestRoleAcceptsWhatItDoesAnyway(t *testing.T) {
 		"refuse":           with(t, `[mount]`, `overwrite = "refuse"`),
 		"owner":            with(t, `[mount]`, "uid = 0\ngid = 100\numask = \"077\"\nallow_other = false"),
 		"no plugin":        with(t, `dir = "/data"`, `plugin = []`),
+		"output's plugin":  with(t, `dir = "/data"`, "plugin = [\"/bin/cat\"]\nplugin_ack = \"line\"\nplugin_timeout = \"1m\"\nfile = \"out.%T\""),
+		"relay's plugin":   good + "[relay]\n[[relay.forward]]\nprimary = [\"c:1\"]\n[[relay.output]]\nplugin = [\"/bin/cat\"]\n",
 		"http off":         with(t, `host = "h"`, `http = {}`),
 		"http off twice":   with(t, `host = "h"`, `http.listen = ""`),
 		"sync":             with(t, `host = "h"`, `queue.durability = "sync"`),
@@ -88,9 +90,7 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 		"default deny":   {RoleMount, with(t, `path = "**"`, `default = "deny"`), []want{{5, ErrUnsupported, "mount.rule.default", "", "transfer = false"}}},
 		"copy":           {RoleMount, with(t, `path = "**"`, `output = "/copy/%F"`), []want{{5, ErrUnsupported, "mount.rule.output", "", "remove"}}},
 		"plugin":         {RoleMount, with(t, `path = "**"`, `plugin = ["/bin/cat"]`), []want{{5, ErrUnsupported, "mount.rule.plugin", "", "remove"}}},
-		"output plugin":  {RoleReceive, with(t, `dir = "/data"`, `plugin = ["/bin/cat"]`), []want{{11, ErrUnsupported, "receive.output.plugin", "", "[]"}}},
 		"relay":          {RoleRelay, good + "[relay]\n", []want{{11, ErrMissing, "relay", "nowhere", "[[relay.forward]]"}}},
-		"relay's plugin": {RoleRelay, good + "[relay]\n[[relay.forward]]\nprimary = [\"c:1\"]\n[[relay.output]]\nplugin = [\"/bin/cat\"]\n", []want{{15, ErrUnsupported, "relay.output.plugin", "", "[]"}}},
 		"absent":         {RoleRelay, good, []want{{1, ErrMissing, "", "no [relay]", "add [relay]"}}},
 	} {
 		t.Run(name, func(t *testing.T) {

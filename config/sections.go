@@ -30,6 +30,8 @@ const (
 	minFinal       = time.Second
 	maxFinal       = 7 * 24 * time.Hour
 	maxBuckets     = 16
+	minPlugin      = 100 * time.Millisecond // but for 0, none
+	maxPlugin      = 24 * time.Hour
 	maxConnections = 1 << 20
 )
 
@@ -154,7 +156,13 @@ func (r *Rule) decode(t *table) {
 	t.str("output", "/var/log/copy/%F", &r.Output)
 	t.strings("plugin", `["/usr/bin/grep", "--line-buffered", "x"]`, &r.Plugin)
 	t.str("plugin_output", "/var/log/grep.out", &r.PluginOutput)
+	decodePlugin(t, &r.PluginAck, &r.PluginTimeout)
 	t.done()
+}
+
+func decodePlugin(t *table, ack *PluginAck, timeout *time.Duration) {
+	enum(t, "plugin_ack", ack, PluginAckPipe, PluginAckLine)
+	t.duration("plugin_timeout", 0, maxPlugin, timeout)
 }
 
 func decodeFilters(t *table, key string, replace bool) []Filter {
@@ -248,6 +256,10 @@ func decodeOutputs(t *table) []Output {
 		s.str("format", o.Format, &o.Format)
 		s.str("time", o.Time, &o.Time)
 		s.strings("plugin", `["/usr/bin/grep", "--line-buffered", "x"]`, &o.Plugin)
+		decodePlugin(s, &o.PluginAck, &o.PluginTimeout)
+		if _, given := s.m["file"]; !given && len(o.Plugin) > 0 {
+			o.File = ""
+		}
 		s.done()
 		all = append(all, o)
 	}

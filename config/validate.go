@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/bmatcuk/doublestar/v4"
 
@@ -152,13 +153,9 @@ func (r *Rule) validate(ps *problems, groups []Forward) {
 			ps.template(key, template.File, strings.TrimLeft(r.Output, "/"), DefaultOutput().Time)
 		}
 	}
-	ps.plugin(join(r.key, "plugin"), &r.Plugin)
-	key = join(r.key, "plugin_output")
-	if _, given := ps.pos[key]; given {
+	ps.plugin(r.key, &r.Plugin, r.PluginTimeout)
+	if key = join(r.key, "plugin_output"); ps.given(key) {
 		ps.absolute(key, &r.PluginOutput)
-		if len(r.Plugin) == 0 {
-			ps.add(ErrMissing, key, "add plugin = [\"/COMMAND\"], or remove plugin_output", "mount.rule.plugin_output is given without a plugin")
-		}
 	}
 }
 
@@ -319,10 +316,12 @@ func (o *Output) validate(ps *problems) {
 	ps.absolute(join(o.key, "dir"), &o.Dir)
 	// A bad time is one problem, wherever %T stands.
 	if ps.template(join(o.key, "time"), template.Format, "%T", o.Time) {
-		ps.template(join(o.key, "file"), template.File, o.File, o.Time)
+		if o.File != "" || len(o.Plugin) == 0 {
+			o.validateFile(ps)
+		}
 		ps.template(join(o.key, "format"), template.Format, o.Format, o.Time)
 	}
-	ps.plugin(join(o.key, "plugin"), &o.Plugin)
+	ps.plugin(o.key, &o.Plugin, o.PluginTimeout)
 }
 
 // template checks a template's directives.
@@ -334,11 +333,39 @@ func (ps *problems) template(path string, use template.Use, text, timeFormat str
 	return true
 }
 
-// plugin checks a command line and makes an empty one nil.
-func (ps *problems) plugin(path string, p *[]string) {
+// validateFile checks the name of the output's file, which is one for all that a plugin
+// prints: no record belongs to it.
+func (o *Output) validateFile(ps *problems) {
+	key := join(o.key, "file")
+	if !ps.template(key, template.File, o.File, o.Time) || len(o.Plugin) == 0 {
+		return
+	}
+	if t, err := template.Compile(template.File, o.File, o.Time); err == nil && t.Fields()&^template.Time != 0 {
+		ps.add(ErrConflict, key, "write a name with %T at most, or remove file to throw what the plugin prints away",
+			"%s = %q names attributes of records, and what the plugin prints has none", plainKey(key), o.File)
+	}
+}
+
+// given reports whether the file has the key.
+func (ps *problems) given(path string) bool {
+	_, ok := ps.pos[path]
+	return ok
+}
+
+// plugin checks what the section at key says of a plugin, and makes an empty command line nil.
+func (ps *problems) plugin(key string, p *[]string, timeout time.Duration) {
+	path := join(key, "plugin")
 	if len(*p) == 0 {
 		*p = nil
+		for _, name := range []string{"plugin_output", "plugin_ack", "plugin_timeout"} {
+			if k := join(key, name); ps.given(k) {
+				ps.add(ErrMissing, k, fmt.Sprintf("add plugin = [\"/COMMAND\"], or remove %s", name), "%s is given without a plugin", plainKey(k))
+			}
+		}
 		return
+	}
+	if timeout != 0 && timeout < minPlugin {
+		ps.add(ErrValue, join(key, "plugin_timeout"), fmt.Sprintf("write %q or more, or \"0s\" for none", minPlugin), "%s = %v is shorter than a program may need to be started", plainKey(join(key, "plugin_timeout")), timeout)
 	}
 	for i, arg := range *p {
 		if strings.ContainsRune(arg, 0) {

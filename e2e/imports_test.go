@@ -24,11 +24,12 @@ var roles = []string{"ftfuse/mount", "ftfuse/relay", "ftfuse/receive"}
 // roles are made of them; all others are leaves.
 var engines = map[string][]string{
 	"ftfuse/internal/sink":      {"ftfuse/queue"},
+	"ftfuse/internal/plugin":    {"ftfuse/queue"},
 	"ftfuse/internal/queuetool": {"ftfuse/queue"},
 	"ftfuse/internal/forward":   {"ftfuse/queue", "ftfuse/transport"},
 	"ftfuse/internal/upstream":  {"ftfuse/queue", "ftfuse/transport"},
 	"ftfuse/internal/report":    {"ftfuse/queue", "ftfuse/transport"},
-	"ftfuse/internal/service":   {"ftfuse/config", "ftfuse/transport"},
+	"ftfuse/internal/service":   {"ftfuse/config", "ftfuse/queue", "ftfuse/transport"},
 }
 
 type goPackage struct {

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"slices"
 	"sort"
+	"strings"
 
 	"ftfuse/internal/batch"
 )
@@ -232,7 +233,11 @@ func (q *Queue) loseID(l Loss, t tally) {
 }
 
 // copyOnly says whether c is one of Options.Copies.
-func (q *Queue) copyOnly(c *Cursor) bool { return slices.Contains(q.o.Copies, c.name) }
+func (q *Queue) copyOnly(c *Cursor) bool {
+	return slices.ContainsFunc(q.o.Copies, func(name string) bool {
+		return name == c.name || strings.HasSuffix(name, "/") && strings.HasPrefix(c.name, name)
+	})
+}
 
 // tell hands on losses that are durable.
 func (q *Queue) tell(l []Loss) {

@@ -177,7 +177,8 @@ type Options struct {
 	Logger  *slog.Logger
 
 	// Copies names cursors that only make a copy of what the others pass on: what is dropped
-	// for them alone is a Loss with Copy set, and not in LostRanges.
+	// for them alone is a Loss with Copy set, and not in LostRanges. A name that ends in a
+	// slash stands for all that begin with it, also for such as are configured no more.
 	Copies []string
 
 	cheapRanges int // see there; tests set it

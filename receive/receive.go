@@ -13,6 +13,9 @@
 //	                                 ▲                 │ every 64 MiB or half a second
 //	                                 └── Ack ◀── checkpoint: fdatasync; then FINAL
 //
+// Outputs with a plugin are cursors "plugin/…" of their own over the same queue: copies,
+// which hold nothing back and count for no FINAL (internal/plugin).
+//
 // The queue is the redo log of the output files: a receiver that was killed, or lost
 // power, writes the same bytes to the same places again, and finds those that are there.
 package receive
@@ -27,6 +30,7 @@ import (
 
 	"ftfuse/config"
 	"ftfuse/internal/control"
+	"ftfuse/internal/plugin"
 	"ftfuse/internal/queuetool"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
@@ -91,6 +95,9 @@ func (r *Receiver) plan(log *slog.Logger) plan {
 		conns: r.c.Receive.MaxConnections, perAddr: r.c.Receive.MaxConnectionsPerAddress, shutdown: r.c.ShutdownTimeout,
 		queue: r.queueOptions(r.c.QueueFor(config.RoleReceive)), log: log,
 		engine: func(ctx context.Context, q *queue.Queue) (engine, error) { return r.openSink(ctx, q, log) },
+		plugins: func(q *queue.Queue) (*plugin.Set, error) {
+			return service.OpenPlugins(r.c, config.RoleReceive, q, service.OutputPlugins(r.c.Receive.Outputs), log)
+		},
 	}
 }
 
@@ -107,9 +114,11 @@ func (r *Receiver) openSink(ctx context.Context, q *queue.Queue, log *slog.Logge
 }
 
 func sinkOutputs(outputs []config.Output) []sink.Output {
-	all := make([]sink.Output, len(outputs))
-	for i, o := range outputs {
-		all[i] = sink.Output{Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time}
+	var all []sink.Output
+	for _, o := range outputs {
+		if len(o.Plugin) == 0 {
+			all = append(all, sink.Output{Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time})
+		}
 	}
 	return all
 }
@@ -118,7 +127,9 @@ func (r *Receiver) queueOptions(qc config.Queue) queue.Options {
 	return queue.Options{
 		SegmentBytes: r.o.SegmentBytes,
 		CommitEvery:  qc.CommitEvery, CommitBytes: int64(qc.CommitBytes), MaxBytes: int64(qc.MaxBytes),
-		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge, Cursors: []string{cursorName},
+		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge,
+		Cursors: append([]string{cursorName}, service.PluginCursors(service.OutputPlugins(r.c.Receive.Outputs))...),
+		Copies:  []string{plugin.CursorPrefix}, // also when they are configured no more
 	}
 }
 

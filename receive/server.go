@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/plugin"
 	"ftfuse/internal/service"
 	"ftfuse/internal/status"
 	"ftfuse/internal/upstream"
@@ -54,6 +55,7 @@ type plan struct {
 	shutdown time.Duration
 	queue    queue.Options // Cursors and limits; the rest is filled in
 	engine   func(ctx context.Context, q *queue.Queue) (engine, error)
+	plugins  func(q *queue.Queue) (*plugin.Set, error) // nil: there are none
 	log      *slog.Logger
 }
 
@@ -70,6 +72,7 @@ type Server struct {
 	lock    *os.File
 	q       *queue.Queue
 	engine  engine
+	plugins *plugin.Set // nil: there are none
 	handler *handler
 	tell    *upstream.Teller
 	server  *transport.Server
@@ -103,6 +106,11 @@ func (s *Server) open(ctx context.Context) (err error) {
 	}
 	if s.engine, err = s.p.engine(ctx, s.q); err != nil {
 		return err
+	}
+	if s.p.plugins != nil {
+		if s.plugins, err = s.p.plugins(s.q); err != nil {
+			return err
+		}
 	}
 	s.tell = upstream.New(s.q, s.finals, s.log)
 	s.unwired()
@@ -171,6 +179,11 @@ func (s *Server) run(ctx context.Context, ready func()) error {
 	p.Start("checkpoint", func(ctx context.Context) error {
 		return s.engine.Checkpoints(ctx, s.server.Final)
 	})
+	all := []string{"serve", "apply", "checkpoint", "resent", "certificates"}
+	if s.plugins != nil {
+		p.Start("plugins", s.plugins.Run)
+		all = append(all, "plugins")
+	}
 	s.serving.Store(true)
 	ready()
 	select {
@@ -182,7 +195,7 @@ func (s *Server) run(ctx context.Context, ready func()) error {
 	case <-p.Failed():
 	}
 	// In this order: what is taken is applied as far as drain got, and made durable last.
-	p.Stop("serve", "apply", "checkpoint", "resent", "certificates")
+	p.Stop(all...)
 	return p.Err()
 }
 
@@ -202,6 +215,12 @@ func (s *Server) drain(p *service.Parts) {
 	}
 	if err := s.engine.Drain(ctx); err != nil {
 		s.log.Warn("stopping before everything was written: the rest stays in the queue")
+	}
+	if s.plugins == nil {
+		return
+	}
+	if err := s.plugins.Drain(ctx); err != nil {
+		s.log.Warn("stopping before every plugin has taken what there is and has ended: the rest stays in the queue")
 	}
 }
 

@@ -35,5 +35,6 @@ func (r *Receiver) status() status.Role {
 	if st.HeldFiles > 0 {
 		s.Trouble = append(s.Trouble, "output files cannot be written to for now; the log names them")
 	}
+	r.plugins.Report(&s)
 	return s
 }

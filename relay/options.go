@@ -4,6 +4,7 @@ import (
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/internal/forward"
+	"ftfuse/internal/plugin"
 	"ftfuse/internal/record"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
@@ -22,12 +23,13 @@ func (r *Relay) queueOptions() queue.Options {
 		CommitEvery:  qc.CommitEvery, CommitBytes: int64(qc.CommitBytes), MaxBytes: int64(qc.MaxBytes),
 		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge,
 		Dedupe: true, OneHost: r.secure != nil, Cursors: forward.Cursors(service.Groups(r.c.Relay.Forwards)),
-		Copies: []string{copyCursor}, // also when it is configured no more
+		Copies: []string{copyCursor, plugin.CursorPrefix}, // also when they are configured no more
 		OnLoss: r.lost, Logger: r.log,
 	}
-	if len(r.c.Relay.Outputs) > 0 {
+	if len(sinkOutputs(r.c.Relay.Outputs)) > 0 {
 		o.Cursors = append(o.Cursors, copyCursor)
 	}
+	o.Cursors = append(o.Cursors, service.PluginCursors(service.OutputPlugins(r.c.Relay.Outputs))...)
 	return o
 }
 
@@ -44,9 +46,11 @@ func (r *Relay) forwardOptions() forward.Options {
 }
 
 func sinkOutputs(outputs []config.Output) []sink.Output {
-	all := make([]sink.Output, len(outputs))
-	for i, o := range outputs {
-		all[i] = sink.Output{Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time}
+	var all []sink.Output
+	for _, o := range outputs {
+		if len(o.Plugin) == 0 {
+			all = append(all, sink.Output{Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time})
+		}
 	}
 	return all
 }

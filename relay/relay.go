@@ -5,7 +5,8 @@
 //	transport.Server ─▶ handler ─▶ queue.Submit: dedupe, batch, delivered set
 //	      ▲                            │ fdatasync; then ACK
 //	      │                            ├─▶ cursors "forward/…" ─▶ forward.Forwarder ─▶ next nodes
-//	      │                            └─▶ cursor "apply" ─▶ sink: copies ([[relay.output]])
+//	      │                            ├─▶ cursor "apply" ─▶ sink: copies ([[relay.output]])
+//	      │                            └─▶ cursors "plugin/…" ─▶ plugins of outputs
 //	      └──────── FINAL, SKIP ◀──────────────── FINAL, SKIP from the next nodes
 //
 // What is final upstream is what is final at every group. A copy is one more cursor over
@@ -29,6 +30,7 @@ import (
 	"ftfuse/internal/batch"
 	"ftfuse/internal/control"
 	"ftfuse/internal/forward"
+	"ftfuse/internal/plugin"
 	"ftfuse/internal/queuetool"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
@@ -63,7 +65,8 @@ type Relay struct {
 
 	lock    *os.File
 	q       *queue.Queue
-	sink    *sink.Sink // nil: no outputs
+	sink    *sink.Sink // nil: no outputs with files
+	plugins *plugin.Set
 	forward *forward.Forwarder
 	tell    *upstream.Teller
 	handler *handler
@@ -109,14 +112,17 @@ func (r *Relay) open(ctx context.Context) error {
 	if r.q, err = queue.Open(r.c.QueueDir(config.RoleRelay), r.queueOptions()); err != nil {
 		return err
 	}
-	if len(r.c.Relay.Outputs) > 0 {
+	if outputs := sinkOutputs(r.c.Relay.Outputs); len(outputs) > 0 {
 		r.sink, err = sink.Open(ctx, sink.Options{
-			Queue: r.q, Cursor: copyCursor, Outputs: sinkOutputs(r.c.Relay.Outputs), DeadDir: r.c.DeadDir(config.RoleRelay),
+			Queue: r.q, Cursor: copyCursor, Outputs: outputs, DeadDir: r.c.DeadDir(config.RoleRelay),
 			CheckpointEvery: r.o.CheckpointEvery, Logger: r.log,
 		})
 		if err != nil {
 			return err
 		}
+	}
+	if r.plugins, err = service.OpenPlugins(r.c, config.RoleRelay, r.q, service.OutputPlugins(r.c.Relay.Outputs), r.log); err != nil {
+		return err
 	}
 	r.tell = upstream.New(r.q, r.finals, r.log)
 	if r.forward, err = forward.New(r.forwardOptions()); err != nil {
@@ -158,7 +164,8 @@ func (r *Relay) serve(ctx context.Context) (err error) {
 	p.Start("certificates", r.secure.Watch)
 	p.Start("forward", r.forward.Run)
 	p.Start("serve", func(ctx context.Context) error { return r.server.Serve(ctx, ln) })
-	all := []string{"serve", "forward", "certificates"}
+	p.Start("plugins", r.plugins.Run)
+	all := []string{"serve", "forward", "plugins", "certificates"}
 	if r.sink != nil {
 		p.Start("apply", r.sink.Apply)
 		p.Start("checkpoint", func(ctx context.Context) error {
@@ -200,11 +207,13 @@ func (r *Relay) drain(p *service.Parts) {
 	if err := r.forward.Drain(ctx); err != nil {
 		r.log.Warn("stopping before everything was sent: the rest stays in the queue", "error", err)
 	}
-	if r.sink == nil {
-		return
+	if r.sink != nil {
+		if err := r.sink.Drain(ctx); err != nil {
+			r.log.Warn("stopping before every copy was written: the rest stays in the queue")
+		}
 	}
-	if err := r.sink.Drain(ctx); err != nil {
-		r.log.Warn("stopping before every copy was written: the rest stays in the queue")
+	if err := r.plugins.Drain(ctx); err != nil {
+		r.log.Warn("stopping before every plugin has taken what there is and has ended: the rest stays in the queue")
 	}
 }
 

@@ -37,5 +37,6 @@ func (r *Relay) status() status.Role {
 			s.Trouble = append(s.Trouble, "copies cannot be written to some files for now; the log names them")
 		}
 	}
+	r.plugins.Report(&s)
 	return s
 }

@@ -223,3 +223,31 @@ func TestOnlyWhatMatchesIsGivenInTheFormatThatIsAskedFor(t *testing.T) {
 		t.Errorf("%d batches are not acked, also such as have nothing for the plugin", n)
 	}
 }
+
+// The examples in the documentation are those that run here.
+func TestTheDocumentationShowsThePluginsThatAreTested(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/plugins.md")
+	must(t, err)
+	for _, name := range []string{"alert.sh", "batch.sh", "store.py"} {
+		text, err := os.ReadFile("../../testdata/plugins/" + name)
+		must(t, err)
+		if !strings.Contains(string(doc), string(text)) {
+			t.Errorf("docs/plugins.md does not show testdata/plugins/%s as it is", name)
+		}
+	}
+}
+
+func TestTheAlertOfTheDocumentation(t *testing.T) {
+	out := t.TempDir()
+	script, err := filepath.Abs("../../testdata/plugins/alert.sh")
+	must(t, err)
+	p := shell("", to(out, "%{%Y}T.log"))
+	p.Command, p.Args, p.Format = script, "", "%F: %L"
+	r := newRig(t, p)
+	r.put(rec{"a", "fine\nan ERROR\n", 0}, rec{"b", "ERROR \\n %s `x`\n", 0})
+	r.drain()
+	want := []string{"collector logs/**: a: an ERROR", "collector logs/**: b: ERROR \\n %s `x`"}
+	if got := read(t, filepath.Join(out, time.Now().Format("2006")+".log")); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

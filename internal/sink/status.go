@@ -17,8 +17,8 @@ func (s *Stats) Counters() []status.Counter {
 	return []status.Counter{
 		count("output_written_bytes", "Bytes put into output files.", s.WrittenBytes),
 		count("output_redone_bytes", "Bytes of an earlier run that the start found in their place.", s.RedoneBytes),
-		count("output_unmatched_records", "Records that no output wanted.", s.UnmatchedRecords),
-		count("output_unmatched_bytes", "Bytes of records that no output wanted.", s.UnmatchedBytes),
+		count("output_unmatched_records", "Records that no output with files of its own wanted.", s.UnmatchedRecords),
+		count("output_unmatched_bytes", "Bytes of records that no output with files of its own wanted.", s.UnmatchedBytes),
 		count("output_passed_batches", "Batches that the queue had before there was an output.", s.PassedBatches),
 		count("output_possible_doubles", "Parts of batches that may stand twice in an output file.", s.PossibleDoubles),
 		count("output_generations", "Output files that were replaced, shrunk or appended to by somebody else.", s.Generations),
