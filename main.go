@@ -121,7 +121,7 @@ func commands() []*cli.Command {
 	return []*cli.Command{
 		mountCommand(), relayCommand(), receiveCommand(),
 		demoCommand(), benchCommand(),
-		checkCommand(), statusCommand(), queueCommand(), certCommand(), sendCommand(), versionCommand(),
+		checkCommand(), statusCommand(), queueCommand(), certCommand(), sendCommand(), convertCommand(), versionCommand(),
 	}
 }
 
