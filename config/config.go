@@ -309,6 +309,8 @@ type Output struct {
 	PluginAck     PluginAck
 	PluginTimeout time.Duration // 0: none
 
+	Rotate Rotate
+
 	key string
 }
 

@@ -260,6 +260,10 @@ func decodeOutputs(t *table) []Output {
 		if _, given := s.m["file"]; !given && len(o.Plugin) > 0 {
 			o.File = ""
 		}
+		o.Rotate.decode(s.sub("rotate"))
+		if len(o.Plugin) > 0 && o.Rotate != (Rotate{}) {
+			t.ps.add(ErrConflict, s.key("rotate"), "remove it, and let logrotate do it: ftfuse notices", "%s.rotate beside a plugin: what the plugin prints is not rotated", plainKey(s.path))
+		}
 		s.done()
 		all = append(all, o)
 	}

@@ -197,7 +197,7 @@ func (c *committer) step() error {
 		return c.idle()
 	}
 	g := c.held
-	if g != nil && g.empty() && !acks {
+	if g != nil && g.empty() && !g.acks && !acks {
 		c.held = nil
 		c.finish(g, nil)
 		return nil
@@ -311,7 +311,7 @@ const cheapRanges = 1024
 // deletes, losses, what segments have passed. The caller holds mu.
 func (c *committer) acksNow(g *group) bool {
 	q := c.q
-	if g == nil || g.replaces || g.heals || q.closed || q.diskFull || len(q.retired) > 0 || time.Since(c.ackedAt) >= ackEvery {
+	if g == nil || g.acks || g.replaces || g.heals || q.closed || q.diskFull || len(q.retired) > 0 || time.Since(c.ackedAt) >= ackEvery {
 		return true
 	}
 	ranges := 0

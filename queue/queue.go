@@ -123,6 +123,9 @@ type Txn struct {
 	// Aside lets a Txn without Entries and Prepare pass those that wait for room: state of
 	// its own, without which nobody could make room.
 	Aside bool
+	// Acks has every Ack that was made before Submit committed no later than this Txn: when
+	// Done is called with nil, a restart gives none of those entries again.
+	Acks bool
 	// Done is optional. It is called once from the committer's goroutine, in commit
 	// order, with nil when the commit is on disk, or with the error that stopped the
 	// queue. It must not block. For a duplicate it comes not before the original is

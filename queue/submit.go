@@ -15,6 +15,7 @@ type group struct {
 	kv       map[string][]byte // nil: delete
 	bytes    int64
 	sync     bool
+	acks     bool              // all acks go with it
 	replaces bool              // an entry takes another's place
 	heals    bool              // an entry is another copy of one that was damaged
 	puts     map[string][]byte // set when the group is taken: kv, and the delivered set
@@ -280,7 +281,7 @@ func (q *Queue) enqueue(t *Txn, items []*memItem) {
 		}
 		q.kvMu.Unlock()
 	}
-	p.sync = p.sync || t.Sync
+	p.sync, p.acks = p.sync || t.Sync, p.acks || t.Acks
 	if p.sync || p.bytes >= q.o.CommitBytes || len(p.txns) == 1 {
 		q.wakeCommitter()
 	}

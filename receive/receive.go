@@ -104,23 +104,13 @@ func (r *Receiver) plan(log *slog.Logger) plan {
 // openSink takes the output directories and redoes what earlier runs left.
 func (r *Receiver) openSink(ctx context.Context, q *queue.Queue, log *slog.Logger) (_ engine, err error) {
 	r.sink, err = sink.Open(ctx, sink.Options{
-		Queue: q, Cursor: cursorName, Outputs: sinkOutputs(r.c.Receive.Outputs), DeadDir: r.c.DeadDir(config.RoleReceive),
+		Queue: q, Cursor: cursorName, Outputs: service.Outputs(r.c.Receive.Outputs), DeadDir: r.c.DeadDir(config.RoleReceive),
 		OpenFiles: r.o.OpenFiles, CheckpointEvery: r.o.CheckpointEvery, CheckpointBytes: r.o.CheckpointBytes, Logger: log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	return r.sink, nil
-}
-
-func sinkOutputs(outputs []config.Output) []sink.Output {
-	var all []sink.Output
-	for _, o := range outputs {
-		if len(o.Plugin) == 0 {
-			all = append(all, sink.Output{Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time})
-		}
-	}
-	return all
 }
 
 func (r *Receiver) queueOptions(qc config.Queue) queue.Options {

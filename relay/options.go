@@ -7,7 +7,6 @@ import (
 	"ftfuse/internal/plugin"
 	"ftfuse/internal/record"
 	"ftfuse/internal/service"
-	"ftfuse/internal/sink"
 	"ftfuse/queue"
 )
 
@@ -26,7 +25,7 @@ func (r *Relay) queueOptions() queue.Options {
 		Copies: []string{copyCursor, plugin.CursorPrefix}, // also when they are configured no more
 		OnLoss: r.lost, Logger: r.log,
 	}
-	if len(sinkOutputs(r.c.Relay.Outputs)) > 0 {
+	if len(service.Outputs(r.c.Relay.Outputs)) > 0 {
 		o.Cursors = append(o.Cursors, copyCursor)
 	}
 	o.Cursors = append(o.Cursors, service.PluginCursors(service.OutputPlugins(r.c.Relay.Outputs))...)
@@ -43,14 +42,4 @@ func (r *Relay) forwardOptions() forward.Options {
 		OnSkip:  r.behind,
 		Logger:  r.log,
 	}
-}
-
-func sinkOutputs(outputs []config.Output) []sink.Output {
-	var all []sink.Output
-	for _, o := range outputs {
-		if len(o.Plugin) == 0 {
-			all = append(all, sink.Output{Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time})
-		}
-	}
-	return all
 }

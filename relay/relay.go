@@ -112,7 +112,7 @@ func (r *Relay) open(ctx context.Context) error {
 	if r.q, err = queue.Open(r.c.QueueDir(config.RoleRelay), r.queueOptions()); err != nil {
 		return err
 	}
-	if outputs := sinkOutputs(r.c.Relay.Outputs); len(outputs) > 0 {
+	if outputs := service.Outputs(r.c.Relay.Outputs); len(outputs) > 0 {
 		r.sink, err = sink.Open(ctx, sink.Options{
 			Queue: r.q, Cursor: copyCursor, Outputs: outputs, DeadDir: r.c.DeadDir(config.RoleRelay),
 			CheckpointEvery: r.o.CheckpointEvery, Logger: r.log,

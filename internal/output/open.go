@@ -284,6 +284,8 @@ func (r *Root) OpenID(name string, id ID) (*File, error) {
 	if err := CheckName(r.dir, name); err != nil {
 		return nil, err
 	}
+	r.names.RLock()
+	defer r.names.RUnlock()
 	f, err := r.openExisting(name)
 	if err == nil {
 		if f.id == id {

@@ -51,6 +51,7 @@ const (
 	ReasonNotDir  = "not-a-directory"
 	ReasonIsDir   = "is-a-directory"
 	ReasonSpecial = "special-file"
+	ReasonRotated = "rotated-file" // of this or another name, that was rotated or compressed
 )
 
 // RefusedError says that a name can never be written below its root as things are.
@@ -76,6 +77,7 @@ type Options struct {
 	FileMode, DirMode uint32
 	NoOpenat2         bool // walk element by element, as on kernels before 5.6
 	NoLock            bool // do not refuse a second owner
+	NoTmpfile         bool // as on file systems without O_TMPFILE
 }
 
 // Root is one output directory. It is safe for concurrent use.
@@ -84,6 +86,8 @@ type Root struct {
 	fd  int
 	dev uint64
 	o   Options
+
+	names sync.RWMutex // held to write while we rename: who looks for a file by its ID must not miss it
 
 	mu    sync.Mutex
 	freed bool                // see Unlock

@@ -50,7 +50,7 @@ func newApplier(q store, cur cursor, t *table, d *deadDir, n *counters, log *slo
 	return &applier{
 		q: q, cur: cur, table: t, dead: d, count: n, log: log,
 		sets: map[uint64]*set{}, planners: map[uint64]*planner{}, plans: &planCache{plans: map[batch.ID]*plan{}},
-		held: map[*generation]struct{}{}, known: map[uint64]bool{}, ids: map[batch.ID]struct{}{},
+		held: map[*generation]struct{}{}, known: map[uint64]bool{}, ids: map[batch.ID][]*generation{},
 		kick: make(chan struct{}, 1), full: make(chan struct{}, 1), more: make(chan struct{}, 1),
 		limit: checkpointBytes, trimmed: func() {},
 	}
@@ -79,17 +79,17 @@ type applier struct {
 	buf      []byte // for comparing
 
 	mu      sync.Mutex
-	known   map[uint64]bool       // batches of which all is written, not acked yet
-	ids     map[batch.ID]struct{} // batches taken and not acked yet
-	order   []batch.ID            // those of them that the queue has not given yet, in its order
-	newest  uint64                // highest seq that the queue gave
-	waiting []done                // written, not synced
-	dirty   []*generation         // written to, not synced
-	bytes   int64                 // since the last checkpoint
-	kick    chan struct{}         // there is something to sync
-	limit   int64                 // bytes at which a checkpoint is due
-	full    chan struct{}         // bytes reached limit
-	more    chan struct{}         // another batch is written
+	known   map[uint64]bool            // batches of which all is written, not acked yet
+	ids     map[batch.ID][]*generation // batches taken and not acked yet; those assigned by this run with where they go
+	order   []batch.ID                 // those of them that the queue has not given yet, in its order
+	newest  uint64                     // highest seq that the queue gave
+	waiting []done                     // written, not synced
+	dirty   []*generation              // written to, not synced
+	bytes   int64                      // since the last checkpoint
+	kick    chan struct{}              // there is something to sync
+	limit   int64                      // bytes at which a checkpoint is due
+	full    chan struct{}              // bytes reached limit
+	more    chan struct{}              // another batch is written
 }
 
 // run applies batches until ctx ends.
@@ -252,14 +252,15 @@ func (a *applier) finish(item queue.Item, gens []*generation) {
 	signal(a.more)
 }
 
-// expect notes a batch that is about to be committed.
-func (a *applier) expect(id batch.ID) {
+// expect notes a batch that is about to be committed, and what it was assigned to.
+func (a *applier) expect(id batch.ID, to ...*generation) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, twice := a.ids[id]; twice { // the first one was damaged
+	if first, twice := a.ids[id]; twice { // the first one was damaged
 		a.order = slices.DeleteFunc(a.order, func(x batch.ID) bool { return x == id })
+		a.abandon(first)
 	}
-	a.ids[id] = struct{}{}
+	a.ids[id] = to
 	a.order = append(a.order, id)
 }
 
@@ -272,10 +273,18 @@ func (a *applier) passTo(item queue.Item) {
 	a.newest = item.Seq
 	at := slices.Index(a.order, item.Batch.ID)
 	for _, id := range a.order[:max(at, 0)] {
+		a.abandon(a.ids[id])
 		delete(a.ids, id)
 		a.plans.drop(id)
 	}
 	a.order = a.order[at+1:]
+}
+
+// abandon settles extents that will never be written.
+func (a *applier) abandon(gens []*generation) {
+	for _, g := range gens {
+		a.table.settle(g) // shifts that are of no more use are forgotten at the next start
+	}
 }
 
 // expects reports whether a batch that was taken is not final yet.

@@ -21,6 +21,8 @@ type counters struct {
 	synced         tally         // batches of which every byte is on disk
 	retries        atomic.Uint64 // attempts to go on with a file that could not be written to
 
+	rotations, rotatedPacked, rotatedRemoved, rotatedRemovedBytes, rotateErrors atomic.Uint64
+
 	mu   sync.Mutex
 	dead map[string]Dead
 }
@@ -40,6 +42,10 @@ type Stats struct {
 	SplitPieces, Checkpoints, Retries uint64
 	OpenFiles, HeldFiles              int
 	Dead                              map[string]Dead // by reason
+
+	Rotations, RotatedPacked            uint64 // files that were rotated by ftfuse; of them compressed
+	RotatedRemoved, RotatedRemovedBytes uint64 // of them removed, by Rotate.Keep; bytes as they lay there
+	RotateErrors                        uint64
 }
 
 func (c *counters) addDead(reason string, records uint64, bytes int) {
@@ -60,6 +66,9 @@ func (c *counters) snapshot() Stats {
 		PossibleDoubles: c.doubles.Load(), Generations: c.generations.Load(),
 		SplitPieces: c.pieces.Load(), Checkpoints: c.checkpoints.Load(), Retries: c.retries.Load(),
 		Dead: map[string]Dead{},
+
+		Rotations: c.rotations.Load(), RotatedPacked: c.rotatedPacked.Load(),
+		RotatedRemoved: c.rotatedRemoved.Load(), RotatedRemovedBytes: c.rotatedRemovedBytes.Load(), RotateErrors: c.rotateErrors.Load(),
 	}
 	s.Synced = queue.Tally{Batches: c.synced.batches.Load(), Records: c.synced.records.Load(), Payload: c.synced.bytes.Load()}
 	c.mu.Lock()

@@ -32,6 +32,7 @@ const (
 type lineState struct {
 	open bool   // not at the beginning of a line
 	mid  uint32 // open behind a piece of a long line: hash of its source; else 0
+	raw  bool   // open behind bytes that are no lines (not stored)
 }
 
 // extent is where one batch's bytes go in one output file. A batch has one for each

@@ -267,7 +267,7 @@ func (pl *planner) exact(pf *planFile, o *out, rec *record.Record, hash uint32) 
 		pl.copy(pf, newline)
 		pf.after = lineState{}
 	default:
-		pf.after = lineState{open: true}
+		pf.after = lineState{open: true, raw: rec.Flags&record.Binary != 0}
 	}
 }
 

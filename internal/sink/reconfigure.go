@@ -55,11 +55,14 @@ func (s *Sink) Reconfigure(all []Output) error {
 	} // else give back what was opened for those before the bad one
 	s.retire.Store(true)
 	s.retireRoots()
+	signal(s.rotor.dueNow) // there may be another period
+	signal(s.rotor.work)
 	return err
 }
 
 // trimmed is called when a checkpoint is through.
 func (s *Sink) trimmed() {
+	signal(s.rotor.work)
 	if s.retire.Load() && s.change.TryLock() {
 		s.retireRoots()
 		s.change.Unlock()

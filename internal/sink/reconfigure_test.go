@@ -142,12 +142,14 @@ func TestWhatWasTakenBeforeAReconfigureGoesWhereItWasAssigned(t *testing.T) {
 	}
 	from := newSealer(1)
 	r := open(outs("old %L"))
-	r.take(t, from.seal(rec{host: "h", path: "f", data: "1\n"}))
-	txn, err := r.Take(from.seal(rec{host: "h", path: "f", data: "2\n"}), "a test") // on its way while they change
+	txn, err := r.Take(from.seal(rec{host: "h", path: "f", data: "1\n"}), "a test") // on its way while they change
 	must(t, err)
 	must(t, r.Reconfigure(outs("new %L")))
 	_, err = r.q.Submit(t.Context(), txn)
 	must(t, err)
+	must(t, r.Reconfigure(outs("old %L")))
+	r.take(t, from.seal(rec{host: "h", path: "f", data: "2\n"}))
+	must(t, r.Reconfigure(outs("new %L")))
 	r.take(t, from.seal(rec{host: "h", path: "f", data: "3\n"}))
 	must(t, r.q.Flush(t.Context()))
 	must(t, r.q.Close()) // nothing was applied

@@ -25,6 +25,8 @@ type Output struct {
 	File   string `json:"file"`
 	Format string `json:"format"`
 	Time   string `json:"time"`
+
+	Rotate Rotate `json:"-"` // changes no byte of what is rendered
 }
 
 // storedSet is the JSON form of a template set, which the queue keeps under
@@ -77,7 +79,14 @@ func newSet(outputs []Output) (*set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode template set: %w", err)
 	}
-	return parseSet(raw)
+	made, err := parseSet(raw)
+	if err != nil {
+		return nil, err
+	}
+	for i, o := range made.outputs {
+		o.Output = outputs[i] // with what is not stored
+	}
+	return made, nil
 }
 
 func (s *storedSet) usesTime() (bool, error) {

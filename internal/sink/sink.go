@@ -46,6 +46,7 @@ type Sink struct {
 	log     *slog.Logger
 	roots   *roots
 	table   *table
+	rotor   *rotor
 	applier *applier
 	dead    *deadDir
 	count   *counters
@@ -90,18 +91,37 @@ func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 		s.log.Warn("there are dead letters", "count", n, "dir", s.dead.dir)
 	}
 	s.table = newTable(s.roots, output.NewCache(o.OpenFiles, evicted), s.count)
+	s.rotor = newRotor(o.Queue, s.table, s.count, s.log, s.current.Load)
 	s.applier = newApplier(o.Queue, cur, s.table, s.dead, s.count, s.log)
 	s.applier.limit = max(1, min(o.CheckpointBytes, o.Queue.Stats().MaxBytes/8))
 	s.applier.sets[first.set.id], s.applier.current = first.set, first.set.id
 	s.applier.trimmed = s.trimmed
+	if err := s.rotor.load(ctx); err != nil { // before files are looked up by their names
+		return nil, err
+	}
 	if err := s.applier.redoAll(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// Apply writes what comes until ctx ends, which is no error, or until something fails.
-func (s *Sink) Apply(ctx context.Context) error { return s.applier.run(ctx) }
+// Apply writes what comes, and rotates files, until ctx ends, which is no error, or until
+// something fails.
+func (s *Sink) Apply(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	parts := []func(context.Context) error{s.applier.run, s.rotor.turnAll, s.rotor.packAll}
+	ended := make(chan error, len(parts))
+	for _, run := range parts {
+		go func() { ended <- run(ctx) }()
+	}
+	err := <-ended
+	cancel()
+	for range len(parts) - 1 {
+		<-ended // because of cancel
+	}
+	return err
+}
 
 // Checkpoints brings what is written to disk, acks it to the queue and reports it to
 // final, until ctx ends; then once more. After a failed sync it returns the error;

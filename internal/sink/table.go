@@ -29,6 +29,7 @@ type generation struct {
 	era     uint64 // 64 random bits; never used again
 	file    *file
 	id      output.ID // zero: the file could not be looked at when it began
+	since   time.Time // when this run learned of it
 	end     int64     // where the next byte is assigned
 	state   lineState // at end
 	pending int       // extents that are not known to be on disk
@@ -42,7 +43,7 @@ type generation struct {
 }
 
 func newGeneration(f *file, era uint64) *generation {
-	g := &generation{era: era, file: f, next: -1}
+	g := &generation{era: era, file: f, next: -1, since: time.Now()}
 	g.slot.Owner = g
 	return g
 }
@@ -66,6 +67,7 @@ type file struct {
 	look    sync.Mutex // held while the name is looked up
 	cur     *generation
 	rest    lineState // at the end of the one that was forgotten, where cur is nil
+	turn    turn      // of its rotation, guarded by table.mu
 	checked time.Time // of the last look; monotonic
 }
 
@@ -84,12 +86,17 @@ type table struct {
 	files map[string]*file
 	eras  map[uint64]*generation
 	byID  map[output.ID]*generation // the newest generation of each inode
+
+	rotated map[output.ID]struct{} // inodes that were rotated away, or compressed: nothing may be assigned to them
+	turns   int                    // files with a turn.next
+	isDue   func(f *file)          // told once of a file that has the size to be rotated; t.mu is held
 }
 
 func newTable(r *roots, c *output.Cache, n *counters) *table {
 	return &table{
 		roots: r, cache: c, count: n, maxIdle: 1 << 14,
 		files: map[string]*file{}, eras: map[uint64]*generation{}, byID: map[output.ID]*generation{},
+		rotated: map[output.ID]struct{}{}, isDue: func(*file) {},
 	}
 }
 
@@ -122,7 +129,7 @@ func (t *table) file(dir, name, path string) (*file, error) {
 // when the next record comes for them.
 func (t *table) forgetIdle() {
 	for path, f := range t.files {
-		if f.cur != nil && f.cur.pending == 0 && f.look.TryLock() {
+		if f.cur != nil && f.cur.pending == 0 && f.turn.next == nil && f.look.TryLock() {
 			t.forget(f.cur)
 			f.rest, f.cur = f.cur.state, nil
 			delete(t.files, path)
@@ -153,6 +160,7 @@ func (t *table) touch(f *file) error {
 	if cur != nil {
 		id, pending = cur.id, cur.pending
 	}
+	next := f.turn.nextID()
 	every := min(max(lookEvery, time.Duration(len(t.files))*lookPerFile), lookAtLeast)
 	t.mu.Unlock()
 	now := time.Now()
@@ -163,7 +171,7 @@ func (t *table) touch(f *file) error {
 	switch {
 	case errors.Is(err, output.ErrRefused):
 		return err
-	case err == nil && cur != nil && info.ID == id:
+	case err == nil && cur != nil && (info.ID == id || !next.IsZero() && info.ID == next):
 		f.checked = now
 		return nil
 	case cur != nil && id.IsZero() && pending > 0: // the applier will find its place
@@ -179,33 +187,17 @@ func (t *table) touch(f *file) error {
 // begin opens the file that has the name now, makes it where there is none, and begins
 // a generation at its end. f.look is held.
 func (t *table) begin(f *file, old *generation, now time.Time) error {
-	g := newGeneration(f, newEra())
-	g.live = true
-	out, err := t.cache.Pin(&g.slot, func() (*output.File, error) { return openNew(f) })
-	switch {
-	case errors.Is(err, output.ErrRefused):
+	g, err := t.fresh(f)
+	if err != nil {
 		return err
-	case err == nil:
-		defer t.cache.Unpin(out) // it is not dropped in between: nothing is closed here
-		info, err := out.Stat()
-		if err != nil {
-			return err
-		}
-		g.id, g.end = info.ID, info.Size
-		if g.state, err = lastState(out, info.Size); err != nil {
-			return err
-		}
-	default: // no permission, or no room for it: as much as is known
-		if info, serr := f.root.Stat(f.name); serr == nil {
-			g.id, g.end = info.ID, info.Size
-		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	f.checked = now
 	if same := t.byID[g.id]; same != nil && !g.id.IsZero() {
 		// The inode is known, under this name or another: go on there. (What is pending
 		// is not in its size yet.)
-		f.cur, f.checked = same, now
+		f.cur = same
 		return nil
 	}
 	if old != nil {
@@ -214,9 +206,41 @@ func (t *table) begin(f *file, old *generation, now time.Time) error {
 	if t.doubt != nil && g.end > 0 {
 		t.doubt(f.path, 0, g.end)
 	}
-	t.install(f, g)
-	f.checked = now
+	t.succeed(f, g, old != nil && old == f.cur && old.pending > 0 && old.state.mid != 0)
 	return nil
+}
+
+// fresh opens the file that has f's name now, makes it where there is none, and returns a
+// generation at its end, which nobody knows yet; without an identity where it can be neither
+// looked at nor made for now.
+func (t *table) fresh(f *file) (*generation, error) {
+	g := newGeneration(f, newEra())
+	g.live = true
+	out, err := t.cache.Pin(&g.slot, func() (*output.File, error) { return openNew(f) })
+	switch {
+	case errors.Is(err, output.ErrRefused):
+		return nil, err
+	case err == nil:
+		defer t.cache.Unpin(out) // it is not dropped in between: nothing is closed here
+		info, err := out.Stat()
+		if err != nil {
+			return nil, err
+		}
+		g.id, g.end = info.ID, info.Size
+		if g.state, err = lastState(out, info.Size); err != nil {
+			return nil, err
+		}
+	default: // no permission, or no room for it: as much as is known
+		if info, serr := f.root.Stat(f.name); serr == nil {
+			g.id, g.end = info.ID, info.Size
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.rotated[g.id]; ok && !g.id.IsZero() {
+		return nil, errors.Join(&output.RefusedError{Dir: f.root.Dir(), Name: f.name, Reason: output.ReasonRotated}, t.cache.Drop(&g.slot))
+	}
+	return g, nil
 }
 
 // install makes g the current generation of f; t.mu is held.
@@ -254,9 +278,10 @@ func newEra() uint64 {
 
 // assign gives n bytes and what the lead adds a place in f, and returns it. It is called
 // in commit order.
-func (t *table) assign(f *file, pf *planFile) extent {
+func (t *table) assign(f *file, pf *planFile) (extent, *generation) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.advance(f)
 	g := f.cur
 	if g == nil { // it was forgotten since touch: the applier will find its place
 		g = newGeneration(f, newEra())
@@ -275,7 +300,8 @@ func (t *table) assign(f *file, pf *planFile) extent {
 	g.end += e.n
 	g.state = pf.after
 	g.pending++
-	return e
+	t.measure(f, g, pf.out)
+	return e, g
 }
 
 // adopt makes a generation known that a batch of an earlier run was assigned to.

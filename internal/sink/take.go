@@ -89,15 +89,21 @@ func (s *Sink) assign(t *queue.Txn, id batch.ID, pn *plan, by *set, files []*fil
 	if len(t.Entries) == 0 { // the queue drops it
 		return
 	}
-	s.applier.expect(id)
+	var to []*generation
 	for i, f := range files {
 		if f != nil {
 			check := n.extents[i].check
-			n.extents[i] = s.table.assign(f, &pn.files[i])
+			var g *generation
+			n.extents[i], g = s.table.assign(f, &pn.files[i])
+			to = append(to, g)
+			if kv, ok := s.rotor.register(f, pn.files[i].out); ok {
+				t.Set = append(t.Set, kv)
+			}
 			n.extents[i].check = check
 			s.count.pieces.Add(pn.files[i].split)
 		}
 	}
+	s.applier.expect(id, to...)
 	if t.Healed {
 		s.count.doubles.Add(uint64(len(files)))
 		s.log.Warn("bytes may stand twice: their batch was damaged in the queue, perhaps after it was written, and came again",

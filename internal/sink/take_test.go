@@ -22,16 +22,22 @@ func newRig(t *testing.T, outputs ...Output) *rig {
 	if len(outputs) == 0 {
 		outputs = []Output{output1(r.out(), nil)}
 	}
-	var err error
-	r.q, err = queue.Open(filepath.Join(r.dir, "queue"), queue.Options{Dedupe: true, Cursors: []string{"apply"}})
-	must(t, err)
-	r.Sink, err = Open(t.Context(), Options{Queue: r.q, Cursor: "apply", Outputs: outputs, DeadDir: filepath.Join(r.dir, "dead")})
-	must(t, err)
+	r.reopen(t, outputs...)
 	t.Cleanup(func() {
 		must(t, r.q.Close())
 		must(t, r.Close())
 	})
 	return r
+}
+
+// reopen opens the queue and the sink, which the test closed before.
+func (r *rig) reopen(t *testing.T, outputs ...Output) {
+	t.Helper()
+	var err error
+	r.q, err = queue.Open(filepath.Join(r.dir, "queue"), queue.Options{Dedupe: true, Cursors: []string{"apply"}})
+	must(t, err)
+	r.Sink, err = Open(t.Context(), Options{Queue: r.q, Cursor: "apply", Outputs: outputs, DeadDir: filepath.Join(r.dir, "dead")})
+	must(t, err)
 }
 
 func (r *rig) out(elem ...string) string {

@@ -1,0 +1,28 @@
+package sink
+
+import "time"
+
+// monday is a Monday: the longer periods are counted from it.
+const monday = 4 // 1970-01-05, in days since the epoch
+
+// began returns when the period of that length began that now is in, by the clock on the
+// wall in now's zone: periods of up to a day are counted from midnight, longer ones in days
+// from a Monday, with the part of a day that is left over ignored. So "24h" begins at
+// midnight, "1h" at the full hour, "168h" on Mondays, also where clocks are changed.
+func began(now time.Time, every time.Duration) time.Time {
+	const day = 24 * time.Hour
+	y, m, d := now.Date()
+	if every > day {
+		days := int64(every / day)
+		today := time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Unix()/86400 - monday
+		over := today % days
+		if over < 0 {
+			over += days
+		}
+		return time.Date(y, m, d-int(over), 0, 0, 0, 0, now.Location())
+	}
+	h, min, s := now.Clock()
+	clock := time.Duration(h)*time.Hour + time.Duration(min)*time.Minute + time.Duration(s)*time.Second + time.Duration(now.Nanosecond())
+	at := clock - clock%every
+	return time.Date(y, m, d, int(at/time.Hour), int(at%time.Hour/time.Minute), int(at%time.Minute/time.Second), int(at%time.Second), now.Location())
+}
