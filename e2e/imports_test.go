@@ -14,7 +14,8 @@ import (
 var owners = map[string][]string{
 	"github.com/urfave/cli/v2": {"ftfuse"},
 	"bazil.org/fuse":           {"ftfuse/mount", "ftfuse/mount/kernel", "ftfuse/mount/nullfs"},
-	"go.etcd.io/bbolt":         {"ftfuse/queue"},
+	"go.etcd.io/bbolt":         {"ftfuse/queue", "ftfuse/examples/countlines"},
+	"go.yaml.in/yaml":          {"ftfuse/internal/k2hft"},
 }
 
 // roles never import one another.

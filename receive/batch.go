@@ -39,6 +39,7 @@ type Record struct {
 	Host, Path    string // Path below the mount point, without a leading slash
 	PID, UID, GID uint32
 	Time          time.Time // by the clock of the host; for people, never for order
+	Exe, Cgroup   string    // of the writing process, where its rule asks for them; else ""
 	Flags         Flags
 	Data          []byte // as written: with line ends, and not altered in any way
 }
@@ -91,7 +92,7 @@ func (b *Batch) Next() (Record, error) {
 	}
 	return Record{
 		Host: r.Host, Path: r.Path, PID: r.PID, UID: r.UID, GID: r.GID,
-		Time: time.Unix(0, r.Time), Flags: Flags(r.Flags), Data: r.Data,
+		Time: time.Unix(0, r.Time), Exe: r.Exe(), Cgroup: r.Cgroup(), Flags: Flags(r.Flags), Data: r.Data,
 	}, nil
 }
 

@@ -248,8 +248,8 @@ func TestAHandlerSeesTheRecordsAsTheyWere(t *testing.T) {
 		t.Fatalf("%d records in %d batches", len(got), len(of))
 	}
 	for i, want := range []Record{
-		{"h", "dir/a", 4711, 10, 20, time.Unix(0, 17e17), 0, []byte("one\r\n\x00\xff\n")},
-		{"h", "b", 4712, 10, 20, time.Unix(0, 18e17), Unterminated, []byte("open")},
+		{"h", "dir/a", 4711, 10, 20, time.Unix(0, 17e17), "", "", 0, []byte("one\r\n\x00\xff\n")},
+		{"h", "b", 4712, 10, 20, time.Unix(0, 18e17), "", "", Unterminated, []byte("open")},
 	} {
 		if g := got[i]; fmt.Sprintf("%+v", g) != fmt.Sprintf("%+v", want) {
 			t.Errorf("record %d is %+v, want %+v", i, g, want)
