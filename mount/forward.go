@@ -3,10 +3,12 @@ package mount
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/internal/forward"
+	"ftfuse/internal/plugin"
 	"ftfuse/internal/record"
 	"ftfuse/internal/service"
 	"ftfuse/internal/status"
@@ -17,29 +19,36 @@ import (
 // openQueue opens the queue and numbers the routes of the rules.
 func (r *role) openQueue() (err error) {
 	groups := service.Groups(r.m.Forwards)
-	r.routes = newRoutes(r.m)
+	var routesErr error
 	var wants func(string, batch.Lane) bool
 	o := r.cfg.QueueFor(config.RoleMount)
 	r.queue, err = queue.Open(r.cfg.QueueDir(config.RoleMount), queue.Options{
 		CommitEvery: o.CommitEvery, CommitBytes: int64(o.CommitBytes), MaxBytes: int64(o.MaxBytes), MaxAge: o.MaxAge,
-		OnFull: queuePolicy[o.OnFull], Cursors: forward.Cursors(groups), Logger: r.log, OnLoss: r.lost,
+		OnFull: queuePolicy[o.OnFull], Logger: r.log, OnLoss: r.lost,
+		Cursors: append(forward.Cursors(groups), localCursors(r.m)...), Copies: []string{outputCursor, plugin.CursorPrefix},
 		Begin: func(q *queue.Queue) {
-			r.routes.begin(q, r.m.Rules)
+			if r.routes, routesErr = openRoutes(q, r.m.Forwards); routesErr == nil {
+				r.byRule, routesErr = r.routes.number(r.m.Rules)
+			}
+			if r.routes == nil {
+				r.routes = &routes{}
+			}
 			wants = forward.Wants(groups, r.routes.of, batch.Origin(q.Node()))
 		},
-		Wants: func(cursor string, lane batch.Lane) bool { return wants(cursor, lane) },
+		Wants: func(cursor string, lane batch.Lane) bool {
+			if isLocal(cursor) {
+				return wantsLocally(cursor, r.routes.of(lane.Route))
+			}
+			return wants(cursor, lane)
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("open queue: %w", err)
 	}
-	if r.routes.err != nil || len(r.routes.fresh) == 0 {
-		return r.routes.err
+	if routesErr != nil {
+		return routesErr
 	}
-	// In the queue's order this is before any batch of theirs.
-	if _, err := r.queue.Submit(context.Background(), &queue.Txn{Set: r.routes.fresh}); err != nil {
-		return fmt.Errorf("store the routes of the rules: %w", err)
-	}
-	return nil
+	return r.routes.store(context.Background(), r.queue)
 }
 
 // openForward sets up what sends the queue's batches.
@@ -61,9 +70,16 @@ func (r *role) openForward() (err error) {
 		return err
 	}
 	for _, lane := range r.queue.LostLanes() {
-		r.fwd.Skip(lane, losses(r.queue.LostRanges(lane))...)
+		if r.leaves(lane) {
+			r.fwd.Skip(lane, losses(r.queue.LostRanges(lane))...)
+		}
 	}
 	return nil
+}
+
+// leaves reports whether batches of a lane go to another node at all.
+func (r *role) leaves(lane batch.Lane) bool {
+	return slices.ContainsFunc(r.routes.of(lane.Route), func(member string) bool { return !isLocal(member) })
 }
 
 // losses are what the queue lost of a lane in the words of the next node.
@@ -81,7 +97,7 @@ func (r *role) lost(l queue.Loss) {
 		return // the next node has it
 	}
 	<-r.wiring
-	if r.fwd == nil {
+	if r.fwd == nil || !r.leaves(l.ID.Lane) {
 		return // it is in the queue's account, which the next start tells
 	}
 	s := transport.Skip{Reason: l.Reason, Records: uint64(l.Records), Payload: l.Payload}

@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,13 +9,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"ftfuse/config"
 	"ftfuse/mount/capture"
 	"ftfuse/queue"
 )
 
-// prefixRoute begins the keys under which the queue keeps which groups a route has: eight
+// prefixRoute begins the keys under which the queue keeps which members a route has: eight
 // hexadecimal digits follow, and the value is a JSON list of their names, sorted.
 const prefixRoute = "route/"
 
@@ -30,51 +32,122 @@ const repairGap = 1024
 // ErrRoute is returned for a stored route that cannot be read.
 var ErrRoute = errors.New("a stored route cannot be read")
 
-// routes number the sets of groups that rules name. A number is stored before the first
-// batch that has it, and means the same for ever. Route 0 is every group that there is.
-// After begin routes do not change, and are safe for concurrent use.
+// allGroups is the member of a route that stands for every group that there is, where a
+// route has other members beside them. config refuses groups of that name, and of names
+// that begin like those of a local consumer.
+const allGroups = "*"
+
+// routes number the sets of members that rules name: groups of destinations by name, and
+// local consumers (see consumers). A number is stored before the first batch that has it,
+// and means the same for ever. Route 0 is every group that there is and nobody else. It is
+// safe for concurrent use.
 type routes struct {
-	all    []string            // groups that are configured
-	groups map[uint32][]string // those of earlier configurations too
-	byRule []uint32
-	fresh  []queue.KV // not stored yet
-	err    error
+	mu      sync.RWMutex
+	all     []string            // groups that are configured
+	members map[uint32][]string // of earlier configurations too
+	next    uint32              // the lowest number that a new set may get
+	fresh   []queue.KV          // not stored yet
 }
 
-func newRoutes(m *config.Mount) *routes {
-	t := &routes{groups: map[uint32][]string{}, byRule: make([]uint32, len(m.Rules))}
-	for i := range m.Forwards {
-		t.all = append(t.all, m.Forwards[i].Name)
-	}
-	return t
-}
-
-// begin reads what is stored in q and gives numbers to the sets that are new.
-func (t *routes) begin(q *queue.Queue, rules []config.Rule) {
-	next, err := routesFrom(q)
-	if err != nil {
-		t.err = err
-		return
+// openRoutes reads what is stored in q, for groups that are configured.
+func openRoutes(q *queue.Queue, groups []config.Forward) (*routes, error) {
+	t := &routes{members: map[uint32][]string{}}
+	t.use(groups)
+	var err error
+	if t.next, err = routesFrom(q); err != nil {
+		return nil, err
 	}
 	q.Range(prefixRoute, func(key string, value []byte) bool {
-		n, groups, err := parseRoute(key, value)
-		if err != nil {
-			t.err = err
+		var n uint32
+		var members []string
+		if n, members, err = parseRoute(key, value); err != nil {
 			return false
 		}
-		t.groups[n] = groups
-		next = max(next, n+1)
+		t.members[n] = members
+		t.next = max(t.next, n+1)
 		return true
 	})
 	if _, repaired := q.Get(queue.RepairedKey); repaired {
-		next += repairGap
-		t.fresh = append(t.fresh, queue.KV{Key: keyRoutesFrom, Value: strconv.AppendUint(nil, uint64(next), 10)})
+		t.next += repairGap
+		t.fresh = append(t.fresh, queue.KV{Key: keyRoutesFrom, Value: strconv.AppendUint(nil, uint64(t.next), 10)})
 	}
+	return t, err
+}
+
+// use has route 0, and every other that is for all groups, be for these.
+func (t *routes) use(groups []config.Forward) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.all = nil
+	for i := range groups {
+		t.all = append(t.all, groups[i].Name)
+	}
+}
+
+// number returns the route of each rule. Those that are new must be stored before a batch
+// has one: see store.
+func (t *routes) number(rules []config.Rule) ([]uint32, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	byRule := make([]uint32, len(rules))
 	for i := range rules {
-		if t.err == nil && rules[i].Forward != nil && rules[i].Transfer {
-			t.byRule[i] = t.number(slices.Sorted(slices.Values(rules[i].Forward)), &next)
+		members := membersOf(&rules[i])
+		if len(members) == 0 {
+			continue
+		}
+		var err error
+		if byRule[i], err = t.numberOf(members); err != nil {
+			return nil, err
 		}
 	}
+	return byRule, nil
+}
+
+// membersOf is who gets what a rule matches, sorted; nobody is route 0.
+func membersOf(r *config.Rule) []string {
+	members := consumers(r)
+	switch {
+	case !r.Transfer:
+	case r.Forward != nil:
+		members = append(members, r.Forward...)
+	case len(members) > 0:
+		members = append(members, allGroups)
+	}
+	slices.Sort(members)
+	return members
+}
+
+// numberOf returns the route of a set of members, a new number if it is new. The caller holds mu.
+func (t *routes) numberOf(members []string) (uint32, error) {
+	for n, have := range t.members {
+		if slices.Equal(have, members) {
+			return n, nil
+		}
+	}
+	value, err := json.Marshal(members)
+	if err != nil {
+		return 0, fmt.Errorf("store the groups %q of a rule: %w", members, err)
+	}
+	n := t.next
+	t.next++
+	t.members[n] = members
+	t.fresh = append(t.fresh, queue.KV{Key: fmt.Sprintf("%s%08x", prefixRoute, n), Value: value})
+	return n, nil
+}
+
+// store puts what is new into q, in its order before any batch that is submitted after it
+// returned.
+func (t *routes) store(ctx context.Context, q *queue.Queue) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.fresh) == 0 {
+		return nil
+	}
+	if _, err := q.Submit(ctx, &queue.Txn{Set: t.fresh, Aside: true}); err != nil {
+		return fmt.Errorf("store the routes of the rules: %w", err)
+	}
+	t.fresh = nil
+	return nil
 }
 
 // routesFrom returns the lowest number that a new set may get for all that is not stored.
@@ -90,25 +163,6 @@ func routesFrom(q *queue.Queue) (uint32, error) {
 	return uint32(n), nil
 }
 
-// number returns the route of a set of groups, next if it is new.
-func (t *routes) number(groups []string, next *uint32) uint32 {
-	for n, have := range t.groups {
-		if slices.Equal(have, groups) {
-			return n
-		}
-	}
-	n := *next
-	*next++
-	value, err := json.Marshal(groups)
-	if err != nil {
-		t.err = fmt.Errorf("store the groups %q of a rule: %w", groups, err)
-		return 0
-	}
-	t.groups[n] = groups
-	t.fresh = append(t.fresh, queue.KV{Key: fmt.Sprintf("%s%08x", prefixRoute, n), Value: value})
-	return n
-}
-
 func parseRoute(key string, value []byte) (uint32, []string, error) {
 	n, err := strconv.ParseUint(strings.TrimPrefix(key, prefixRoute), 16, 32)
 	if err != nil || n == 0 || n == math.MaxUint32 {
@@ -121,19 +175,25 @@ func parseRoute(key string, value []byte) (uint32, []string, error) {
 	return uint32(n), groups, nil
 }
 
-// apply gives each rule its route.
-func (t *routes) apply(rules []capture.Rule) []capture.Rule {
+// withRoutes gives each rule its route.
+func withRoutes(rules []capture.Rule, byRule []uint32) []capture.Rule {
 	for i := range rules {
-		rules[i].Route = t.byRule[i]
+		rules[i].Route = byRule[i]
 	}
 	return rules
 }
 
-// of returns the names of the groups that a route has, also of such as are configured no
-// more. What is not known goes to every group.
+// of returns the names of the members that a route has, also of such as are configured no
+// more. What is not known goes to every group. The caller must not change the list.
 func (t *routes) of(route uint32) []string {
-	if groups, ok := t.groups[route]; ok {
-		return groups
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	members, ok := t.members[route]
+	if !ok {
+		return t.all
 	}
-	return t.all
+	if !slices.Contains(members, allGroups) {
+		return members
+	}
+	return append(slices.DeleteFunc(slices.Clone(members), func(m string) bool { return m == allGroups }), t.all...)
 }

@@ -45,8 +45,8 @@ func routeRun(t *testing.T, dir string, m *config.Mount) *role {
 
 func wantRoutes(t *testing.T, r *role, want ...uint32) {
 	t.Helper()
-	if !slices.Equal(r.routes.byRule, want) {
-		t.Errorf("the rules have the routes %d, want %d", r.routes.byRule, want)
+	if !slices.Equal(r.byRule, want) {
+		t.Errorf("the rules have the routes %d, want %d", r.byRule, want)
 	}
 }
 
@@ -76,6 +76,79 @@ func TestARuleThatTransfersNothingHasNoRoute(t *testing.T) {
 	m := routed([]string{"a", "b"}, []string{"a"}, []string{"b"})
 	m.Rules[0].Transfer = false
 	wantRoutes(t, routeRun(t, t.TempDir(), m), 0, 1)
+}
+
+// TestLocalConsumersAreMembers: of the route of their rule, beside its groups, and each cursor
+// is for the lanes of the routes that it is a member of. What identifies a consumer names it,
+// however rules are ordered.
+func TestLocalConsumersAreMembers(t *testing.T) {
+	dir, m := t.TempDir(), routed([]string{"a", "b"}, nil, []string{"a"}, nil, nil, nil)
+	m.Rules[0].Output = "/copies/%F"
+	m.Rules[1].Output = "all" // the name of a [[mount.output]]
+	m.Rules[2].Output, m.Rules[2].Transfer = "all", false
+	m.Rules[3].Plugin = []string{"/bin/cat"}
+	m.Rules[4].Transfer = false
+	r := routeRun(t, dir, m)
+	wantRoutes(t, r, 1, 2, 3, 4, 0)
+	plug := pluginMember(&m.Rules[3])
+	for route, want := range map[uint32][]string{
+		0: {"a", "b"}, 1: {outputMember("/copies/%F"), "a", "b"}, 2: {"a", "output/all"}, 3: {"output/all"}, 4: {plug, "a", "b"},
+	} {
+		if got := r.routes.of(route); !slices.Equal(got, want) {
+			t.Errorf("route %d has %q, want %q", route, got, want)
+		}
+	}
+	for route := range uint32(5) {
+		putRoute(t, r, route, 1)
+	}
+	wantWaiting(t, r, map[string][]uint32{"forward/a": {0, 1, 2, 4}, "forward/b": {0, 1, 4}, outputCursor: {1, 2, 3}, plug: {4}})
+	if lane := (batch.Lane{Route: 3}); r.leaves(lane) {
+		t.Error("what is for an output alone is told to other nodes")
+	}
+	for i, want := range []bool{true, true, true, true, false} {
+		if got := captureRules(m.Rules)[i].Transfer; got != want {
+			t.Errorf("rule %d: captured %v, want %v", i, got, want)
+		}
+	}
+	r.queue.Close()
+	slices.Reverse(m.Rules)
+	m.Forwards = append(m.Forwards, config.Forward{Name: "c", Mode: config.ForwardAny, Primary: []string{"127.0.0.1:1"}})
+	r = routeRun(t, dir, m)
+	wantRoutes(t, r, 0, 4, 3, 2, 1)
+	if got, want := r.routes.of(1), []string{outputMember("/copies/%F"), "a", "b", "c"}; !slices.Equal(got, want) {
+		t.Errorf("a route for all groups has %q, want %q", got, want)
+	}
+}
+
+// putRoute gives the queue one batch of a route.
+func putRoute(t *testing.T, r *role, route uint32, n uint64) batch.Lane {
+	t.Helper()
+	b := record.NewBuilder(1000)
+	b.Add(&record.Attr{Host: "h", Path: "p"}, []byte("line\n"))
+	lane := batch.Lane{Origin: batch.Origin(r.queue.Node()), Route: route}
+	txn := &queue.Txn{Entries: []queue.Entry{{Batch: b.Seal(batch.ID{Lane: lane, N: n}, 1)}}}
+	if _, err := r.queue.Submit(t.Context(), txn); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.queue.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return lane
+}
+
+// wantWaiting checks of which routes each cursor has a batch before it.
+func wantWaiting(t *testing.T, r *role, want map[string][]uint32) {
+	t.Helper()
+	for cursor, routes := range want {
+		var got []uint32
+		err := r.queue.List(t.Context(), cursor, func(l queue.Listed) error {
+			got = append(got, l.ID.Lane.Route)
+			return nil
+		})
+		if err != nil || !slices.Equal(got, routes) {
+			t.Errorf("%s waits for routes %d, %v, want %d", cursor, got, err, routes)
+		}
+	}
 }
 
 // TestNumbersAfterARepair: what was given out right before the damage is not known any more.
@@ -133,39 +206,16 @@ func TestARouteThatCannotBeReadStopsTheStart(t *testing.T) {
 func TestWhatNoGroupIsLeftForIsCounted(t *testing.T) {
 	dir := t.TempDir()
 	r := routeRun(t, dir, routed([]string{"a", "b"}, []string{"a"}, []string{"b"}))
-	put := func(r *role, route uint32, n uint64) batch.Lane {
-		b := record.NewBuilder(1000)
-		b.Add(&record.Attr{Host: "h", Path: "p"}, []byte("line\n"))
-		lane := batch.Lane{Origin: batch.Origin(r.queue.Node()), Route: route}
-		txn := &queue.Txn{Entries: []queue.Entry{{Batch: b.Seal(batch.ID{Lane: lane, N: n}, 1)}}}
-		if _, err := r.queue.Submit(t.Context(), txn); err != nil {
-			t.Fatal(err)
-		}
-		if err := r.queue.Flush(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		return lane
-	}
 	for route := range uint32(3) {
-		put(r, route, 1)
+		putRoute(t, r, route, 1)
 	}
 	r.queue.Close()
 	r = routeRun(t, dir, routed([]string{"b", "c"}))
-	lane := put(r, 1, 2)
+	lane := putRoute(t, r, 1, 2)
 	if lost := r.queue.LostRanges(lane); len(lost) != 1 || lost[0].Reason != queue.LostNoCursor || lost[0].Batches != 2 {
 		t.Errorf("lost of the route that only a had: %+v", lost)
 	}
-	want := map[string][]uint32{"forward/b": {0, 2}, "forward/c": {0}}
-	for cursor, routes := range want {
-		var got []uint32
-		err := r.queue.List(t.Context(), cursor, func(l queue.Listed) error {
-			got = append(got, l.ID.Lane.Route)
-			return nil
-		})
-		if err != nil || !slices.Equal(got, routes) {
-			t.Errorf("%s waits for routes %d, %v, want %d", cursor, got, err, routes)
-		}
-	}
+	wantWaiting(t, r, map[string][]uint32{"forward/b": {0, 2}, "forward/c": {0}})
 	if st := r.queue.Stats(); st.Losses[queue.LostNoCursor].Batches != 2 {
 		t.Errorf("losses %+v", st.Losses)
 	}

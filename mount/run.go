@@ -54,6 +54,7 @@ type role struct {
 	tried int32      // the newest backing id of the connection, before any file is open; 0: none
 
 	routes  *routes
+	byRule  []uint32 // the route of each rule
 	fwd     *forward.Forwarder
 	secure  *service.Security // nil: plain TCP
 	ctl     *control.Server
@@ -177,7 +178,7 @@ func (r *role) openParts() (err error) {
 		return fmt.Errorf("set up capture: compression: %w", err)
 	}
 	r.cap, err = capture.New(capture.Options{
-		Store: r.store, Queue: r.queue, Rules: r.routes.apply(captureRules(r.m.Rules)), Host: r.cfg.Host,
+		Store: r.store, Queue: r.queue, Rules: withRoutes(captureRules(r.m.Rules), r.byRule), Host: r.cfg.Host,
 		Origin: batch.Origin(r.queue.Node()), Buckets: r.m.BucketCount(), Codec: codec, Logger: r.log,
 	})
 	if err != nil {
@@ -202,7 +203,7 @@ var fullPolicies = map[config.FullPolicy]fullPolicy{
 func captureRules(rules []config.Rule) []capture.Rule {
 	out := make([]capture.Rule, len(rules))
 	for i, r := range rules {
-		out[i] = capture.Rule{Path: r.Path, Transfer: r.Transfer, MaxLine: int(r.MaxLine)}
+		out[i] = capture.Rule{Path: r.Path, Transfer: r.Transfer || keepsHere(&r), MaxLine: int(r.MaxLine)}
 		if r.Mode == config.ModeBinary {
 			out[i].Mode = capture.ModeBinary
 		}
