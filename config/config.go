@@ -134,8 +134,8 @@ type Offline string
 
 // Values of [Mount].Offline.
 const (
-	OfflineTake   Offline = "take"   // they are handed to the queue
-	OfflineKeep   Offline = "keep"   // they stay, and show in the mount
+	OfflineTake   Offline = "take"   // they are handed to the queue, and removed
+	OfflineKeep   Offline = "keep"   // they are, and stay as they are
 	OfflineIgnore Offline = "ignore" // they stay where they are, hidden by the mount
 )
 

@@ -66,9 +66,6 @@ func (c *Config) checkRelay(ps *problems) {
 
 func (c *Config) checkMount(ps *problems) {
 	m := c.Mount
-	if m.Offline == OfflineKeep {
-		ps.later("mount.offline", `write offline = "ignore": files below the mount point stay where they are, hidden`, "offline = %q", m.Offline)
-	}
 	if len(m.Forwards) == 0 {
 		ps.add(ErrMissing, "mount", "add [[mount.forward]] with primary = [\"HOST:7401\"]", "the mount has nowhere to send to")
 	}
@@ -116,10 +113,6 @@ func (c *Config) Notes(r Role) []string {
 	}
 	if r != RoleMount || c.Mount == nil {
 		return notes
-	}
-	if c.Mount.Offline == OfflineTake {
-		note("offline = %q arrives with a later version: files that were written below %s while nothing was mounted stay there, hidden and not transferred, as with %q",
-			c.Mount.Offline, c.Mount.Point, OfflineIgnore)
 	}
 	for i := range c.Mount.Rules {
 		if ru := &c.Mount.Rules[i]; ru.MaxLine > wholeLine {

@@ -43,6 +43,7 @@ func TestRoleAcceptsWhatItDoesAnyway(t *testing.T) {
 		"own group":        with(t, `path = "**"`, `forward = ["colo"]`),
 		"empty lists":      with(t, `path = "**"`, "allow = []\ndeny = []\ndefault = \"allow\"\nplugin = []"),
 		"offline take":     with(t, `[mount]`, `offline = "take"`),
+		"offline keep":     with(t, `[mount]`, `offline = "keep"`),
 		"offline ignore":   with(t, `[mount]`, `offline = "ignore"`),
 		"refuse":           with(t, `[mount]`, `overwrite = "refuse"`),
 		"owner":            with(t, `[mount]`, "uid = 0\ngid = 100\numask = \"077\"\nallow_other = false"),
@@ -84,7 +85,6 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 		"no group":       {RoleMount, "host = \"h\"\n[mount]\n", []want{{2, ErrMissing, "mount", "nowhere", "[[mount.forward]]"}}},
 		"receiver's own": {RoleReceive, good + "[receive.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "receive.queue.compression", "no effect", "[mount.queue]"}}},
 		"last node":      {RoleReceive, good + "[receive.queue]\nkeep_until = \"final\"\n", []want{{12, ErrUnsupported, "receive.queue.keep_until", "no effect", "[relay.queue]"}}},
-		"keep":           {RoleMount, with(t, `[mount]`, `offline = "keep"`), []want{{3, ErrUnsupported, "mount.offline", "keep", `"ignore"`}}},
 		"allow":          {RoleMount, with(t, `path = "**"`, `allow = [ { match = "x" } ]`), []want{{5, ErrUnsupported, "mount.rule.allow", "", "remove"}}},
 		"deny":           {RoleMount, with(t, `path = "**"`, `deny = [ { match = "x" } ]`), []want{{5, ErrUnsupported, "mount.rule.deny", "", "remove"}}},
 		"default deny":   {RoleMount, with(t, `path = "**"`, `default = "deny"`), []want{{5, ErrUnsupported, "mount.rule.default", "", "transfer = false"}}},
@@ -106,7 +106,7 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 
 // What one role would ignore is no concern of the others.
 func TestRoleStartsBesideOneThatCannot(t *testing.T) {
-	c := parse(t, with(t, `[mount]`, `offline = "keep"`)+"[relay]\n")
+	c := parse(t, "host = \"h\"\n[mount]\n[receive]\n[relay]\n")
 	if err := c.CheckRole(RoleReceive); err != nil {
 		t.Error(err)
 	}
@@ -118,10 +118,8 @@ func TestRoleStartsBesideOneThatCannot(t *testing.T) {
 func TestNotesSayWhatIsDoneInstead(t *testing.T) {
 	c := parse(t, with(t, `path = "**"`, ""))
 	notes := strings.Join(c.Notes(RoleMount), "\n")
-	for _, want := range []string{"no tls", `offline = "take"`} {
-		if !strings.Contains(notes, want) {
-			t.Errorf("the notes say nothing of %s:\n%s", want, notes)
-		}
+	if !strings.Contains(notes, "no tls") {
+		t.Errorf("the notes say nothing of tls:\n%s", notes)
 	}
 	c = parse(t, with(t, `[mount]`, `offline = "ignore"`))
 	if notes := c.Notes(RoleMount); len(notes) != 1 || !strings.Contains(notes[0], "no tls") {
@@ -202,7 +200,7 @@ listen = ""
 func TestCheckRoleOfAConfigThatWasNotParsed(t *testing.T) {
 	c := &Config{Mount: &Mount{Offline: OfflineKeep, Queue: DefaultQueue()}}
 	err := c.CheckRole(RoleMount)
-	if !errors.Is(err, ErrUnsupported) || !errors.Is(err, ErrMissing) {
+	if !errors.Is(err, ErrMissing) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -64,7 +64,6 @@ func TestBadConfigurationIsExitCode78WithItsLine(t *testing.T) {
 		"bad size":          {"[queue]\ncommit_bytes = \"1 parsec\"\n", "bad.toml:2", "parsec"},
 		"syntax":            {"[queue]\nmax_bytes = = 1\n", "bad.toml:2", ""},
 		"state below point": {"state_dir = \"" + dir + "/mnt/state\"\n[mount]\npoint = \"" + dir + "/mnt\"\n[[mount.forward]]\nprimary = [\"localhost:1\"]\n", "bad.toml:", "state_dir"},
-		"not yet there":     {"state_dir = \"" + dir + "/s\"\n[mount]\npoint = \"" + dir + "/mnt\"\noffline = \"keep\"\n[[mount.forward]]\nprimary = [\"localhost:1\"]\n", "bad.toml:4", "offline"},
 	} {
 		if err := os.WriteFile(path, []byte(tc.text), 0o644); err != nil {
 			t.Fatal(err)

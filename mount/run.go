@@ -24,6 +24,7 @@ import (
 	"ftfuse/mount/capture"
 	"ftfuse/mount/holder"
 	"ftfuse/mount/kernel"
+	"ftfuse/mount/offline"
 	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
@@ -62,7 +63,10 @@ type role struct {
 	wiring  chan struct{} // closed when fwd is set, or never will be
 	wired   func()        // closes it
 
-	o       Options
+	o         Options
+	under     atomic.Pointer[offline.Taker] // nil: files below the mount point are left alone
+	stopUnder context.CancelFunc
+
 	link    *holder.Link // nil: no holder
 	taken   taken
 	dev     *kernel.Device
@@ -92,7 +96,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 	}
 	r := &role{
 		cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), o: w.Options, link: w.Link,
-		fail: make(chan error, 1), served: make(chan struct{}), wiring: make(chan struct{}),
+		stopUnder: func() {}, fail: make(chan error, 1), served: make(chan struct{}), wiring: make(chan struct{}),
 	}
 	r.wired = sync.OnceFunc(func() { close(r.wiring) })
 	defer func() { r.link.Failed(err) }()
@@ -117,9 +121,13 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 	}
 	r.start(pctx, "capture", r.cap.Run)
 	r.start(pctx, "memory", r.restMemory)
+	if err := r.underneath(ctx); err != nil && ctx.Err() == nil {
+		return err
+	}
 	if err := r.mount(); err != nil {
 		return err
 	}
+	r.watchUnderneath(pctx)
 	out, err := r.await(ctx)
 	r.serving.Store(false)
 	if out == outLeave {
@@ -417,6 +425,7 @@ func (r *role) drain() (adopted bool) {
 		}
 	}()
 	r.srv.closing.Store(true)
+	r.stopUnder()
 	r.sendAll(ctx)
 	cancel()
 	<-over
@@ -489,7 +498,7 @@ func (r *role) closeParts() error {
 		return nil
 	}
 	r.wired()
-	errs := []error{r.ctl.Close()}
+	errs := []error{r.ctl.Close(), r.under.Load().Close()}
 	if r.sess != nil {
 		errs = append(errs, r.sess.Close())
 	}

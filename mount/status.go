@@ -54,6 +54,11 @@ func (r *role) status() status.Role {
 		{Name: "possible_double_bytes", Help: "Bytes captured again after a repair of the queue.", Value: c.PossibleDoubles},
 		{Name: "lost_unfinished_line_bytes", Help: "Bytes of unfinished lines that a repair of the queue could not read.", Value: c.LostPending},
 	}
+	under := r.under.Load().Stats()
+	s.Counters = append(s.Counters,
+		status.Counter{Name: "offline_bytes", Help: "Bytes of files that were written while nothing was mounted, and of ftfuse send.", Value: c.Offline},
+		status.Counter{Name: "offline_removed_files", Help: "Files that were written while nothing was mounted, taken in and removed.", Value: under.Removed},
+		gauge("offline_open_files", "Such files that are taken in and that programs still have open for writing.", under.Open))
 	for _, skip := range c.Skipped {
 		rule := r.m.Rules[skip.Rule].Path
 		s.Counters = append(s.Counters,

@@ -211,7 +211,7 @@ func (c *Capture) EndLine(ctx context.Context, id uint64, done bool) error {
 // on in it, whoever opens later may.
 func (c *Capture) endSource(f *file) error {
 	for _, w := range f.writers {
-		if err := c.end(w, max(c.newest, 1)); err != nil {
+		if err := c.end(w, c.newest); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,282 @@
+// Package offline takes in what programs write below the mount point while nothing is
+// mounted there, and what they go on writing to such files afterwards.
+//
+//	directory below the mount point ──▶ Taker ── Feed ──▶ capture ──▶ queue
+//	  (a descriptor from before the mount)  │                 │ position and bytes: one transaction
+//	                                        └── punch, unlink ◀┘ only behind what is committed
+//
+// A file is a source of the capture, which keeps how far it was taken. It is known again by
+// inode, birth time and its first bytes (identify.go), so that neither a reused inode nor a
+// file that was written anew is mistaken for it. docs/architecture.md lists what is on disk
+// at each step and what a start does with it.
+package offline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"ftfuse/internal/failpoint"
+	"ftfuse/mount/capture"
+)
+
+// Capture is what a Taker uses of the capture; *capture.Capture has the meaning of each.
+type Capture interface {
+	Sources(ctx context.Context, fn func(id uint64, s capture.Source)) error
+	AddSource(ctx context.Context, s capture.Source) (id uint64, err error)
+	ChangeSource(ctx context.Context, id uint64, change func(s *capture.Source)) error
+	Feed(ctx context.Context, id uint64, off int64, data []byte, hole bool, by capture.Fed) error
+	EndLine(ctx context.Context, id uint64, done bool) error
+	DropSource(ctx context.Context, id uint64) error
+}
+
+var _ Capture = (*capture.Capture)(nil)
+
+// ErrNoRoom is returned where the queue has no room to spare. What is not taken stays where
+// it is.
+var ErrNoRoom = errors.New("the queue has no room for files that were written while nothing was mounted")
+
+// Steps that a kill can come between; the capture has those of a commit.
+var (
+	fpTaken   = failpoint.New("offline/taken")   // bytes of a file are committed; nothing of it was punched
+	fpPunched = failpoint.New("offline/punched") // they are punched out
+	fpRemoved = failpoint.New("offline/removed") // a file is removed; the queue still knows it
+)
+
+// Options of a Taker. Dir, Capture and Matches must be set.
+type Options struct {
+	Dir     *os.File               // the directory below the mount point; the Taker closes it
+	Capture Capture                // runs as long as the Taker does
+	Matches func(path string) bool // whether the rules transfer what is written by that path
+	Room    func() bool            // whether the queue has room to spare; nil: always
+	Chunk   int                    // bytes fed at once, 1 MiB
+	Keep    bool                   // files are neither punched nor removed
+	Logger  *slog.Logger
+}
+
+// Taker takes files in. New, then TakeAll before the mount, Serving after it, Run until the
+// mount ends; one after the other. Stats is safe for concurrent use.
+type Taker struct {
+	o       Options
+	root    stat
+	buf     []byte
+	files   map[uint64]*known // by id of the source
+	inodes  map[inode]*known
+	writers map[*known]bool // taken to their end, and somebody has them open for writing
+	removed []*removed
+	watch   *watcher
+	serving bool
+	said    map[string]bool // once each
+
+	bytes, left, gone atomic.Uint64
+	open              atomic.Int64
+}
+
+// known is a file that is a source.
+type known struct {
+	id      uint64
+	s       capture.Source
+	at      string // where it was seen last
+	punched int64  // everything from keptHead on below is a hole
+	ended   int64  // the position at which its line was ended; -1: none
+	seen    bool   // in the pass that is under way
+}
+
+// Stats are what a Taker did since it was made.
+type Stats struct {
+	Bytes   uint64 // taken in
+	Removed uint64 // files that were removed, all of them taken
+	Open    int64  // files taken to their end that somebody still has open for writing
+}
+
+// New returns a Taker that knows what an earlier one took. The capture must be running.
+func New(ctx context.Context, o Options) (*Taker, error) {
+	if o.Chunk <= 0 {
+		o.Chunk = 1 << 20
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	t := &Taker{
+		o: o, files: map[uint64]*known{}, inodes: map[inode]*known{}, writers: map[*known]bool{}, said: map[string]bool{},
+	}
+	var err error
+	if t.root, err = statOf(int(o.Dir.Fd())); err != nil {
+		return nil, errors.Join(fmt.Errorf("look at the directory below the mount point: %w", err), o.Dir.Close())
+	}
+	if err := t.load(ctx); err != nil {
+		return nil, errors.Join(err, o.Dir.Close())
+	}
+	t.watch = newWatcher(o.Logger)
+	return t, nil
+}
+
+// load reads what the queue knows. The directory itself is noted, for Reopen.
+func (t *Taker) load(ctx context.Context) error {
+	root := uint64(0)
+	var was capture.Source
+	err := t.o.Capture.Sources(ctx, func(id uint64, s capture.Source) {
+		switch s.Kind {
+		case capture.SourceRoot:
+			root, was = id, s
+		case capture.SourceFile:
+			t.know(&known{id: id, s: s, at: s.Path, punched: keptHead, ended: -1})
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("read how far files were taken in: %w", err)
+	}
+	now := t.root.source(capture.SourceRoot, "")
+	switch {
+	case root == 0:
+		_, err = t.o.Capture.AddSource(ctx, now)
+	case !sameDir(&was, &now):
+		err = t.o.Capture.ChangeSource(ctx, root, func(s *capture.Source) { *s = now })
+	}
+	if err != nil {
+		return fmt.Errorf("note the directory below the mount point: %w", err)
+	}
+	return nil
+}
+
+func (t *Taker) know(k *known) {
+	t.files[k.id] = k
+	t.inodes[inode{k.s.Ino, k.s.Birth}] = k
+}
+
+// forget drops a source whose file is gone.
+func (t *Taker) forget(ctx context.Context, k *known) error {
+	if err := t.o.Capture.DropSource(ctx, k.id); err != nil {
+		return err
+	}
+	delete(t.files, k.id)
+	delete(t.writers, k)
+	t.open.Store(int64(len(t.writers)))
+	if key := (inode{k.s.Ino, k.s.Birth}); t.inodes[key] == k {
+		delete(t.inodes, key)
+	}
+	return nil
+}
+
+// Stats returns the counters.
+func (t *Taker) Stats() Stats {
+	if t == nil {
+		return Stats{}
+	}
+	return Stats{Bytes: t.bytes.Load(), Removed: t.gone.Load(), Open: t.open.Load()}
+}
+
+// little is what a pass may find for TakeAll to be done.
+const little = 256 << 10
+
+// TakeAll takes in what there is, until a pass over all files finds little that is new:
+// programs may go on writing meanwhile. It returns ErrNoRoom where the queue has none to spare, and
+// the error of ctx; Run goes on with the rest.
+func (t *Taker) TakeAll(ctx context.Context) error {
+	for {
+		before := t.bytes.Load()
+		if _, err := t.pass(ctx); err != nil || t.bytes.Load()-before < little {
+			return err
+		}
+	}
+}
+
+// Serving says that the mount is there, so that nobody finds the files below it by name any
+// more: those that are taken may be removed.
+func (t *Taker) Serving() { t.serving = true }
+
+const (
+	// again is how long after a file could not be done with it is looked at again.
+	again = 200 * time.Millisecond
+	// looks is how often everything is looked at where directories cannot be watched, and
+	// those files that somebody still has open.
+	looks = time.Second
+	// calm is the least time between two looks at files that are written to.
+	calm = 10 * time.Millisecond
+)
+
+// Run takes in what programs go on writing, and removes what is done, until ctx ends; it
+// then returns nil.
+func (t *Taker) Run(ctx context.Context) error {
+	all := true
+	for ctx.Err() == nil {
+		var err error
+		more := false
+		if all {
+			more, err = t.pass(ctx)
+		} else {
+			more, err = t.some(ctx)
+		}
+		if err == nil {
+			err = t.letGo(ctx)
+		}
+		wait := looks
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, ErrNoRoom):
+			t.once(ErrNoRoom.Error(), "what is not taken in stays below the mount point, and follows when there is room", "err", err)
+			wait, more = again, false
+		case err != nil:
+			return err
+		}
+		if all = t.sleep(ctx, wait, more, err != nil); all {
+			t.watch.take()
+		}
+	}
+	return nil
+}
+
+// sleep waits for something to do, and reports whether everything has to be looked at.
+func (t *Taker) sleep(ctx context.Context, wait time.Duration, more, full bool) (all bool) {
+	if more {
+		wait = calm
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	wake := t.watch.wake
+	idle := !more && !full && t.watch.works() && len(t.writers)+len(t.removed) == 0
+	var tick <-chan time.Time
+	if !idle {
+		tick = timer.C
+	}
+	if more || full {
+		wake = nil // so that what is busy is looked at in turns
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-tick:
+		return t.watch.wantsAll() || full || more || !t.watch.works()
+	case <-wake:
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(calm):
+	}
+	return t.watch.wantsAll()
+}
+
+// once warns of what once.
+func (t *Taker) once(what, msg string, args ...any) {
+	if !t.said[what] {
+		t.said[what] = true
+		t.o.Logger.Warn(msg, args...)
+	}
+}
+
+// Close gives everything back. Run has ended.
+func (t *Taker) Close() error {
+	if t == nil {
+		return nil
+	}
+	t.watch.close()
+	for _, r := range t.removed {
+		r.file.Close()
+	}
+	return t.o.Dir.Close()
+}

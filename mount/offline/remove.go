@@ -1,0 +1,135 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// removed is a file without a name that is watched for a while: who had begun to open it
+// when it was removed may write to it.
+type removed struct {
+	k     *known
+	file  *os.File
+	since time.Time
+}
+
+// linger is how long a file that was removed is watched at least.
+const linger = time.Second
+
+// finish does what is left to do with a file that is taken to its end: if nobody has it open
+// for writing its line ends and, unless it is to be kept, it is removed.
+func (t *Taker) finish(ctx context.Context, dir *os.File, f *os.File, name string, k *known) error {
+	busy, err := written(f)
+	if err != nil {
+		t.once("lease", "files below the mount point are not removed: the file system tells nobody whether a file is open for writing", "path", k.at, "err", err)
+		return t.end(ctx, k)
+	}
+	if busy {
+		t.writers[k] = true
+		t.open.Store(int64(len(t.writers)))
+		return nil
+	}
+	release(f)
+	delete(t.writers, k)
+	t.open.Store(int64(len(t.writers)))
+	if err := t.end(ctx, k); err != nil {
+		return err
+	}
+	if t.o.Keep || !t.serving {
+		return nil
+	}
+	return t.remove(dir, f, name, k)
+}
+
+// end ends the file's unfinished line.
+func (t *Taker) end(ctx context.Context, k *known) error {
+	if k.ended == k.s.Pos {
+		return nil
+	}
+	if err := t.o.Capture.EndLine(ctx, k.id, false); err != nil {
+		return err
+	}
+	k.ended = k.s.Pos
+	return nil
+}
+
+// remove removes a file that has one name and nothing that is not committed. The lease keeps
+// writers out meanwhile.
+func (t *Taker) remove(dir, f *os.File, name string, k *known) error {
+	if busy, err := written(f); busy || err != nil {
+		return err
+	}
+	defer release(f)
+	st, err := statOf(int(f.Fd()))
+	if err != nil {
+		return err
+	}
+	switch {
+	case st.size != k.s.Pos:
+		return nil // it has grown, or has room that was reserved
+	case st.links != 1:
+		t.once("links", "a file below the mount point has several names: it is taken in, and left", "path", k.at)
+		return nil
+	}
+	var now unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), name, &now, unix.AT_SYMLINK_NOFOLLOW); err != nil || now.Ino != st.ino || uint64(now.Dev) != st.dev {
+		return nil // its name is another's
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil {
+		unix.Close(fd)
+		t.once("unlink", "a file below the mount point that was taken in cannot be removed", "path", k.at, "err", err)
+		return nil
+	}
+	t.removed = append(t.removed, &removed{k: k, file: os.NewFile(uintptr(fd), k.at), since: time.Now()})
+	t.gone.Add(1)
+	t.o.Logger.Info("a file that was written while nothing was mounted is taken in and removed", "path", k.at, "bytes", k.s.Pos)
+	if err := fpRemoved.Inject(); err != nil {
+		return err
+	}
+	return dir.Sync() // else it could be there again after a power loss, and nobody know it
+}
+
+// letGo forgets files that were removed and that nobody writes to.
+func (t *Taker) letGo(ctx context.Context) error {
+	kept := t.removed[:0]
+	for _, r := range t.removed {
+		done, err := t.letGoOne(ctx, r)
+		if err != nil && !errors.Is(err, ErrNoRoom) {
+			return err
+		}
+		if !done {
+			kept = append(kept, r)
+		}
+	}
+	clear(t.removed[len(kept):])
+	t.removed = kept
+	return nil
+}
+
+func (t *Taker) letGoOne(ctx context.Context, r *removed) (bool, error) {
+	if time.Since(r.since) < linger {
+		return false, nil
+	}
+	busy, err := written(r.file)
+	if busy || err != nil {
+		_, _, takeErr := t.take(ctx, r.file, r.k.at)
+		return false, takeErr
+	}
+	defer release(r.file)
+	_, more, err := t.take(ctx, r.file, r.k.at)
+	if err != nil || more {
+		return false, err
+	}
+	if err := t.forget(ctx, r.k); err != nil {
+		return false, err
+	}
+	return true, r.file.Close()
+}

@@ -1,0 +1,180 @@
+package offline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// pass looks at every file below the directory, and reports whether there is more to take at
+// once. What the queue knows and is not there any more is forgotten.
+func (t *Taker) pass(ctx context.Context) (more bool, err error) {
+	for _, k := range t.files {
+		k.seen = false
+	}
+	for _, r := range t.removed {
+		r.k.seen = true
+	}
+	before := t.bytes.Load()
+	whole, err := t.directory(ctx, t.o.Dir, "")
+	if err != nil {
+		return false, err
+	}
+	for _, k := range t.files {
+		if whole && !k.seen {
+			if err := t.forget(ctx, k); err != nil {
+				return false, err
+			}
+		}
+	}
+	return t.bytes.Load() != before, nil
+}
+
+// directory looks at everything in dir, whose path is at. False: something could not be
+// looked at.
+func (t *Taker) directory(ctx context.Context, dir *os.File, at string) (whole bool, err error) {
+	t.watch.add(dir, at)
+	if _, err := dir.Seek(0, 0); err != nil {
+		return false, err
+	}
+	entries, err := dir.ReadDir(-1)
+	if err != nil {
+		t.once("list "+at, "a directory below the mount point cannot be read", "path", at, "err", err)
+		return false, nil
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	whole = true
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		ok, err := t.entry(ctx, dir, e, path.Join(at, e.Name()))
+		if err != nil {
+			return false, err
+		}
+		whole = whole && ok
+	}
+	return whole, nil
+}
+
+// entry looks at one name.
+func (t *Taker) entry(ctx context.Context, dir *os.File, e fs.DirEntry, at string) (whole bool, err error) {
+	switch {
+	case e.IsDir():
+		sub, err := openAt(dir, e.Name(), unix.O_DIRECTORY)
+		if err != nil {
+			return t.skipped(at, err), nil
+		}
+		defer sub.Close()
+		if st, err := statOf(int(sub.Fd())); err != nil || st.dev != t.root.dev {
+			return err == nil, nil // another file system: not what lies below the mount
+		}
+		return t.directory(ctx, sub, at)
+	case e.Type().IsRegular():
+		return t.file(ctx, dir, e.Name(), at)
+	}
+	return true, nil
+}
+
+// file takes one file.
+func (t *Taker) file(ctx context.Context, dir *os.File, name, at string) (whole bool, err error) {
+	if !t.o.Matches(at) {
+		return true, nil
+	}
+	f, err := openAt(dir, name, unix.O_NONBLOCK)
+	if err != nil {
+		return t.skipped(at, err), nil
+	}
+	defer f.Close()
+	k, more, err := t.take(ctx, f, at)
+	if broken := (*fileError)(nil); errors.As(err, &broken) {
+		return t.skipped(at, err), nil
+	}
+	if err != nil || k == nil || more {
+		return true, err
+	}
+	return true, t.finish(ctx, dir, f, name, k)
+}
+
+// fileError is of one file, and does not keep others from being taken.
+type fileError struct{ err error }
+
+func (e *fileError) Error() string { return e.err.Error() }
+func (e *fileError) Unwrap() error { return e.err }
+
+// skipped says why a file is not looked at; true for one that is not there any more.
+func (t *Taker) skipped(at string, err error) bool {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
+		return true
+	}
+	t.once("open "+at, "a file below the mount point cannot be taken in", "path", at, "err", err)
+	return false
+}
+
+// openAt opens a name in dir, and no link.
+func openAt(dir *os.File, name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// some looks at the files that were written to, and those that somebody has open.
+func (t *Taker) some(ctx context.Context) (more bool, err error) {
+	before := t.bytes.Load()
+	todo := t.watch.take()
+	for k := range t.writers {
+		todo[k.at] = true
+	}
+	for at := range todo {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		if err := t.one(ctx, at); err != nil {
+			return true, err
+		}
+	}
+	return t.bytes.Load() != before, nil
+}
+
+// one looks at the file at a path, if there is one.
+func (t *Taker) one(ctx context.Context, at string) error {
+	how := &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	}
+	parent := path.Dir(at)
+	fd, err := unix.Openat2(int(t.o.Dir.Fd()), parent, how)
+	if err != nil {
+		t.lost(at)
+		return nil
+	}
+	dir := os.NewFile(uintptr(fd), parent)
+	defer dir.Close()
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, path.Base(at), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		t.lost(at)
+		return nil
+	}
+	_, err = t.file(ctx, dir, path.Base(at), at)
+	return err
+}
+
+// lost is told that there is no file at a path. One that was renamed is found by a pass.
+func (t *Taker) lost(at string) {
+	for k := range t.writers {
+		if k.at == at {
+			delete(t.writers, k)
+			t.open.Store(int64(len(t.writers)))
+			t.watch.everything()
+		}
+	}
+}
