@@ -7,7 +7,19 @@ STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 5s
 BENCHFLAGS  ?=
 
-.PHONY: all build test demo bench bench-quick soak race fuzz-short lint check setup clean
+# Where `make install` puts things, below DESTDIR. mount(8) looks for its helpers in /sbin alone.
+PREFIX      ?= /usr/local
+BINDIR      ?= $(PREFIX)/bin
+DOCDIR      ?= $(PREFIX)/share/doc/ftfuse
+SYSCONFDIR  ?= /etc
+SBINDIR     ?= /sbin
+UNITDIR     ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+BUILT       ?= bin/ftfuse
+# Type=notify-reload needs systemd 253; an older one, if it is installed here, gets its like.
+NOTIFYRELOAD ?= $(shell v=$$(systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p'); [ "$${v:-253}" -ge 253 ] && echo yes || echo no)
+
+.PHONY: all build test demo bench bench-quick soak race fuzz-short lint check setup clean install uninstall
 
 all: build
 
@@ -59,6 +71,30 @@ lint:
 
 # Everything that .ci/run asks before the tests.
 check: lint build
+
+# The binary, the helpers of mount(8) and umount(8), the units of the three roles, documents and examples. It starts nothing.
+install: build
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSUSERSDIR) $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(SYSCONFDIR)/ftfuse
+	install -m 0755 $(BUILT) $(DESTDIR)$(BINDIR)/.ftfuse.new
+	mv -f $(DESTDIR)$(BINDIR)/.ftfuse.new $(DESTDIR)$(BINDIR)/ftfuse
+	for name in mount.ftfuse mount.fuse.ftfuse umount.fuse.ftfuse; do ln -sfn $(BINDIR)/ftfuse $(DESTDIR)$(SBINDIR)/$$name || exit 1; done
+	for role in mount relay receive; do \
+		sed -e 's|@bindir@|$(BINDIR)|; s|@docdir@|$(DOCDIR)|; s|@sysconfdir@|$(SYSCONFDIR)|' \
+			-e '$(if $(filter yes,$(NOTIFYRELOAD)),s|@type@|Type=notify-reload|,s|@type@|Type=notify\nExecReload=/bin/kill -HUP $$MAINPID|)' \
+			dist/ftfuse-$$role.service.in >$(DESTDIR)$(UNITDIR)/ftfuse-$$role.service || exit 1; \
+		install -m 0644 testdata/$$role.toml $(DESTDIR)$(DOCDIR)/examples || exit 1; \
+	done
+	install -m 0644 dist/ftfuse.sysusers $(DESTDIR)$(SYSUSERSDIR)/ftfuse.conf
+	install -m 0644 README.md CHANGELOG.md docs/*.md $(DESTDIR)$(DOCDIR)
+	@echo 'Next: write $(SYSCONFDIR)/ftfuse/ftfuse.toml (examples: $(DOCDIR)/examples), `ftfuse check`, then'
+	@echo '`systemd-sysusers && systemctl daemon-reload && systemctl enable --now ftfuse-ROLE`, or a line in /etc/fstab.'
+
+# Everything of install but the configuration.
+uninstall:
+	for name in mount.ftfuse mount.fuse.ftfuse umount.fuse.ftfuse; do rm -f $(DESTDIR)$(SBINDIR)/$$name; done
+	for role in mount relay receive; do rm -f $(DESTDIR)$(UNITDIR)/ftfuse-$$role.service; done
+	rm -f $(DESTDIR)$(BINDIR)/ftfuse $(DESTDIR)$(SYSUSERSDIR)/ftfuse.conf
+	rm -rf $(DESTDIR)$(DOCDIR)
 
 clean:
 	rm -rf bin

@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"bufio"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -117,4 +119,31 @@ func TestAHolderThatIsInitLeavesNoZombies(t *testing.T) {
 	})
 	must(t, unix.Kill(init, syscall.SIGTERM))
 	code(t, p.MountRole, 0)
+}
+
+// TestAStopWaitsForNoOtherMountNamespace: a container that was started while the mount was
+// there has a copy of it, which keeps the connection to the kernel open after the unmount. The
+// stop does not wait for it, and its programs get ENOTCONN.
+func TestAStopWaitsForNoOtherMountNamespace(t *testing.T) {
+	need(t, "unshare")
+	p := startPair(t)
+	must(t, os.WriteFile(p.In("a.log"), []byte("before\n"), 0o644))
+	cmd := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c", `echo ready; read x; ls "$1" && exit 8; exit 0`, "sh", p.Point())
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	stop(t, p)
+	if log := strings.Join(p.MountRole.Log(), "\n"); !strings.Contains(log, "another mount namespace") || strings.Contains(log, "level=ERROR") {
+		t.Errorf("the log:\n%s", log)
+	}
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("a program in the other namespace: %v", err)
+	}
+	arrives(t, p.Out("a.log"), []byte("before\n"))
 }

@@ -481,9 +481,22 @@ func (r *role) settle() {
 	r.disconnect()
 }
 
-// disconnect waits for the end of the request loop and closes the connection.
+// lingers is how long an unmounted connection may have requests. Its end takes milliseconds.
+const lingers = time.Second
+
+// disconnect waits for the end of the request loop and closes the connection. It goes on where
+// another mount namespace, a container's or a sandboxed service's, has a copy of the mount,
+// which nobody here can unmount: it is ended there with the last descriptor.
 func (r *role) disconnect() {
-	<-r.served
+	late := time.NewTimer(lingers)
+	defer late.Stop()
+	select {
+	case <-r.served:
+	case <-late.C:
+		r.log.Warn("another mount namespace (a container, a service with PrivateTmp or the like) still has the mount; programs there get ENOTCONN from now on", "point", r.m.Point)
+		r.srv.leave()
+		<-r.served
+	}
 	r.srv.wg.Wait()
 	if err := r.sess.End(); err != nil {
 		r.log.Warn("the session of the mount that ended is left; the next start clears it", "err", err)
