@@ -25,7 +25,7 @@ func roleCommand(role config.Role, usage string) *cli.Command {
 		Flags: []cli.Flag{configFlag()},
 		Action: func(c *cli.Context) error {
 			file := configFile(c)
-			return serve(role, roles[role], func() (*config.Config, error) { return config.Load(file) }, nil, c.App.ErrWriter)
+			return serve(role, roles[role], func() (*config.Config, error) { return config.Load(file) }, nil, nil, c.App.ErrWriter)
 		},
 	}
 }

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
 	"ftfuse/config"
+	"ftfuse/internal/reload"
 	"ftfuse/mount"
 	"ftfuse/mount/holder"
 )
@@ -104,12 +107,12 @@ func (m *mountFile) start(stderr io.Writer) error {
 	return hold(holder.Options{Settings: mount.HolderSettings(cfg), Config: text}, stderr)
 }
 
-// work is the worker of a holder, which may say what text to use instead of the file.
+// work is the worker of a holder, which may say what to use instead of the file.
 func (m *mountFile) work(link *holder.Link, stderr io.Writer) (err error) {
 	var cfg *config.Config
 	text, given := link.Config()
 	if given {
-		cfg, err = config.Parse(m.file, text, m.overrides...)
+		cfg, err = m.parse(text)
 	} else {
 		cfg, text, err = m.read()
 	}
@@ -119,20 +122,53 @@ func (m *mountFile) work(link *holder.Link, stderr io.Writer) (err error) {
 	return m.serve(mount.Worker{Link: link, Version: version, Text: text, Options: m.options}, cfg, stderr)
 }
 
+// reloadedText parts, in what a holder keeps, the text that the mount was started with from one
+// that was reloaded since, with keys that need a restart. No TOML file has it.
+const reloadedText = "\x00"
+
+// parse is the configuration in force, as a holder keeps it.
+func (m *mountFile) parse(kept []byte) (*config.Config, error) {
+	text, reloaded, later := bytes.Cut(kept, []byte(reloadedText))
+	cfg, err := config.Parse(m.file, text, m.overrides...)
+	if err != nil || !later {
+		return cfg, err
+	}
+	next, err := config.Parse(m.file, reloaded, m.overrides...)
+	if err != nil {
+		return nil, err
+	}
+	return cfg.Adopt(next, config.RoleMount).Config, nil
+}
+
 // serve runs the role with cfg; a reload reads the file.
 func (m *mountFile) serve(w mount.Worker, cfg *config.Config, stderr io.Writer) error {
-	run := func(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	run := func(ctx context.Context, cfg *config.Config, log *slog.Logger, h *reload.Handle) error {
+		w.Reload = h
 		return mount.Run(ctx, cfg, log, w)
 	}
 	first := true // load is called once before any reload
-	return serve(config.RoleMount, run, func() (*config.Config, error) {
+	var text []byte
+	load := func() (again *config.Config, err error) {
 		if first {
 			first = false
 			return cfg, nil
 		}
-		again, _, err := m.read()
+		again, text, err = m.read()
 		return again, err
-	}, w.Link, stderr)
+	}
+	reloaded := func(a config.Adopted, err error) {
+		if err != nil {
+			w.Link.Reloaded(nil, nil)
+			return
+		}
+		if len(a.Restart) > 0 {
+			begun, _, _ := bytes.Cut(w.Text, []byte(reloadedText))
+			text = slices.Concat(begun, []byte(reloadedText), text)
+		}
+		s := mount.HolderSettings(a.Config)
+		w.Link.Reloaded(&s, text)
+	}
+	return serve(config.RoleMount, run, load, w.Link.Stops(), reloaded, stderr)
 }
 
 // hold is the holder. Its exit code is its worker's.

@@ -12,14 +12,14 @@ import (
 	"syscall"
 
 	"ftfuse/config"
+	"ftfuse/internal/reload"
 	"ftfuse/internal/sched"
 	"ftfuse/internal/systemd"
-	"ftfuse/mount/holder"
 )
 
 // runFunc is the entry point of a role: it serves until ctx ends, then drains and
 // returns nil.
-type runFunc func(ctx context.Context, c *config.Config, log *slog.Logger) error
+type runFunc func(ctx context.Context, c *config.Config, log *slog.Logger, h *reload.Handle) error
 
 // levels are the values of log.level.
 var levels = map[string]slog.Level{
@@ -36,9 +36,10 @@ func newLogger(w io.Writer, l config.Log, level *slog.LevelVar) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
-// serve runs a role in the foreground until a signal ends it, or its holder (link; nil: there is
-// none).
-func serve(role config.Role, run runFunc, load func() (*config.Config, error), link *holder.Link, stderr io.Writer) error {
+// serve runs a role in the foreground until a signal ends it, or its holder, which stops
+// (nil: there is none) comes from. load reads the file, for the start and for each reload;
+// reloaded (nil: nobody) hears how each ended.
+func serve(role config.Role, run runFunc, load func() (*config.Config, error), stops <-chan string, reloaded func(config.Adopted, error), stderr io.Writer) error {
 	cfg, err := load()
 	if err != nil {
 		return err
@@ -57,14 +58,26 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), l
 	if err := sched.ShortTurns(); err != nil {
 		log.Info("lines may come a few milliseconds later while programs use all CPUs", "error", err)
 	}
-	s := newSignals(log, link.Stops(), func() {
-		systemd.Tell(log, systemd.Reloading())
-		reload(log, level, role, load)
-		systemd.Tell(log, systemd.Ready())
-		link.Reloaded()
-	})
+	h := reload.New(role, cfg, log)
+	again := func() (*config.Config, error) {
+		cfg, err := load()
+		if err == nil {
+			err = checkRole(cfg, role)
+		}
+		return cfg, err
+	}
+	s := newSignals(log, stops)
 	defer s.close() // behind the last word to the log, which may be a closed pipe
-	err = run(s.ctx, cfg, log)
+	s.watch(syscall.SIGHUP, func() {
+		systemd.Tell(log, systemd.Reloading())
+		a, err := takeOver(s.ctx, h, log, level, again)
+		systemd.Tell(log, systemd.Ready())
+		if reloaded != nil {
+			reloaded(a, err)
+		}
+	})
+	s.watch(syscall.SIGUSR1, func() { h.Reopen(s.ctx) })
+	err = run(s.ctx, cfg, log, h)
 	if err != nil && !(errors.Is(err, context.Canceled) && s.ctx.Err() != nil) {
 		log.Error("stopped", "role", string(role), "error", err)
 		systemd.Tell(log, systemd.Failed(err))
@@ -74,21 +87,20 @@ func serve(role config.Role, run runFunc, load func() (*config.Config, error), l
 	return nil
 }
 
-// reload takes over what a running role can: the log's level. With [tls] the role itself
-// reads its certificates again.
-func reload(log *slog.Logger, level *slog.LevelVar, role config.Role, load func() (*config.Config, error)) {
-	cfg, err := load()
-	if err == nil {
-		err = checkRole(cfg, role)
-	}
+// takeOver has the role take over its file as it is now, and says what came of it.
+func takeOver(ctx context.Context, h *reload.Handle, log *slog.Logger, level *slog.LevelVar, load func() (*config.Config, error)) (config.Adopted, error) {
+	a, err := h.Reload(ctx, load)
 	if err != nil {
-		log.Error("reload refused, the old configuration stays", "error", err)
-		return
+		return a, err // it is logged
 	}
-	next := levels[cfg.Log.Level]
+	next := levels[a.Config.Log.Level]
 	level.Set(min(next, level.Level(), slog.LevelInfo)) // so that this is said whatever the levels are
-	log.Info("reloaded log.level; other settings but the content of the files of tls change with a restart in this version", "config", cfg.File, "level", cfg.Log.Level)
+	log.Info("reloaded", "config", a.Config.File, "changed", a.Changed)
+	for _, r := range a.Restart {
+		log.Warn("needs a restart", "config", a.Config.File, "key", r)
+	}
 	level.Set(next)
+	return a, nil
 }
 
 // signals owns the process's signals while a role runs.
@@ -99,20 +111,36 @@ type signals struct {
 	wg     sync.WaitGroup
 }
 
-// newSignals cancels ctx on the first SIGTERM or SIGINT and exits on the second;
-// SIGHUP calls hup. Writing to a closed pipe becomes an error instead of a death. What
+// newSignals cancels ctx on the first SIGTERM or SIGINT and exits on the second. Writing to
+// a closed pipe becomes an error instead of a death. What
 // comes in stops, the signals of the holder, is counted apart: who signals all processes
 // at once (pkill, systemctl kill) means one stop, though the holder passes its signal on.
-func newSignals(log *slog.Logger, stops <-chan string, hup func()) *signals {
+func newSignals(log *slog.Logger, stops <-chan string) *signals {
 	s := &signals{ch: make(chan os.Signal, 8)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	signal.Notify(s.ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	signal.Notify(s.ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGPIPE)
 	s.wg.Add(1)
-	go s.loop(log, stops, hup)
+	go s.loop(log, stops)
 	return s
 }
 
-func (s *signals) loop(log *slog.Logger, stops <-chan string, hup func()) {
+// watch calls do for each signal sig until ctx ends: once more for all that come meanwhile.
+func (s *signals) watch(sig os.Signal, do func()) {
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, sig)
+	s.wg.Go(func() {
+		for {
+			select {
+			case <-ch:
+				do()
+			case <-s.ctx.Done():
+				return // it stays caught: it must not end a role that drains
+			}
+		}
+	})
+}
+
+func (s *signals) loop(log *slog.Logger, stops <-chan string) {
 	defer s.wg.Done()
 	own, passed := 0, 0
 	for {
@@ -125,8 +153,6 @@ func (s *signals) loop(log *slog.Logger, stops <-chan string, hup func()) {
 			case !ok:
 				return
 			case sig == syscall.SIGPIPE: // the reader of the log went away
-			case sig == syscall.SIGHUP:
-				hup()
 			default:
 				own++
 				s.stop(log, sig.String(), own)
@@ -150,8 +176,8 @@ func (s *signals) stop(log *slog.Logger, name string, n int) {
 
 // close gives the signals back and waits for the goroutine.
 func (s *signals) close() {
+	s.cancel()
 	signal.Stop(s.ch)
 	close(s.ch)
 	s.wg.Wait()
-	s.cancel()
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ftfuse/config"
+	"ftfuse/internal/reload"
 	"ftfuse/internal/systemd"
 )
 
@@ -28,11 +29,11 @@ func maybeStuck() {
 	if file == "" {
 		return
 	}
-	run := func(_ context.Context, _ *config.Config, log *slog.Logger) error {
+	run := func(_ context.Context, _ *config.Config, log *slog.Logger, _ *reload.Handle) error {
 		log.Info("ready")
 		select {}
 	}
-	os.Exit(exitCode(serve(config.RoleReceive, run, func() (*config.Config, error) { return config.Load(file) }, nil, os.Stderr)))
+	os.Exit(exitCode(serve(config.RoleReceive, run, func() (*config.Config, error) { return config.Load(file) }, nil, nil, os.Stderr)))
 }
 
 // process is a role in the foreground whose log is read as JSON.

@@ -31,6 +31,7 @@ var engines = map[string][]string{
 	"ftfuse/internal/upstream":  {"ftfuse/queue", "ftfuse/transport"},
 	"ftfuse/internal/report":    {"ftfuse/queue", "ftfuse/transport"},
 	"ftfuse/internal/service":   {"ftfuse/config", "ftfuse/queue", "ftfuse/transport"},
+	"ftfuse/internal/reload":    {"ftfuse/config"},
 }
 
 type goPackage struct {

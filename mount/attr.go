@@ -353,7 +353,7 @@ func (s *server) statfs(r *fuse.StatfsRequest) {
 		r.RespondError(err)
 		return
 	}
-	total, free := capacity(s.o.maxBytes, s.room.free(), int64(st.Bavail)*st.Bsize)
+	total, free := capacity(s.limits.Load().maxBytes, s.room.free(), int64(st.Bavail)*st.Bsize)
 	r.Respond(&fuse.StatfsResponse{
 		Blocks: total, Bfree: free, Bavail: free,
 		Files: st.Files, Ffree: st.Ffree, Bsize: statfsBlock, Frsize: statfsBlock, Namelen: 255,

@@ -14,6 +14,7 @@ import (
 
 	"ftfuse/config"
 	"ftfuse/internal/failpoint"
+	"ftfuse/internal/reload"
 	"ftfuse/mount/holder"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/session"
@@ -25,6 +26,7 @@ type Worker struct {
 	Link    *holder.Link
 	Version string // of this binary
 	Text    []byte // of the configuration
+	Reload  *reload.Handle
 	Options Options
 }
 

@@ -32,9 +32,9 @@ const (
 func serverSettings(cfg *config.Config, pass bool) settings {
 	m, q := cfg.Mount, cfg.QueueFor(config.RoleMount)
 	o := settings{
-		full: fullPolicies[q.OnFull], sync: q.Durability == config.DurabilitySync,
+		limits: limitsOf(q), sync: q.Durability == config.DurabilitySync,
 		refuse: m.Overwrite == config.OverwriteRefuse, umask: m.Umask,
-		uid: m.UID, gid: m.GID, maxBytes: int64(q.MaxBytes), one: func(string) bool { return false },
+		uid: m.UID, gid: m.GID, one: func(string) bool { return false },
 	}
 	rules := captureRules(m.Rules)
 	o.binary = func(path string) bool {
@@ -49,6 +49,10 @@ func serverSettings(cfg *config.Config, pass bool) settings {
 		return i < 0 || m.Rules[i].Attribution == config.AttributionOpen
 	}
 	return o
+}
+
+func limitsOf(q config.Queue) limits {
+	return limits{full: fullPolicies[q.OnFull], maxBytes: int64(q.MaxBytes)}
 }
 
 // ownFileSystem reports whether the spool files have a file system of their own: then its

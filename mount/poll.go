@@ -13,7 +13,7 @@ import (
 // pollRoom is the room from which poll(2) says that a file can be written: what one request
 // carries, an eighth of max_bytes if that is less. Room for a byte would wake programs for
 // writes that do not fit.
-func (s *server) pollRoom() int64 { return min(kernel.MaxWrite, s.o.maxBytes/8) }
+func (s *server) pollRoom() int64 { return min(kernel.MaxWrite, s.limits.Load().maxBytes/8) }
 
 // pollers are the open files that the kernel polls for programs: by poll(2) or epoll, or
 // by a language's runtime, as Go's does with every file that it opens.
@@ -101,7 +101,7 @@ func (s *server) writable() bool {
 	if s.closing.Load() {
 		return true // it gets an error at once
 	}
-	if s.o.full == fullBlock && s.room.free() < s.pollRoom() {
+	if s.limits.Load().full == fullBlock && s.room.free() < s.pollRoom() {
 		return false
 	}
 	return s.store.HasRoom(int(s.pollRoom()))

@@ -69,6 +69,20 @@ func (r *room) look() {
 		time.AfterFunc(roomPoll, r.look)
 		return
 	}
-	close(r.changed)
-	r.changed = nil
+	r.wakeAll()
+}
+
+// wake wakes those who wait: what decides has changed.
+func (r *room) wake() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.wakeAll()
+}
+
+// wakeAll is called with mu held.
+func (r *room) wakeAll() {
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -19,6 +20,7 @@ import (
 	"ftfuse/internal/control"
 	"ftfuse/internal/forward"
 	"ftfuse/internal/record"
+	"ftfuse/internal/reload"
 	"ftfuse/internal/service"
 	"ftfuse/internal/systemd"
 	"ftfuse/mount/capture"
@@ -67,7 +69,9 @@ type role struct {
 	under     atomic.Pointer[offline.Taker] // nil: files below the mount point are left alone
 	stopUnder context.CancelFunc
 
-	link    *holder.Link // nil: no holder
+	link    *holder.Link                  // nil: no holder
+	reload  *reload.Handle                // nil: nobody reloads it
+	now     atomic.Pointer[config.Config] // in force; cfg is what it started with
 	taken   taken
 	dev     *kernel.Device
 	support kernel.Support
@@ -98,6 +102,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 		cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), o: w.Options, link: w.Link,
 		stopUnder: func() {}, fail: make(chan error, 1), served: make(chan struct{}), wiring: make(chan struct{}),
 	}
+	r.now.Store(cfg)
 	r.wired = sync.OnceFunc(func() { close(r.wiring) })
 	defer func() { r.link.Failed(err) }()
 	defer func() { r.offer.Close() }() // an adopter waits for it: everything else is closed
@@ -258,7 +263,7 @@ func (r *role) restMemory(ctx context.Context) error {
 		case <-tick.C:
 		}
 		next := r.store.Next()
-		if next == seen && next != freed && r.queue.Room() == int64(r.cfg.QueueFor(config.RoleMount).MaxBytes) {
+		if next == seen && next != freed && r.queue.Room() == int64(r.now.Load().QueueFor(config.RoleMount).MaxBytes) {
 			debug.FreeOSMemory()
 			freed = next
 		}
@@ -334,8 +339,8 @@ func (r *role) mount() (err error) {
 			return err
 		}
 	}
-	if q := r.cfg.QueueFor(config.RoleMount); r.kernelWrites() && q.OnFull == config.FullBlock {
-		r.slow = newThrottle(int64(q.MaxBytes), r.m.Point, r.free, r.store, r.srv.kernelWritten, r.log)
+	if q := r.cfg.QueueFor(config.RoleMount); r.kernelWrites() {
+		r.slow = newThrottle(int64(q.MaxBytes), r.m.Point, r.freeBlocking, r.store, r.srv.kernelWritten, r.log)
 		r.srv.throttle = r.slow
 	}
 	r.link.Watch(r.srv.alive)
@@ -350,6 +355,7 @@ func (r *role) mount() (err error) {
 	}
 	systemd.Tell(r.log, systemd.Ready()) // a worker is not asked: its holder is
 	r.serving.Store(true)
+	r.reload.Serve(r)
 	r.log.Info("ready", append([]any{"point", r.m.Point, "pid", os.Getpid()}, captured(r.support)...)...)
 	return nil
 }
@@ -403,6 +409,14 @@ func (r *role) leave() {
 // spool into the queue counts twice until its commit: at most 8 MiB, for milliseconds.
 func (r *role) free() int64 { return r.queue.Room() - r.store.Uncaptured() }
 
+// freeBlocking is free where who finds no room has to wait; else there is no end of it.
+func (r *role) freeBlocking() int64 {
+	if r.now.Load().QueueFor(config.RoleMount).OnFull != config.FullBlock {
+		return math.MaxInt64
+	}
+	return r.free()
+}
+
 // reconnectGrace is how long a stopping role waits for a connection that is not there.
 // Tests, whose destination never is, shorten it.
 var reconnectGrace = forward.DefaultGrace
@@ -411,7 +425,7 @@ var reconnectGrace = forward.DefaultGrace
 // remains stays queued. It returns true, early, where the worker of another holder has
 // taken the connection meanwhile.
 func (r *role) drain() (adopted bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.ShutdownTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), r.now.Load().ShutdownTimeout)
 	defer cancel()
 	over := make(chan struct{})
 	go func() {
@@ -475,7 +489,7 @@ func (r *role) settle() {
 	r.slow.close()
 	r.srv.closing.Store(true)
 	r.srv.stop()
-	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.ShutdownTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), r.now.Load().ShutdownTimeout)
 	defer cancel()
 	r.sendAll(ctx)
 	r.disconnect()

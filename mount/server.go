@@ -46,14 +46,19 @@ type throttler interface {
 
 // settings of a server.
 type settings struct {
-	full     fullPolicy
+	limits
 	sync     bool // every write(2) is on disk before it returns
 	refuse   bool // a write over captured bytes gets EPERM
 	umask    uint32
-	uid, gid *uint32 // owner of new files; nil: who makes them
-	maxBytes int64
+	uid, gid *uint32                // owner of new files; nil: who makes them
 	one      func(path string) bool // whether the kernel may write to a file of this path by itself
 	binary   func(path string) bool // whether close(2) ends a record of this path
+}
+
+// limits are what decides about a write when the queue is full. They may change.
+type limits struct {
+	full     fullPolicy
+	maxBytes int64
 }
 
 type fullPolicy int
@@ -94,6 +99,8 @@ type server struct {
 
 	progress progress // of the loop
 
+	limits atomic.Pointer[limits]
+
 	handles handleTable
 
 	mu            sync.Mutex
@@ -118,6 +125,7 @@ func newServer(conn *fuse.Conn, dev *kernel.Device, store *spool.Store, c captur
 		fail:  func(error) {},
 		nodes: newNodeTable(o.one), written: map[*file]bool{}, served: make(chan struct{}),
 	}
+	s.limits.Store(&o.limits)
 	s.room.free = free
 	s.parking = parking{dir: store.Dir(), limit: parkedMemory}
 	s.reading = make(turns, readTurns)

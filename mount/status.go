@@ -32,6 +32,7 @@ func (r *role) status() status.Role {
 		Role: string(config.RoleMount), Host: r.cfg.Host, Node: r.queue.Node().String(), Serving: r.serving.Load(),
 		Point: r.m.Point, TLS: r.secure != nil, CertificateExpires: r.secure.Expires(),
 	}
+	s.Reload = r.reload.State()
 	s.Queue, s.Dropped = report.Queue(r.queue)
 	report.Forward(&s, r.fwd.Stats())
 	c := r.cap.Stats()

@@ -55,7 +55,7 @@ const (
 
 // throttle slows down the programs for which the kernel writes. nil is one that does not.
 type throttle struct {
-	limit   int64
+	limit   atomic.Int64 // max_bytes
 	free    func() int64 // until the limit; negative beyond it
 	busy    func([]spool.BusyFile) []spool.BusyFile
 	written func() []kernelFile
@@ -99,13 +99,21 @@ const (
 func newThrottle(limit int64, point string, free func() int64, store *spool.Store, written func() []kernelFile, log *slog.Logger) *throttle {
 	ctx, cancel := context.WithCancel(context.Background())
 	t := &throttle{
-		limit: limit, free: free, busy: store.Busy, written: written, point: point, log: log,
+		free: free, busy: store.Busy, written: written, point: point, log: log,
 		cancel: cancel, files: map[spool.Number]*slowed{},
 	}
+	t.limit.Store(limit)
 	t.look(time.Now(), free(), nil) // for what a predecessor's helper waits for
 	t.wg.Go(func() { t.run(ctx) })
 	t.wg.Go(func() { t.keepHelper(ctx) })
 	return t
+}
+
+// setLimit changes max_bytes.
+func (t *throttle) setLimit(limit int64) {
+	if t != nil {
+		t.limit.Store(limit)
+	}
 }
 
 // close lets everybody go and ends the helper. Hold answers at once from then on.
@@ -171,7 +179,7 @@ func (t *throttle) next(free int64) time.Duration {
 	if t.pressure > 0 {
 		return throttleLook
 	}
-	until := float64(free) - (1-throttleFrom)*float64(t.limit)
+	until := float64(free) - (1-throttleFrom)*float64(t.limit.Load())
 	return min(throttleSleep, max(throttleLook, time.Duration(until/throttleSpeed*float64(time.Second))))
 }
 
@@ -191,7 +199,7 @@ func slice(pressure float64) (hold, gap time.Duration) {
 func (t *throttle) look(now time.Time, free int64, busy []spool.BusyFile) (asks []spool.Number) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.pressure = max(0, (1-throttleFrom-float64(free)/float64(t.limit))/(1-throttleFrom))
+	t.pressure = max(0, (1-throttleFrom-float64(free)/float64(t.limit.Load()))/(1-throttleFrom))
 	if t.pressure == 0 {
 		if t.told && now.Sub(t.calm) > throttleCalm {
 			t.told = false
@@ -202,7 +210,7 @@ func (t *throttle) look(now time.Time, free int64, busy []spool.BusyFile) (asks 
 	}
 	if !t.told {
 		t.told, t.worst = true, 0
-		t.log.Warn("the queue is nearly full; programs that append are slowed down", "free", free, "max_bytes", t.limit)
+		t.log.Warn("the queue is nearly full; programs that append are slowed down", "free", free, "max_bytes", t.limit.Load())
 	}
 	t.calm, t.worst = now, max(t.worst, -free)
 	for _, b := range busy {

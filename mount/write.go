@@ -24,7 +24,7 @@ func (s *server) writeRequest(r *fuse.WriteRequest) {
 	case s.closing.Load():
 		r.RespondError(syscall.ESHUTDOWN)
 		return
-	case s.wantsSync(r) || isResent(r.ID) || (s.o.full != fullPass && !s.room.take(len(r.Data))):
+	case s.wantsSync(r) || isResent(r.ID) || (s.limits.Load().full != fullPass && !s.room.take(len(r.Data))):
 		s.park(r, h)
 		return
 	}
@@ -130,7 +130,7 @@ func (s *server) parkedWrite(ctx context.Context, w *pwrite) {
 	started := time.Now()
 	shared := w.handle.file.one && !w.nonblock()
 	for first := true; ; first = false {
-		if first || !shared || s.o.full != fullBlock {
+		if first || !shared || s.limits.Load().full != fullBlock {
 			if err := s.awaitRoom(ctx, w); err != nil {
 				s.wrote(ctx, w, 0, err)
 				return
@@ -157,12 +157,8 @@ func (s *server) parkedWrite(ctx context.Context, w *pwrite) {
 // spool into the queue may count twice for a moment, so that nobody is refused before
 // the next commit.
 func (s *server) awaitRoom(ctx context.Context, w *pwrite) error {
-	if s.o.full == fullPass {
-		return nil
-	}
 	started := time.Now()
-	block := s.o.full == fullBlock && !w.nonblock()
-	if block && w.handle.file.one {
+	if s.limits.Load().full == fullBlock && !w.nonblock() && w.handle.file.one {
 		short, cancel := context.WithTimeout(ctx, sharedPatience)
 		defer cancel()
 		if err := s.roomOrTurn(short, w); err != nil {
@@ -172,10 +168,11 @@ func (s *server) awaitRoom(ctx context.Context, w *pwrite) error {
 	}
 	for {
 		changed := s.store.Changed()
-		if s.room.take(len(w.data)) {
+		full := s.limits.Load().full // it may change meanwhile
+		if full == fullPass || s.room.take(len(w.data)) {
 			return nil
 		}
-		if block {
+		if full == fullBlock && !w.nonblock() {
 			if err := s.room.wait(ctx); err != nil {
 				return err
 			}
@@ -183,7 +180,7 @@ func (s *server) awaitRoom(ctx context.Context, w *pwrite) error {
 		}
 		left := journalPatience - time.Since(started)
 		if s.store.Uncaptured() == 0 || left <= 0 {
-			if s.o.full == fullError {
+			if full == fullError {
 				return syscall.ENOSPC
 			}
 			return syscall.EAGAIN
@@ -199,7 +196,7 @@ func (s *server) awaitRoom(ctx context.Context, w *pwrite) error {
 
 // roomOrTurn waits until there is room, or returns ctx's error.
 func (s *server) roomOrTurn(ctx context.Context, w *pwrite) error {
-	for !s.room.take(len(w.data)) {
+	for s.limits.Load().full != fullPass && !s.room.take(len(w.data)) {
 		if err := s.room.wait(ctx); err != nil {
 			return err
 		}

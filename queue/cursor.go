@@ -27,6 +27,8 @@ type Cursor struct {
 	late  map[uint64]uint64    // replaced when it was given: what its ack is for
 	dirty bool
 	epoch uint64 // counts Rewinds
+	base  uint64 // what was submitted when it was added
+	gone  bool   // the queue has it no more
 }
 
 type givenItem struct {
@@ -89,6 +91,9 @@ func (c *Cursor) look(headOnly bool) (*memItem, *segment, uint64, error) {
 	if err := q.state(); err != nil {
 		return nil, nil, 0, err
 	}
+	if c.gone {
+		return nil, nil, 0, fmt.Errorf("%w: %q was removed", ErrNoCursor, c.name)
+	}
 	for ; c.next <= q.committed; c.next++ {
 		seq := c.next
 		if c.acked.Contains(seq) {
@@ -124,7 +129,7 @@ func (c *Cursor) fromDisk(seg *segment, seq, epoch uint64, headOnly bool) (head,
 	q := c.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if c.epoch != epoch || c.next != seq || c.acked.Contains(seq) || errors.Is(err, errReopen) || q.closed {
+	if c.gone || c.epoch != epoch || c.next != seq || c.acked.Contains(seq) || errors.Is(err, errReopen) || q.closed {
 		return head{}, false, nil
 	}
 	if err = missing(seg, seq, found, err); err != nil {
@@ -151,6 +156,9 @@ func (c *Cursor) Ack(seq uint64) {
 	q := c.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if c.gone {
+		return
+	}
 	if now, ok := c.late[seq]; ok {
 		delete(c.late, seq)
 		q.ackLate(c, now)

@@ -24,7 +24,7 @@ func (q *Queue) loadCursors(records map[string]cursorRecord) {
 		q.cursors = append(q.cursors, c)
 	}
 	for name, r := range records {
-		if _, err := q.Cursor(name); err != nil {
+		if _, err := q.cursorOf(name); err != nil {
 			c := newCursor(q, name)
 			c.acked = r.acked
 			c.loadParts(r, true)

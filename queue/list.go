@@ -32,7 +32,9 @@ func (q *Queue) Cat(ctx context.Context, cursor string, fn func(Listed, batch.Se
 }
 
 func (q *Queue) each(ctx context.Context, cursor string, headOnly bool, fn func(Listed, *head) error) error {
+	q.mu.Lock()
 	cursors := q.cursors
+	q.mu.Unlock()
 	if cursor != "" {
 		c, err := q.Cursor(cursor)
 		if err != nil {

@@ -157,6 +157,12 @@ const (
 	DefaultIdleAfter    = time.Second
 )
 
+// CursorWants says whether a cursor wants a lane; see Options.Wants.
+type CursorWants = func(cursor string, lane batch.Lane) bool
+
+// maxCursors is how many consumers a queue has at most.
+const maxCursors = 64
+
 // Options of Open. A zero field takes its default.
 type Options struct {
 	SegmentBytes int64         // size at which a segment is closed and a new one begun
@@ -189,7 +195,7 @@ type Options struct {
 	// Wants is optional: false for a lane that a cursor does not want, which counts as acked
 	// by it when it is committed. What nobody wants is dropped, and counted as LostNoCursor.
 	// It is called with the queue's locks held and must call nothing of it.
-	Wants func(cursor string, lane batch.Lane) bool
+	Wants CursorWants
 
 	// Begin is optional. Open calls it once the state of earlier runs is read, before Wants
 	// is asked for the first time. q answers Node, Get and Range then, and nothing else.
@@ -231,8 +237,8 @@ func (o Options) withDefaults() (Options, error) {
 			return o, fmt.Errorf("%w: a size or time below zero", ErrOptions)
 		}
 	}
-	if len(o.Cursors) == 0 || len(o.Cursors) > 64 {
-		return o, fmt.Errorf("%w: %d cursors, want 1 to 64", ErrOptions, len(o.Cursors))
+	if len(o.Cursors) == 0 || len(o.Cursors) > maxCursors {
+		return o, fmt.Errorf("%w: %d cursors, want 1 to %d", ErrOptions, len(o.Cursors), maxCursors)
 	}
 	if o.OnFull < Block || o.OnFull > DropNewest {
 		return o, fmt.Errorf("%w: policy %d", ErrOptions, o.OnFull)
@@ -319,12 +325,19 @@ func (q *Queue) Get(key string) ([]byte, bool) {
 
 // Cursor returns the cursor called name.
 func (q *Queue) Cursor(name string) (*Cursor, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.cursorOf(name)
+}
+
+// cursorOf is Cursor. The caller holds mu, or has the queue for itself.
+func (q *Queue) cursorOf(name string) (*Cursor, error) {
 	for _, c := range q.cursors {
 		if c.name == name {
 			return c, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: %q, this queue was opened with %q", ErrNoCursor, name, q.o.Cursors)
+	return nil, fmt.Errorf("%w: %q, this queue has %q", ErrNoCursor, name, q.o.Cursors)
 }
 
 // Delivered returns a copy of the delivered set of lane.

@@ -171,10 +171,6 @@ func (q *Queue) dedupe(t *Txn) ([]Entry, error) {
 // given up while waiting.
 func (q *Queue) admit(ctx context.Context, entries []Entry, t *Txn) (Status, error) {
 	beyond := t.Beyond || len(t.Replace) > 0
-	policy := q.o.OnFull
-	if t.Again {
-		policy = Block
-	}
 	var size int64
 	for i := range entries {
 		size += entries[i].size()
@@ -190,6 +186,10 @@ func (q *Queue) admit(ctx context.Context, entries []Entry, t *Txn) (Status, err
 			return Fresh, nil
 		}
 		if full || q.diskFull {
+			policy := q.o.OnFull // it may change while this waits
+			if t.Again {
+				policy = Block
+			}
 			switch {
 			case policy == Error:
 				return Fresh, fmt.Errorf("submit %d bytes: %w: %d of %d bytes are waiting", size, ErrFull, q.live, q.o.MaxBytes)

@@ -32,6 +32,7 @@ import (
 	"ftfuse/internal/control"
 	"ftfuse/internal/plugin"
 	"ftfuse/internal/queuetool"
+	"ftfuse/internal/reload"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
 	"ftfuse/internal/systemd"
@@ -50,12 +51,13 @@ type Options struct {
 	CheckpointBytes int64         // see sink.Options
 	SegmentBytes    int64         // of the queue
 	Ready           func(r *Receiver)
+	Reload          *reload.Handle // nil: nobody reloads it
 }
 
 // Run is the role: it returns nil after ctx ended and what could be done by then was
 // done, or the error that stopped it.
-func Run(ctx context.Context, c *config.Config, log *slog.Logger) error {
-	return RunWith(ctx, c, log, Options{Ready: func(*Receiver) { systemd.Tell(log, systemd.Ready()) }})
+func Run(ctx context.Context, c *config.Config, log *slog.Logger, h *reload.Handle) error {
+	return RunWith(ctx, c, log, Options{Reload: h, Ready: func(*Receiver) { systemd.Tell(log, systemd.Ready()) }})
 }
 
 // Receiver is a running role: a Server whose batches go to output files.
@@ -143,6 +145,7 @@ func (r *Receiver) serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, ctl.Close()) }()
 	return r.run(ctx, func() {
 		r.log.Info("ready", "role", roleName, "listen", r.Addr().String(), "node", r.q.Node().String())
+		r.o.Reload.Serve(r)
 		if r.o.Ready != nil {
 			r.o.Ready(r)
 		}

@@ -69,6 +69,8 @@ type Server struct {
 	p   plan
 	log *slog.Logger
 
+	shutdown atomic.Int64 // nanoseconds: how long a stop may drain
+
 	lock    *os.File
 	q       *queue.Queue
 	engine  engine
@@ -88,6 +90,7 @@ type Server struct {
 // left. The caller closes what it returns, also beside an error.
 func openServer(ctx context.Context, p plan) (*Server, error) {
 	s := &Server{p: p, log: p.log, count: &counters{}, wired: make(chan struct{})}
+	s.shutdown.Store(int64(p.shutdown))
 	s.unwired = sync.OnceFunc(func() { close(s.wired) })
 	return s, s.open(ctx)
 }
@@ -202,7 +205,7 @@ func (s *Server) run(ctx context.Context, ready func()) error {
 // drain stops taking and waits, as long as the shutdown may last, until what was taken is
 // applied. What remains stays in the queue.
 func (s *Server) drain(p *service.Parts) {
-	limited, done := context.WithTimeout(context.Background(), s.p.shutdown)
+	limited, done := context.WithTimeout(context.Background(), time.Duration(s.shutdown.Load()))
 	defer done()
 	ctx, cancel := p.Until(limited)
 	defer cancel()

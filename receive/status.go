@@ -21,6 +21,7 @@ func (r *Receiver) status() status.Role {
 		DroppedElsewhere: report.Losses(st.DroppedUpstream),
 		Counters:         st.Stats.Counters(),
 	}
+	s.Reload = r.o.Reload.State()
 	s.Queue, s.Dropped = report.Queue(r.q)
 	s.Counters = append(s.Counters, status.Counter{
 		Name: "damaged_taken_again_batches", Help: "Batches that the disk had damaged and that came again from a node that kept them.", Value: r.q.Stats().Healed.Batches,

@@ -32,6 +32,7 @@ import (
 	"ftfuse/internal/forward"
 	"ftfuse/internal/plugin"
 	"ftfuse/internal/queuetool"
+	"ftfuse/internal/reload"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
 	"ftfuse/internal/status"
@@ -49,12 +50,13 @@ type Options struct {
 	CheckpointEvery time.Duration // see sink.Options
 	SegmentBytes    int64         // of the queue
 	Ready           func(r *Relay)
+	Reload          *reload.Handle // nil: nobody reloads it
 }
 
 // Run is the role: it returns nil after ctx ended and what could be done by then was
 // done, or the error that stopped it.
-func Run(ctx context.Context, c *config.Config, log *slog.Logger) error {
-	return RunWith(ctx, c, log, Options{Ready: func(*Relay) { systemd.Tell(log, systemd.Ready()) }})
+func Run(ctx context.Context, c *config.Config, log *slog.Logger, h *reload.Handle) error {
+	return RunWith(ctx, c, log, Options{Reload: h, Ready: func(*Relay) { systemd.Tell(log, systemd.Ready()) }})
 }
 
 // Relay is a running role.
@@ -62,6 +64,8 @@ type Relay struct {
 	c   *config.Config
 	o   Options
 	log *slog.Logger
+
+	shutdown atomic.Int64 // nanoseconds: how long a stop may drain
 
 	lock    *os.File
 	q       *queue.Queue
@@ -91,6 +95,7 @@ func RunWith(ctx context.Context, c *config.Config, log *slog.Logger, o Options)
 	}
 	limitMemory(c.Relay)
 	r := &Relay{c: c, o: o, log: log, wired: make(chan struct{})}
+	r.shutdown.Store(int64(c.ShutdownTimeout))
 	r.unwired = sync.OnceFunc(func() { close(r.wired) })
 	defer func() { err = errors.Join(err, r.close()) }()
 	if err := r.open(ctx); err != nil {
@@ -175,6 +180,7 @@ func (r *Relay) serve(ctx context.Context) (err error) {
 	}
 	r.serving.Store(true)
 	r.log.Info("ready", "role", string(config.RoleRelay), "listen", r.addr.String(), "node", r.q.Node().String())
+	r.o.Reload.Serve(r)
 	if r.o.Ready != nil {
 		r.o.Ready(r)
 	}
@@ -193,7 +199,7 @@ func (r *Relay) serve(ctx context.Context) (err error) {
 // drain stops taking and waits, as long as shutdown_timeout lets it, until what was
 // taken is with the next nodes and copied. What remains stays in the queue.
 func (r *Relay) drain(p *service.Parts) {
-	limited, done := context.WithTimeout(context.Background(), r.c.ShutdownTimeout)
+	limited, done := context.WithTimeout(context.Background(), time.Duration(r.shutdown.Load()))
 	defer done()
 	ctx, cancel := p.Until(limited)
 	defer cancel()

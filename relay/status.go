@@ -18,6 +18,7 @@ func (r *Relay) status() status.Role {
 		Duplicates: st.Duplicates, Resent: report.Tally(st.Resent),
 	}
 	report.Forward(&s, st.Forward)
+	s.Reload = r.o.Reload.State()
 	s.Queue, s.Dropped = report.Queue(r.q)
 	elsewhere := st.DroppedDownstream
 	for reason, t := range st.DroppedUpstream {

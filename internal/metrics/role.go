@@ -10,6 +10,11 @@ import (
 func (f families) role(r *status.Role) {
 	f.gauge("serving", "1 while the role serves and no stop was asked for.", boolean(r.Serving))
 	f.gauge("ready", "1 while the role can take more, as /readyz says.", boolean(r.NotReady() == ""))
+	if l := r.Reload; l != nil {
+		f.gauge("reload_timestamp_seconds", "Unix time of the newest wish to read the configuration again.", timestamp(l.Time))
+		f.gauge("reload_refused", "1 where it was refused, and the configuration before it stays.", boolean(len(l.Refused) > 0))
+		f.gauge("reload_waiting_keys", "Keys that were changed and wait for a restart.", float64(len(l.NeedsRestart)))
+	}
 	f.gauge("certificate_expiry_timestamp_seconds", "Unix time at which the role's certificate is over; 0: no TLS.", timestamp(r.CertificateExpires))
 	f.tally("accepted", "captured, or taken from peers, and on disk.", r.Accepted)
 	f.tally("delivered", "acknowledged by the next node (each group counts), or in the outputs.", r.Delivered)

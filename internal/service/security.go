@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ftfuse/internal/certs"
@@ -21,7 +22,7 @@ const certsEvery = 5 * time.Second
 // use.
 type Security struct {
 	store     *certs.Store
-	admission *transport.Admission
+	admission atomic.Pointer[transport.Admission]
 	every     time.Duration // between two looks at the files
 	log       *slog.Logger
 }
@@ -43,7 +44,22 @@ func OpenSecurity(f Files, allow map[string][]string, log *slog.Logger) (*Securi
 	if err != nil {
 		return nil, err
 	}
-	return &Security{store: store, admission: admission, every: certsEvery, log: log}, nil
+	s := &Security{store: store, every: certsEvery, log: log}
+	s.admission.Store(admission)
+	return s, nil
+}
+
+// SetAllow replaces the role's list of peers, for those who are connected too. An error
+// changes nothing.
+func (s *Security) SetAllow(allow map[string][]string) error {
+	if s == nil {
+		return nil
+	}
+	admission, err := transport.NewAdmission(allow)
+	if err == nil {
+		s.admission.Store(admission)
+	}
+	return err
 }
 
 // Server is what transport.ServerOptions.TLS takes.
@@ -67,7 +83,7 @@ func (s *Security) Admission() func() *transport.Admission {
 	if s == nil {
 		return nil
 	}
-	return func() *transport.Admission { return s.admission }
+	return s.admission.Load
 }
 
 // Expires is when the role's own certificate is over; zero for plain TCP.

@@ -36,6 +36,8 @@ type Role struct {
 	CertificateExpires time.Time `json:"certificate_expires,omitzero"`
 	Trouble            []string  `json:"trouble,omitzero"` // what an operator should look at, one sentence each
 
+	Reload *Reload `json:"reload,omitempty"` // the newest; nil: none since the start
+
 	Queue   Queue   `json:"queue"`
 	Forward []Group `json:"forward,omitzero"`
 	Peers   *Peers  `json:"peers,omitzero"` // nil: the role listens to nobody
@@ -51,6 +53,16 @@ type Role struct {
 	DroppedElsewhere []Loss `json:"dropped_elsewhere,omitzero"` // as other nodes told; since the start
 
 	Counters []Counter `json:"counters,omitzero"` // what only this role counts
+}
+
+// Reload is what became of a wish to read the configuration again. Each of its sentences
+// names the file and the line, or the key.
+type Reload struct {
+	Time         time.Time `json:"time"`
+	Took         float64   `json:"took_seconds"`
+	Refused      []string  `json:"refused,omitzero"`       // why nothing changed; empty: it was taken over
+	Changed      []string  `json:"changed,omitzero"`       // the keys
+	NeedsRestart []string  `json:"needs_restart,omitzero"` // what stays as it was until then
 }
 
 // Tally counts batches, the records in them and the bytes that programs wrote.

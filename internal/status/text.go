@@ -16,6 +16,7 @@ import (
 func Text(w io.Writer, r *Role) error {
 	t := &text{r: r}
 	t.head()
+	t.reload()
 	t.queue()
 	for i := range r.Forward {
 		t.group(&r.Forward[i])
@@ -77,6 +78,27 @@ func (t *text) head() {
 	}
 	t.line("%s: %s, %s, %s, up %s", r.Role, where, state, how, age(r.Now.Sub(r.Started)))
 	t.line("  host %s, node %s, version %s, pid %d", r.Host, r.Node, r.Version, r.PID)
+}
+
+func (t *text) reload() {
+	r := t.r.Reload
+	if r == nil {
+		return
+	}
+	ago := age(t.r.Now.Sub(r.Time))
+	if len(r.Refused) > 0 {
+		t.line("  reload refused %s ago, the old configuration stays:", ago)
+	} else if len(r.Changed) > 0 {
+		t.line("  reloaded %s ago: %s", ago, strings.Join(r.Changed, ", "))
+	} else {
+		t.line("  reloaded %s ago, nothing changed", ago)
+	}
+	for _, why := range r.Refused {
+		t.line("    %s", why)
+	}
+	for _, key := range r.NeedsRestart {
+		t.line("    needs a restart: %s", key)
+	}
 }
 
 func (t *text) queue() {

@@ -207,7 +207,7 @@ func fakeWait(ctx context.Context, l *Link, o *Offer, usr chan os.Signal, say fu
 				return errors.New("told to fail")
 			}
 			say("hangup")
-			l.Reloaded()
+			l.Reloaded(nil, nil)
 		case <-l.Handover():
 			say("left")
 			return nil

@@ -32,9 +32,7 @@ func (h *holder) heard(e event) {
 	case typeReady:
 		h.serves(w)
 	case typeReloaded:
-		if w == h.cur {
-			h.reloaded()
-		}
+		h.reloaded(w, e.m)
 	case typeFailed:
 		w.failed = e.m.Error
 		h.why = e.m.Error

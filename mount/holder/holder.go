@@ -128,7 +128,7 @@ func newHolder(o Options) (*holder, error) {
 }
 
 func (h *holder) listen() {
-	signal.Notify(h.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	signal.Notify(h.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGPIPE)
 }
 
 // begin takes the lock and looks for what systemd kept.

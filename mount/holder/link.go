@@ -248,11 +248,21 @@ func (l *Link) Failed(err error) {
 	_ = l.ch.send(message{Type: typeFailed, Error: text[:min(len(text), maxMessage/8)]}, -1) // the exit code says it too
 }
 
-// Reloaded tells the holder that a reload has ended, done or refused.
-func (l *Link) Reloaded() {
-	if l != nil {
-		_ = l.ch.send(message{Type: typeReloaded}, -1) // its end says it too
+// Reloaded tells the holder that a reload has ended: what the next worker is to use from now
+// on, or, with nil, that nothing changed.
+func (l *Link) Reloaded(s *Settings, config []byte) {
+	if l == nil {
+		return
 	}
+	fd := -1
+	if s != nil {
+		mem, err := memory("ftfuse-config", config)
+		if err == nil {
+			defer unix.Close(mem)
+			fd = mem
+		} // else the next worker begins with what was in force before, and is told to reload
+	}
+	_ = l.ch.send(message{Type: typeReloaded, Settings: s}, fd) // its end says it too
 }
 
 // Unmounted tells the holder that the mount is gone, in order.

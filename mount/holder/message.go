@@ -29,7 +29,7 @@ const (
 	typeLeave     = "leave"     // holder: stop reading, close, exit without unmounting
 	typeFailed    = "failed"    // worker: Error; the connection is to be dropped
 	typeUnmounted = "unmounted" // worker: nothing is left to keep
-	typeReloaded  = "reloaded"  // worker: a reload that a SIGHUP began has ended
+	typeReloaded  = "reloaded"  // worker: a reload that a SIGHUP began has ended; done: settings, descriptor: its configuration
 	typePing      = "ping"      // holder
 	typePong      = "pong"      // worker
 	typeHandover  = "handover"  // command: swap the worker
@@ -182,8 +182,8 @@ func memory(name string, b []byte) (int, error) {
 }
 
 // maxMemory is the largest file in memory that is read: a configuration file may have
-// 1 MiB.
-const maxMemory = 2 << 20
+// 1 MiB, and there may be two.
+const maxMemory = 3 << 20
 
 // contents reads what memory wrote.
 func contents(fd int) ([]byte, error) {

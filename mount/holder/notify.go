@@ -79,8 +79,29 @@ func (h *holder) hangUp() {
 	_ = h.cur.proc.Signal(unix.SIGHUP) // its end is an event
 }
 
-// reloaded notes that the worker has ended its reload.
-func (h *holder) reloaded() {
+// reopen passes a SIGUSR1 on. A worker that has not said a word yet has no file open.
+func (h *holder) reopen() {
+	if h.cur != nil && h.cur.said != nil && !h.cur.leaving {
+		_ = h.cur.proc.Signal(unix.SIGUSR1)
+	}
+}
+
+// reloaded notes that w has ended its reload, and what it uses from now on.
+func (h *holder) reloaded(w *worker, m message) {
+	if m.fd >= 0 {
+		defer unix.Close(m.fd)
+	}
+	if w != h.cur {
+		return
+	}
+	if s := m.Settings; s != nil && m.fd >= 0 && s.Point == h.s.Point && s.Dir == h.s.Dir && s.Timeout > 0 {
+		if text, err := contents(m.fd); err == nil {
+			h.log = h.o.Logger(s.LogLevel, s.LogFormat).With("role", "mount", "part", "holder")
+			h.s, h.config, w.said, w.config = *s, text, s, text
+		} else {
+			h.log.Error("what was reloaded cannot be kept; the next worker begins with what was in force before", "err", err)
+		}
+	}
 	if h.reload == reloadBegun {
 		h.reload = reloadNone
 		systemd.Tell(h.log, h.sd.ready())

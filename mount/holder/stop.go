@@ -16,12 +16,15 @@ func (h *holder) signalled(s os.Signal) {
 	if sig == syscall.SIGPIPE {
 		return // the reader of the log went away
 	}
-	if sig == syscall.SIGHUP {
+	switch sig {
+	case syscall.SIGHUP:
 		h.reload = reloadAsked
 		h.hangUp()
-		return
+	case syscall.SIGUSR1:
+		h.reopen()
+	default:
+		h.stop(sig)
 	}
-	h.stop(sig)
 }
 
 // stop passes the wish to stop on to the worker that serves.

@@ -21,6 +21,10 @@ func Role() status.Role {
 		Started: ago(26*time.Hour + 3*time.Second), Serving: true, Listen: "[::]:7400", Point: "/mnt/ftfuse", TLS: true,
 		CertificateExpires: Now.Add(24 * time.Hour),
 		Trouble:            []string{"the output file /data/a is held: no space left on device"},
+		Reload: &status.Reload{
+			Time: ago(10 * time.Second), Took: 0.25, Refused: []string{"/etc/ftfuse.toml:3: unknown key \"hots\"; write host"},
+			Changed: []string{"relay.forward", "relay.queue.max_bytes"}, NeedsRestart: []string{"relay.listen: \":7400\" stays in force; \":7401\", in line 9, needs a restart"},
+		},
 		Queue: status.Queue{
 			Bytes: 1500, MaxBytes: 8 << 30, DiskBytes: 12 << 20, Segments: 2, Quarantined: 1, DiskFull: true,
 			Cursors: []status.Cursor{
