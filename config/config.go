@@ -211,6 +211,7 @@ type Rule struct {
 	Attribution Attribution
 	Mode        RecordMode
 	MaxLine     Size // a longer line travels in pieces
+	MaxRecord   Size // with ModeBinary: a record ends after so many bytes
 	Default     Verdict
 	Allow       []Filter
 	Deny        []Filter
@@ -235,7 +236,8 @@ const (
 
 // Filter is one entry of a rule's allow or deny.
 type Filter struct {
-	Match   *regexp.Regexp
+	Match   *regexp.Regexp // nil: Literal it is
+	Literal string
 	Replace *string // nil: the line stays as it is
 }
 

@@ -43,6 +43,7 @@ func DefaultRule() Rule {
 		Attribution: AttributionOpen,
 		Mode:        ModeLine,
 		MaxLine:     MiB,
+		MaxRecord:   MiB,
 		Default:     VerdictAllow,
 		PluginAck:   PluginAckPipe,
 	}

@@ -75,15 +75,6 @@ func (c *Config) checkMount(ps *problems) {
 }
 
 func checkRule(ps *problems, r *Rule) {
-	if len(r.Allow) > 0 {
-		ps.later(join(r.key, "allow"), "remove it", "a list of what to allow")
-	}
-	if len(r.Deny) > 0 {
-		ps.later(join(r.key, "deny"), "remove it", "a list of what to deny")
-	}
-	if r.Default != VerdictAllow {
-		ps.later(join(r.key, "default"), `write default = "allow", or transfer = false to keep all of it here`, "default = %q", r.Default)
-	}
 	if r.Output != "" {
 		ps.later(join(r.key, "output"), "remove it", "a local copy")
 	}
@@ -91,9 +82,6 @@ func checkRule(ps *problems, r *Rule) {
 		ps.later(join(r.key, "plugin"), "remove it", "a plugin")
 	}
 }
-
-// wholeLine is the longest line that capture makes one record of.
-const wholeLine = MiB
 
 // Notes returns what an operator may not expect of a role that CheckRole accepts;
 // the role's start and `ftfuse check` say it.
@@ -115,8 +103,8 @@ func (c *Config) Notes(r Role) []string {
 		return notes
 	}
 	for i := range c.Mount.Rules {
-		if ru := &c.Mount.Rules[i]; ru.MaxLine > wholeLine {
-			note("%s: max_line = %q: lines longer than %s travel in pieces in this version, and come out whole all the same", ru, ru.MaxLine, wholeLine)
+		if ru := &c.Mount.Rules[i]; ru.idleAllow() {
+			note("%s: its allow changes nothing, since what it does not match is allowed too; write default = \"deny\" to drop that", ru)
 		}
 	}
 	if q := c.Mount.Queue; q.MaxAge > 0 && q.MaxAge < time.Minute {

@@ -42,6 +42,9 @@ func TestRoleAcceptsWhatItDoesAnyway(t *testing.T) {
 		"write":            with(t, `path = "**"`, `attribution = "write"`),
 		"own group":        with(t, `path = "**"`, `forward = ["colo"]`),
 		"empty lists":      with(t, `path = "**"`, "allow = []\ndeny = []\ndefault = \"allow\"\nplugin = []"),
+		"lists":            with(t, `path = "**"`, "allow = [ { match = \"x\" } ]\ndeny = [ { literal = \"y\" } ]\ndefault = \"deny\""),
+		"max_record":       with(t, `path = "**"`, "mode = \"binary\"\nmax_record = \"64KiB\""),
+		"max_line":         with(t, `path = "**"`, `max_line = "64MiB"`),
 		"offline take":     with(t, `[mount]`, `offline = "take"`),
 		"offline keep":     with(t, `[mount]`, `offline = "keep"`),
 		"offline ignore":   with(t, `[mount]`, `offline = "ignore"`),
@@ -85,9 +88,6 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 		"no group":       {RoleMount, "host = \"h\"\n[mount]\n", []want{{2, ErrMissing, "mount", "nowhere", "[[mount.forward]]"}}},
 		"receiver's own": {RoleReceive, good + "[receive.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "receive.queue.compression", "no effect", "[mount.queue]"}}},
 		"last node":      {RoleReceive, good + "[receive.queue]\nkeep_until = \"final\"\n", []want{{12, ErrUnsupported, "receive.queue.keep_until", "no effect", "[relay.queue]"}}},
-		"allow":          {RoleMount, with(t, `path = "**"`, `allow = [ { match = "x" } ]`), []want{{5, ErrUnsupported, "mount.rule.allow", "", "remove"}}},
-		"deny":           {RoleMount, with(t, `path = "**"`, `deny = [ { match = "x" } ]`), []want{{5, ErrUnsupported, "mount.rule.deny", "", "remove"}}},
-		"default deny":   {RoleMount, with(t, `path = "**"`, `default = "deny"`), []want{{5, ErrUnsupported, "mount.rule.default", "", "transfer = false"}}},
 		"copy":           {RoleMount, with(t, `path = "**"`, `output = "/copy/%F"`), []want{{5, ErrUnsupported, "mount.rule.output", "", "remove"}}},
 		"plugin":         {RoleMount, with(t, `path = "**"`, `plugin = ["/bin/cat"]`), []want{{5, ErrUnsupported, "mount.rule.plugin", "", "remove"}}},
 		"relay":          {RoleRelay, good + "[relay]\n", []want{{11, ErrMissing, "relay", "nowhere", "[[relay.forward]]"}}},
@@ -125,9 +125,14 @@ func TestNotesSayWhatIsDoneInstead(t *testing.T) {
 	if notes := c.Notes(RoleMount); len(notes) != 1 || !strings.Contains(notes[0], "no tls") {
 		t.Errorf("got %q, want only that there is no tls", notes)
 	}
-	c = parse(t, with(t, `path = "**"`, `max_line = "2MiB"`))
-	if notes := strings.Join(c.Notes(RoleMount), "\n"); !strings.Contains(notes, `max_line = "2MiB"`) {
-		t.Errorf("the notes say nothing of max_line:\n%s", notes)
+	c = parse(t, with(t, `path = "**"`, `allow = [ { match = "x" } ]`))
+	if notes := strings.Join(c.Notes(RoleMount), "\n"); !strings.Contains(notes, "its allow changes nothing") {
+		t.Errorf("the notes say nothing of an allow without default = deny:\n%s", notes)
+	}
+	for _, lines := range []string{`allow = [ { match = "x", replace = "y" } ]`, "allow = [ { match = \"x\" } ]\ndefault = \"deny\""} {
+		if notes := strings.Join(parse(t, with(t, `path = "**"`, lines)).Notes(RoleMount), "\n"); strings.Contains(notes, "allow") {
+			t.Errorf("%s: %s", lines, notes)
+		}
 	}
 	c = parse(t, with(t, `host = "h"`, `tls = { cert = "/a", key = "/b", ca = "/c" }`))
 	if notes := strings.Join(c.Notes(RoleReceive), "\n"); !strings.Contains(notes, "no allow") || strings.Contains(notes, "no tls") {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"time"
@@ -23,6 +22,8 @@ const (
 	maxWindow      = 4 * GiB
 	minMaxLine     = 1 * KiB
 	maxMaxLine     = 64 * MiB
+	minMaxRecord   = 1
+	maxMaxRecord   = GiB
 	maxReadback    = TiB
 	maxShutdown    = time.Hour
 	minHolder      = time.Second // but for 0, no holder
@@ -150,6 +151,7 @@ func (r *Rule) decode(t *table) {
 	enum(t, "attribution", &r.Attribution, AttributionOpen, AttributionWrite)
 	enum(t, "mode", &r.Mode, ModeLine, ModeBinary)
 	t.size("max_line", minMaxLine, maxMaxLine, &r.MaxLine)
+	t.size("max_record", minMaxRecord, maxMaxRecord, &r.MaxRecord)
 	enum(t, "default", &r.Default, VerdictAllow, VerdictDeny)
 	r.Allow = decodeFilters(t, "allow", true)
 	r.Deny = decodeFilters(t, "deny", false)
@@ -163,29 +165,6 @@ func (r *Rule) decode(t *table) {
 func decodePlugin(t *table, ack *PluginAck, timeout *time.Duration) {
 	enum(t, "plugin_ack", ack, PluginAckPipe, PluginAckLine)
 	t.duration("plugin_timeout", 0, maxPlugin, timeout)
-}
-
-func decodeFilters(t *table, key string, replace bool) []Filter {
-	var all []Filter
-	for _, s := range t.subs(key) {
-		var f Filter
-		var match, with string
-		if !s.str("match", "ERROR|WARN", &match) {
-			if _, given := s.m["match"]; !given {
-				t.ps.add(ErrMissing, s.path, `write { match = "…" }`, "%s has no match", plainKey(s.path))
-			}
-		} else if re, err := regexp.Compile(match); err != nil {
-			t.ps.add(ErrValue, s.key("match"), "see https://pkg.go.dev/regexp/syntax for what RE2 takes", "%s is not a regular expression: %v", plainKey(s.key("match")), err)
-		} else {
-			f.Match = re
-		}
-		if replace && s.str("replace", "user=$1", &with) {
-			f.Replace = &with
-		}
-		s.done()
-		all = append(all, f)
-	}
-	return all
 }
 
 func decodeForwards(t *table) []Forward {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -144,9 +143,7 @@ func (r *Rule) validate(ps *problems, groups []Forward) {
 			ps.add(ErrConflict, element(key, i), "name it once", "mount.rule.forward names %q twice", name)
 		}
 	}
-	for i := range r.Allow {
-		r.Allow[i].validate(ps, element(join(r.key, "allow"), i))
-	}
+	r.validateFilter(ps)
 	key = join(r.key, "output")
 	if _, given := ps.pos[key]; given {
 		if ps.absolute(key, &r.Output); filepath.IsAbs(r.Output) {
@@ -170,42 +167,6 @@ func knownGroups(groups []Forward) string {
 		return "add [[mount.forward]] with that name"
 	}
 	return "write " + strings.Join(names, " or ") + ", or add [[mount.forward]] with that name"
-}
-
-// reference finds what Regexp.Expand takes for the name of a group.
-var reference = regexp.MustCompile(`\$(?:\$|(\w+)|\{(\w+)\})`)
-
-// validate refuses a replacement that names a group which match does not have: it
-// would put nothing there, in silence.
-func (f *Filter) validate(ps *problems, path string) {
-	if f.Match == nil || f.Replace == nil {
-		return
-	}
-	for _, m := range reference.FindAllStringSubmatch(*f.Replace, -1) {
-		name := m[1] + m[2]
-		if name == "" || slices.Contains(f.Match.SubexpNames(), name) {
-			continue
-		}
-		digits := name[:len(name)-len(strings.TrimLeft(name, "0123456789"))]
-		if digits == name && atMost(digits, f.Match.NumSubexp()) {
-			continue
-		}
-		fix := fmt.Sprintf("match has the groups 0 to %d; write $$ for a dollar sign", f.Match.NumSubexp())
-		if digits != "" && digits != name {
-			fix = fmt.Sprintf("write ${%s}%s", digits, name[len(digits):])
-		}
-		ps.add(ErrValue, join(path, "replace"), fix, "%s = %q names the group %q, which match does not have", plainKey(join(path, "replace")), *f.Replace, name)
-	}
-}
-
-func atMost(digits string, limit int) bool {
-	n := 0
-	for _, d := range digits {
-		if n = n*10 + int(d-'0'); n > limit {
-			return false
-		}
-	}
-	return true
 }
 
 func validateForwards(ps *problems, role string, all []Forward) {

@@ -216,9 +216,9 @@ var fullPolicies = map[config.FullPolicy]fullPolicy{
 func captureRules(rules []config.Rule) []capture.Rule {
 	out := make([]capture.Rule, len(rules))
 	for i, r := range rules {
-		out[i] = capture.Rule{Path: r.Path, Transfer: r.Transfer || keepsHere(&r), MaxLine: int(r.MaxLine)}
+		out[i] = capture.Rule{Path: r.Path, Transfer: r.Transfer || keepsHere(&r), MaxLine: int(r.MaxLine), Filter: lineFilter(&r)}
 		if r.Mode == config.ModeBinary {
-			out[i].Mode = capture.ModeBinary
+			out[i].Mode, out[i].MaxRecord = capture.ModeBinary, int64(r.MaxRecord)
 		}
 	}
 	return out

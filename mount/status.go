@@ -8,6 +8,7 @@ import (
 	"ftfuse/internal/queuetool"
 	"ftfuse/internal/report"
 	"ftfuse/internal/status"
+	"ftfuse/mount/capture"
 )
 
 // openControl answers `ftfuse status` and HTTP from now on. Programs that have files of a
@@ -60,11 +61,26 @@ func (r *role) status() status.Role {
 		status.Counter{Name: "offline_bytes", Help: "Bytes of files that were written while nothing was mounted, and of ftfuse send.", Value: c.Offline},
 		status.Counter{Name: "offline_removed_files", Help: "Files that were written while nothing was mounted, taken in and removed.", Value: under.Removed},
 		gauge("offline_open_files", "Such files that are taken in and that programs still have open for writing.", under.Open))
-	for _, skip := range c.Skipped {
-		rule := r.m.Rules[skip.Rule].Path
-		s.Counters = append(s.Counters,
-			status.Counter{Name: "untransferred_writes", Help: "Writes that a rule with transfer = false kept back.", Rule: rule, Value: skip.Writes},
-			status.Counter{Name: "untransferred_bytes", Help: "Bytes of them.", Rule: rule, Value: skip.Bytes})
-	}
+	s.Counters = append(s.Counters, ruleCounters(c.Rules)...)
 	return s
+}
+
+// ruleCounters is what each rule kept back or changed, as far as it did.
+func ruleCounters(rules []capture.RuleStats) (all []status.Counter) {
+	for i := range rules {
+		r := &rules[i]
+		add := func(name, help string, v, shown uint64) {
+			if shown > 0 {
+				all = append(all, status.Counter{Name: name, Help: help, Rule: r.Path, Value: v})
+			}
+		}
+		add("untransferred_writes", "Writes that a rule with transfer = false kept back.", r.SkippedWrites, r.SkippedWrites)
+		add("untransferred_bytes", "Bytes of them.", r.SkippedBytes, r.SkippedWrites)
+		add("denied_lines", "Lines that a rule's deny dropped.", r.DeniedLines, r.DeniedLines)
+		add("denied_bytes", "Bytes of them.", r.DeniedBytes, r.DeniedLines)
+		add("unmatched_lines", "Lines that matched nothing of a rule with default = deny.", r.UnmatchedLines, r.UnmatchedLines)
+		add("unmatched_bytes", "Bytes of them.", r.UnmatchedBytes, r.UnmatchedLines)
+		add("replaced_lines", "Lines that a rule's replace changed.", r.ReplacedLines, r.ReplacedLines)
+	}
+	return all
 }

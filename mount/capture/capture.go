@@ -56,6 +56,10 @@ type Capture struct {
 	pathList   []*path
 	lastPath   *path
 	lastPathID uint32
+	rules      atomic.Pointer[ruleSet] // replaced by Run's goroutine
+	maxPending int64
+	line       []byte // what is judged, where it is not in the window
+	kept       []byte // what a filter leaves of the window's lines
 	pendBytes  int64
 	pendCount  int
 	tally      tally
@@ -106,7 +110,7 @@ func New(o Options) (*Capture, error) {
 		return nil, err
 	}
 	c := &Capture{
-		o: o, laneBy: map[laneKey]*lane{}, single: o.oneLane(), in: make([]spool.Entry, 0, 4096),
+		o: o, laneBy: map[laneKey]*lane{}, single: oneLane(o.Rules, o.Buckets), in: make([]spool.Entry, 0, 4096),
 		files: map[spool.Number]*file{}, paths: map[string]*path{},
 		arm: make(chan uint64), arrived: make(chan struct{}, 1),
 		wake: make(chan struct{}, 1), complete: make(chan struct{}, 1),
@@ -116,7 +120,7 @@ func New(o Options) (*Capture, error) {
 	if c.single {
 		c.l = c.openLane(laneKey{})
 	}
-	c.n.skips = make([]skipCounter, len(o.Rules))
+	c.setRules(o.Rules)
 	return c, nil
 }
 

@@ -158,7 +158,6 @@ func (c *Capture) cutItems(f *file, items []item) error {
 // cutExtent cuts the bytes a to b of the window, which w wrote, and moves the position
 // of its file past them.
 func (c *Capture) cutExtent(w *writer, it *item, a, b int) error {
-	f := w.file
 	if w.path.binary {
 		return c.cutBinary(w, it, a, b)
 	}
@@ -175,21 +174,29 @@ func (c *Capture) cutExtent(w *writer, it *item, a, b int) error {
 		}
 	}
 	if i := lastNewline(c.win.buf[a:b]); i >= 0 {
-		if i > w.path.maxLine {
-			if err := c.cutLong(w, it, a, a+i+1); err != nil {
-				return err
-			}
-		} else {
-			if err := c.emit(w, c.attrOf(w, it), nil, a, a+i+1); err != nil {
-				return err
-			}
-			c.moveTo(f, f.pos+int64(i+1))
+		if err := c.cutLines(w, it, a, a+i+1); err != nil {
+			return err
 		}
 		if a += i + 1; a == b {
 			return nil
 		}
 	}
 	return c.hold(w, it, a, b)
+}
+
+// cutLines cuts whole lines.
+func (c *Capture) cutLines(w *writer, it *item, a, b int) error {
+	switch p := w.path; {
+	case p.filter != nil:
+		return c.cutFiltered(w, it, a, b)
+	case b-a-1 > p.maxLine:
+		return c.cutLong(w, it, a, b)
+	}
+	if err := c.emit(w, c.attrOf(w, it), nil, a, b); err != nil {
+		return err
+	}
+	c.moveTo(w.file, w.file.pos+int64(b-a))
+	return nil
 }
 
 // cutLong cuts whole lines of which some may be longer than max_line.
@@ -222,26 +229,6 @@ func (c *Capture) cutLong(w *writer, it *item, a, b int) error {
 	return whole(from, b)
 }
 
-// cutBinary makes the bytes a record, or a piece of one that ends at the flush.
-func (c *Capture) cutBinary(w *writer, it *item, a, b int) error {
-	for a < b {
-		n := min(b-a, maxPiece)
-		at := c.attrOf(w, it)
-		at.Flags |= record.Binary | pieceFlag(w.inPiece)
-		if err := c.emit(w, at, nil, a, a+n); err != nil {
-			return err
-		}
-		if !w.inPiece {
-			w.attr, w.inPiece = *at, true
-			w.attr.Flags = it.flags
-			c.dirtyWriter(w)
-		}
-		a += n
-		c.moveTo(w.file, w.file.pos+int64(n))
-	}
-	return nil
-}
-
 func pieceFlag(inPiece bool) uint16 {
 	if inPiece {
 		return record.PieceMiddle
@@ -260,9 +247,8 @@ func (c *Capture) attrOf(w *writer, it *item) *record.Attr {
 
 // skip counts bytes that a rule keeps from being transferred.
 func (c *Capture) skip(p *path, n uint64) {
-	s := &c.n.skips[p.rule]
-	s.writes.Add(1)
-	s.bytes.Add(n)
+	p.counts.skippedWrites.Add(1)
+	p.counts.skippedBytes.Add(n)
 }
 
 func orShort(err error) error {

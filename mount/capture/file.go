@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"ftfuse/internal/filter"
 	"ftfuse/internal/record"
 	"ftfuse/mount/spool"
 )
@@ -72,7 +73,9 @@ type writer struct {
 
 	pend    []byte // the unfinished line, without the pieces that went out
 	attr    record.Attr
-	inPiece bool // a piece of the line went out
+	inPiece bool           // a piece of the line went out, or would have but for dropped
+	dropped filter.Verdict // the line was judged by its beginning: the rest of it is dropped too
+	length  int64          // of the binary record so far
 
 	// Where pend stands in the queue. Offsets count all bytes that this writer ever
 	// left unfinished, so that no chunk key is used twice.

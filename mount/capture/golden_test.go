@@ -4,12 +4,14 @@ import (
 	"encoding/hex"
 	"errors"
 	flags "flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
+	"ftfuse/internal/filter"
 	"ftfuse/internal/record"
 	"ftfuse/mount/spool"
 )
@@ -28,6 +30,9 @@ func goldenValues() map[string][]byte {
 		file: f, path: p, pend: []byte("no end"), base: 100, stored: 102, inPiece: true,
 		attr: record.Attr{PID: 4711, UID: 33, GID: 34, Time: 1_763_800_000_000_000_000, Flags: record.Opener},
 	}
+	cut := &writer{
+		file: f, path: p, base: 100, stored: 100, inPiece: true, dropped: filter.Unmatched, length: 0x0203, attr: w.attr,
+	}
 	return map[string][]byte{
 		"pos-v1":   appendPos(nil, f),
 		"pos-v2":   appendPos(nil, kernel),
@@ -36,6 +41,7 @@ func goldenValues() map[string][]byte {
 		"done-v1":  appendSeq(nil, 0x8877665544332211),
 		"jseq-v1":  appendSeq(nil, 99),
 		"pend-v1":  w.appendHead(nil),
+		"pend-v2":  cut.appendHead(nil),
 		"src-v1":   goldenSource.append(nil, 0x0102030405060708),
 		"tail-v1":  tail{writer: 5, mark: 6}.append(nil),
 	}
@@ -52,7 +58,7 @@ func TestGoldenValues(t *testing.T) {
 	values := goldenValues()
 	if *update {
 		var b strings.Builder
-		for _, k := range []string{"pos-v1", "pos-v2", "trunc-v1", "trunc-v2", "done-v1", "jseq-v1", "pend-v1", "tail-v1", "src-v1"} {
+		for _, k := range []string{"pos-v1", "pos-v2", "trunc-v1", "trunc-v2", "done-v1", "jseq-v1", "pend-v1", "tail-v1", "src-v1", "pend-v2"} {
 			b.WriteString(k + " " + hex.EncodeToString(values[k]) + "\n")
 		}
 		if err := os.WriteFile(name, []byte(b.String()), 0o644); err != nil {
@@ -108,13 +114,18 @@ func readGolden(t *testing.T, golden map[string][]byte) {
 	}
 	h, err := parseHead("k", golden["pend-v1"])
 	same("pend-v1", string(h.rest)+" of "+h.path, " end of logs/app.log", err)
-	for _, k := range []string{"pos-v2", "trunc-v2"} { // cut short, or of the future
-		parse := func(b []byte) error {
-			if k == "pos-v2" {
-				_, err := parsePos("k", b)
-				return err
+	h, err = parseHead("k", golden["pend-v2"])
+	same("pend-v2", fmt.Sprint(h.path, h.inPiece, h.dropped, h.length), fmt.Sprint("logs/app.log", true, filter.Unmatched, 0x0203), err)
+	for _, k := range []string{"pos-v2", "trunc-v2", "pend-v2"} { // cut short, or of the future
+		parse := func(b []byte) (err error) {
+			switch k {
+			case "pos-v2":
+				_, err = parsePos("k", b)
+			case "pend-v2":
+				_, err = parseHead("k", b)
+			default:
+				_, err = parseCut("k", b)
 			}
-			_, err := parseCut("k", b)
 			return err
 		}
 		if err := parse(golden[k][:20]); !errors.Is(err, ErrState) {

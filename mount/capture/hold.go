@@ -3,6 +3,7 @@ package capture
 import (
 	"sort"
 
+	"ftfuse/internal/filter"
 	"ftfuse/internal/record"
 )
 
@@ -14,6 +15,11 @@ const pendChunk = 4 << 10
 // hold keeps the window's bytes a to b, which have no line end, as w's unfinished
 // line. It carries the attributes of the write that began it.
 func (c *Capture) hold(w *writer, it *item, a, b int) error {
+	if w.dropped != filter.Keep {
+		c.moveTo(w.file, w.file.pos+int64(b-a))
+		w.path.countMore(w.dropped, b-a)
+		return nil
+	}
 	if !w.open() {
 		w.attr = *c.attrOf(w, it)
 	}
@@ -24,16 +30,16 @@ func (c *Capture) hold(w *writer, it *item, a, b int) error {
 	c.moveTo(w.file, w.file.pos+int64(b-a))
 	c.pendBytes += int64(b - a)
 	c.dirtyWriter(w)
-	limit := c.o.MaxHold
+	limit := max(c.o.MaxHold, w.path.maxLine)
 	if w.inPiece {
-		limit = w.path.maxLine
+		limit = w.path.piece
 	}
-	if len(w.pend) <= limit && c.pendBytes <= c.o.MaxPending {
+	if len(w.pend) <= limit && c.pendBytes <= c.maxPending {
 		return nil
 	}
 	c.win.spill(b)
 	if len(w.pend) > limit {
-		if err := c.shed(w, w.path.maxLine); err != nil {
+		if err := c.shed(w, w.path.piece); err != nil {
 			return err
 		}
 	}
@@ -42,8 +48,11 @@ func (c *Capture) hold(w *writer, it *item, a, b int) error {
 
 // shed sends w's unfinished line out in pieces until fewer than least bytes are left.
 func (c *Capture) shed(w *writer, least int) error {
+	if done, err := c.judgeBeginning(w); done || err != nil {
+		return err
+	}
 	for len(w.pend) >= max(least, 1) {
-		n := min(len(w.pend), w.path.maxLine)
+		n := min(len(w.pend), w.path.piece)
 		if err := c.piece(w, pieceFlag(w.inPiece), w.pend[:n], nil); err != nil {
 			return err
 		}
@@ -70,7 +79,7 @@ func (c *Capture) piece(w *writer, flag uint16, parts ...[]byte) error {
 // boundPending sends the longest unfinished lines out while all together are too
 // long, and some more, so that this is not to be done again at once.
 func (c *Capture) boundPending() error {
-	if c.pendBytes <= c.o.MaxPending || c.collecting {
+	if c.pendBytes <= c.maxPending || c.collecting {
 		return nil
 	}
 	var all []*writer
@@ -88,7 +97,7 @@ func (c *Capture) boundPending() error {
 		return all[i].id < all[j].id
 	})
 	for _, w := range all {
-		if c.pendBytes <= c.o.MaxPending*3/4 {
+		if c.pendBytes <= c.maxPending*3/4 {
 			break
 		}
 		if err := c.shed(w, 1); err != nil {
@@ -103,7 +112,10 @@ func (c *Capture) boundPending() error {
 // past b.
 func (c *Capture) finish(w *writer, a, b int) error {
 	f := w.file
-	if !w.inPiece && len(w.pend)+b-a-1 <= w.path.maxLine {
+	if done, err := c.judgeEnded(w, a, b); done || err != nil {
+		return err
+	}
+	if !w.inPiece && len(w.pend)+b-a-1 <= w.path.piece {
 		if err := c.emit(w, &w.attr, w.pend, a, b); err != nil {
 			return err
 		}
@@ -112,9 +124,9 @@ func (c *Capture) finish(w *writer, a, b int) error {
 		return nil
 	}
 	c.win.spill(a)
-	for len(w.pend)+b-a-1 > w.path.maxLine {
-		x := min(len(w.pend), w.path.maxLine)
-		y := min(b-a, w.path.maxLine-x)
+	for len(w.pend)+b-a-1 > w.path.piece {
+		x := min(len(w.pend), w.path.piece)
+		y := min(b-a, w.path.piece-x)
 		if err := c.piece(w, pieceFlag(w.inPiece), w.pend[:x], c.win.buf[a:a+y]); err != nil {
 			return err
 		}
@@ -149,22 +161,25 @@ func (c *Capture) end(w *writer, newest uint64) error {
 	if !w.open() {
 		return nil
 	}
+	c.open = newest
+	if done, err := c.judgeUnterminated(w); done || err != nil {
+		return err
+	}
 	flag := uint16(0)
 	if w.path.binary {
 		flag = record.Binary
 	} else {
 		flag = record.Unterminated
-		for len(w.pend) > w.path.maxLine {
-			if err := c.piece(w, pieceFlag(w.inPiece), w.pend[:w.path.maxLine], nil); err != nil {
-				return err
-			}
-			w.drop(c, w.path.maxLine)
+	}
+	for len(w.pend) > w.path.piece {
+		if err := c.piece(w, pieceFlag(w.inPiece), w.pend[:w.path.piece], nil); err != nil {
+			return err
 		}
+		w.drop(c, w.path.piece)
 	}
 	if w.inPiece {
 		flag |= record.PieceLast
 	}
-	c.open = newest
 	if err := c.piece(w, flag, w.pend, nil); err != nil {
 		return err
 	}
@@ -205,7 +220,10 @@ func (w *writer) ended(c *Capture) {
 	} else {
 		w.pend = w.pend[:0]
 	}
-	w.inPiece = false
+	if cap(c.line)+cap(c.kept) > 4<<20 {
+		c.line, c.kept = nil, nil
+	}
+	w.inPiece, w.dropped, w.length = false, filter.Keep, 0
 	c.dirtyWriter(w)
 }
 

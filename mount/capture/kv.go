@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"ftfuse/internal/filter"
 	"ftfuse/internal/record"
 	"ftfuse/mount/spool"
 )
@@ -23,8 +24,9 @@ const (
 	prefixSrc  = "src/"  // src/<file>, which has the top bit set
 
 	kvVersion = 1
-	// kvVersion2 is written for a position of a file that the kernel writes to, and for a
-	// truncation with a mark: a program that knows version 1 only refuses them.
+	// kvVersion2 is written for a position of a file that the kernel writes to, for a
+	// truncation with a mark, and for a line that is being dropped or a binary record whose
+	// length counts: a program that knows version 1 only refuses them.
 	kvVersion2 = 2
 )
 
@@ -96,11 +98,17 @@ func parsePos(key string, b []byte) (p storedPos, err error) {
 
 // appendHead is version, record flags u16, state u8 (bit 0: a piece went out), pid,
 // uid, gid u32, time i64, base i64, stored i64, length of path u16, path, then the
-// bytes from stored to the end.
+// bytes from stored to the end. Version 2, for a line that a filter drops and a binary record
+// whose rule bounds it, has bits 1 and 2 of the state (1: denied, 2: unmatched), and the
+// length of the binary record so far i64 before that of the path.
 func (w *writer) appendHead(b []byte) []byte {
-	b = append(b, kvVersion)
+	version := byte(kvVersion)
+	if w.dropped != filter.Keep || w.length > 0 && w.path.most > 0 {
+		version = kvVersion2
+	}
+	b = append(b, version)
 	b = le.AppendUint16(b, w.attr.Flags)
-	state := byte(0)
+	state := byte(w.dropped) << 1
 	if w.inPiece {
 		state |= 1
 	}
@@ -111,6 +119,9 @@ func (w *writer) appendHead(b []byte) []byte {
 	b = le.AppendUint64(b, uint64(w.attr.Time))
 	b = le.AppendUint64(b, uint64(w.base))
 	b = le.AppendUint64(b, uint64(w.stored))
+	if version == kvVersion2 {
+		b = le.AppendUint64(b, uint64(w.length))
+	}
 	b = le.AppendUint16(b, uint16(len(w.path.name)))
 	b = append(b, w.path.name...)
 	if n := w.stored - w.base; n < int64(len(w.pend)) {
@@ -124,13 +135,19 @@ const headFixed = 42
 type storedHead struct {
 	attr         record.Attr
 	inPiece      bool
+	dropped      filter.Verdict
 	base, stored int64
+	length       int64
 	path         string
 	rest         []byte
 }
 
 func parseHead(key string, b []byte) (h storedHead, err error) {
-	if err := checkValue(key, b, headFixed); err != nil {
+	fixed := headFixed
+	if len(b) > 0 && b[0] == kvVersion2 {
+		fixed += 8
+	}
+	if err := checkVersions(key, b, fixed); err != nil {
 		return h, err
 	}
 	h.attr.Flags = le.Uint16(b[1:])
@@ -138,11 +155,14 @@ func parseHead(key string, b []byte) (h storedHead, err error) {
 	h.attr.PID, h.attr.UID, h.attr.GID = le.Uint32(b[4:]), le.Uint32(b[8:]), le.Uint32(b[12:])
 	h.attr.Time = int64(le.Uint64(b[16:]))
 	h.base, h.stored = int64(le.Uint64(b[24:])), int64(le.Uint64(b[32:]))
-	n := int(le.Uint16(b[40:]))
-	if n > len(b)-headFixed || h.base < 0 || h.stored < 0 {
+	if b[0] == kvVersion2 {
+		h.dropped, h.length = filter.Verdict(b[3]>>1), int64(le.Uint64(b[40:]))
+	}
+	n := int(le.Uint16(b[fixed-2:]))
+	if n > len(b)-fixed || h.base < 0 || h.stored < 0 || h.length < 0 || h.dropped > filter.Unmatched {
 		return h, fmt.Errorf("%w: %s: path of %d bytes, base %d, stored %d in %d bytes", ErrState, key, n, h.base, h.stored, len(b))
 	}
-	h.path, h.rest = string(b[headFixed:headFixed+n]), b[headFixed+n:]
+	h.path, h.rest = string(b[fixed:fixed+n]), b[fixed+n:]
 	return h, nil
 }
 

@@ -43,13 +43,13 @@ func bucketOf(host, path string, n int) uint8 {
 }
 
 // oneLane reports whether everything has route and bucket 0.
-func (o *Options) oneLane() bool {
-	for i := range o.Rules {
-		if o.Rules[i].Route != 0 {
+func oneLane(rules []Rule, buckets int) bool {
+	for i := range rules {
+		if rules[i].Route != 0 {
 			return false
 		}
 	}
-	return o.Buckets == 1
+	return buckets == 1
 }
 
 // openLane returns the lane of that route and bucket.

@@ -164,6 +164,7 @@ func (c *Capture) loadWriter(w *writer, h storedHead, list []chunk) error {
 	w.path = c.pathOf(0, h.path)
 	w.attr = h.attr
 	w.attr.Host, w.attr.Path = c.o.Host, h.path
+	w.dropped, w.length = h.dropped, h.length
 	w.inPiece, w.base, w.stored, w.saved = h.inPiece, h.base, h.stored, true
 	slices.SortFunc(list, func(a, b chunk) int { return int(a.off - b.off) })
 	at := h.base

@@ -40,7 +40,7 @@ type modelHandle struct {
 	time int64
 }
 
-var kernelPaths = []string{"k1", "k2", "d/k3", "bin/k", "no/k", "short/k"}
+var kernelPaths = []string{"k1", "k2", "d/k3", "bin/k", "no/k", "short/k", "keep/k"}
 
 func (m *model) kernelStep() {
 	if len(m.open) == 0 {

@@ -73,17 +73,19 @@ func modelRun(t *testing.T, seed uint64, ops int) {
 		Rules: []Rule{
 			{Path: "bin/*", Transfer: true, Mode: ModeBinary},
 			{Path: "no/**"},
-			{Path: "short/*", Transfer: true, MaxLine: 20},
+			{Path: "short/*", Transfer: true, MaxLine: 20, Filter: modelFilter(rnd.IntN(2) == 0)},
+			{Path: "keep/*", Transfer: true, Filter: modelFilter(true)},
 		},
 		Buckets: pick(1, 1, 4, 16), Codec: record.Codec(pick(0, 0, 1, 2)),
 	}
+	o.Rules[0].MaxRecord = int64(pick(0, 1, 100, 3000))
 	if o.Buckets > 1 {
 		o.TxnBytes, o.Rules[0].Route = pick(100, 10_000, 1<<20), 3
 	}
-	m := &model{rig: newRig(t, o), rnd: rnd, paths: []string{"a", "b", "d/c", "bin/x", "no/y", "short/s"}}
+	m := &model{rig: newRig(t, o), rnd: rnd, paths: []string{"a", "b", "d/c", "bin/x", "no/y", "short/s", "keep/f"}}
 	m.so = modelOptions(rnd)
 	m.start()
-	for _, d := range []string{"d", "bin", "no", "short"} {
+	for _, d := range []string{"d", "bin", "no", "short", "keep"} {
 		m.must(m.s.Mkdir(d, 0o755, 0, 0))
 	}
 	for i := 0; i < ops && !t.Failed(); i++ {
@@ -134,6 +136,8 @@ func (m *model) step() {
 		m.must(failpoint.Set(point, fmt.Sprintf("error@%d", 1+m.rnd.IntN(8))))
 	case n < 98:
 		m.crashed()
+	case n < 99:
+		m.rules1()
 	default:
 		hold := m.rnd.IntN(2) == 0
 		m.q.set(func() { m.q.held = hold })
@@ -335,7 +339,7 @@ func (m *model) attributed() []rec {
 		x := &all[i]
 		if x.pid == 0 && x.flags&record.Recovered != 0 {
 			for _, w := range m.owing {
-				if w.path == x.path && strings.HasPrefix(w.want.String()[min(got[w.pid], w.want.Len()):], x.data) {
+				if w.path == x.path && strings.HasPrefix(m.expected(w)[min(got[w.pid], len(m.expected(w))):], x.data) {
 					x.pid = w.pid
 					break
 				}
@@ -393,7 +397,7 @@ func (m *model) checkAll(end bool) {
 	m.Helper()
 	got := m.byPID()
 	for _, w := range m.all {
-		want := w.want.String()
+		want := m.expected(w)
 		if strings.HasPrefix(w.path, "no/") {
 			want = ""
 		}

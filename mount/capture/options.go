@@ -64,7 +64,7 @@ type Queue interface {
 type Options struct {
 	Store  Store
 	Queue  Queue
-	Rules  []Rule
+	Rules  []Rule       // until SetRules
 	Host   string       // attribute of every record
 	Origin batch.Origin // of the lanes; the queue's node id
 
@@ -75,7 +75,7 @@ type Options struct {
 	InFlight     int64         // most bytes given to the queue and not yet committed, 8 MiB; see pace
 	MaxLine      int           // for rules that name none, 1 MiB
 	MaxHold      int           // an unfinished line longer than this goes out in pieces as it comes, 16 MiB
-	MaxPending   int64         // all unfinished lines together, 64 MiB
+	MaxPending   int64         // all unfinished lines together, 64 MiB, or twice the longest Rule.MaxLine
 	LazyCommit   time.Duration // a commit without batches may wait so long, 10 ms
 	FullRetry    time.Duration // between attempts while the queue says ErrFull, 20 ms
 	RunBytes     int           // largest read of small writes, 256 KiB
@@ -113,12 +113,7 @@ func (o *Options) setDefaults() error {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	for i := range o.Rules {
-		if err := o.Rules[i].check(); err != nil {
-			return fmt.Errorf("capture: rule %d: %w", i+1, err)
-		}
-	}
-	return nil
+	return checkRules(o.Rules)
 }
 
 func setDefault[T int | int64 | time.Duration](v *T, def T) {

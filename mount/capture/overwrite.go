@@ -52,6 +52,7 @@ type undo struct {
 	count   int
 	setSeq  uint64
 	tally   tally
+	rule    RuleStats
 }
 
 // overwrite cuts and submits data, with nothing else in the transaction.
@@ -75,6 +76,9 @@ func (c *Capture) overwrite(ctx context.Context, n spool.Number, e *spool.Entry,
 	u := undo{
 		extra: slices.Clone(c.extra), file: *f, writer: w, old: *w, tail: p.tail,
 		pending: c.pendBytes, count: c.pendCount, setSeq: c.setSeq, tally: c.tally,
+	}
+	if p.counts != nil {
+		u.rule = p.counts.stats("")
 	}
 	u.old.pend = append([]byte(nil), w.pend...)
 	u.old.chunks = append([]int64(nil), w.chunks...)
@@ -118,6 +122,9 @@ func (c *Capture) undo(f *file, u *undo) {
 	p.tail = u.tail
 	f.dirty, w.dirty, p.dirty = false, false, false
 	c.pendBytes, c.pendCount, c.setSeq, c.tally = u.pending, u.count, u.setSeq, u.tally
+	if p.counts != nil {
+		p.counts.restore(u.rule)
+	}
 	c.unseal()
 	c.extra = u.extra
 	c.dirtyFiles, c.dirtyWriters, c.dirtyPaths = c.dirtyFiles[:0], c.dirtyWriters[:0], c.dirtyPaths[:0]

@@ -1,9 +1,13 @@
 package capture
 
 import (
+	"context"
 	"fmt"
+	"slices"
 
 	"github.com/bmatcuk/doublestar/v4"
+
+	"ftfuse/internal/filter"
 )
 
 // Mode says where records end.
@@ -12,17 +16,19 @@ type Mode uint8
 // Modes of a rule.
 const (
 	ModeLine   Mode = iota // at line ends; an unfinished line waits for its end
-	ModeBinary             // where each write ended
+	ModeBinary             // at a flush, the last close, and Rule.MaxRecord
 )
 
 // Rule says what becomes of the files whose path matches. The first rule that
 // matches counts; a file that none matches is transferred in line mode.
 type Rule struct {
-	Path     string // doublestar glob on the path below the mount point that a handle was opened with
-	Transfer bool
-	Mode     Mode
-	MaxLine  int    // bytes without the line end; 0: Options.MaxLine
-	Route    uint32 // of the lanes of its paths: which groups of destinations get them; 0: every one
+	Path      string // doublestar glob on the path below the mount point that a handle was opened with
+	Transfer  bool
+	Mode      Mode
+	MaxLine   int            // bytes without the line end; a longer line goes out in pieces as it comes; 0: Options.MaxLine
+	MaxRecord int64          // of ModeBinary: a record ends after so many bytes; 0: never
+	Filter    *filter.Filter // of ModeLine: which lines are records, nil for all; judged by their first MaxLine bytes
+	Route     uint32         // of the lanes of its paths: which groups of destinations get them; 0: every one
 }
 
 func (r *Rule) check() error {
@@ -31,6 +37,9 @@ func (r *Rule) check() error {
 	}
 	if r.Mode != ModeLine && r.Mode != ModeBinary {
 		return fmt.Errorf("path %q: mode %d, want line or binary", r.Path, r.Mode)
+	}
+	if r.Mode == ModeBinary && r.Filter != nil {
+		return fmt.Errorf("path %q: a filter looks at lines, and mode binary has none", r.Path)
 	}
 	return nil
 }
@@ -49,12 +58,15 @@ func Match(rules []Rule, name string) int {
 type path struct {
 	id      uint32 // in Capture.pathList
 	name    string
-	rule    int // index, -1 for none
+	counts  *ruleCounts // of the rule that matches, nil for none
 	route   uint32
 	lane    *lane // nil: not asked for yet, see laneOf
 	skip    bool
 	binary  bool
-	maxLine int // at most record's longest, at least 1
+	maxLine int            // of a line that is held until its end comes, at least 1
+	piece   int            // of a record; maxLine at most
+	most    int64          // of a binary record; 0: any
+	filter  *filter.Filter // nil: nobody looks at its lines
 
 	files int     // that have it as their newest
 	users []*file // those, and some that had it
@@ -87,16 +99,84 @@ func (c *Capture) pathOf(id uint32, name string) *path {
 }
 
 func (c *Capture) newPath(name string) *path {
-	p := &path{name: name, rule: -1, maxLine: c.o.MaxLine}
-	if i := Match(c.o.Rules, name); i >= 0 {
-		r := &c.o.Rules[i]
-		p.rule, p.skip, p.binary, p.route = i, !r.Transfer, r.Mode == ModeBinary, r.Route
-		if r.MaxLine > 0 {
-			p.maxLine = r.MaxLine
+	p := &path{name: name}
+	c.applyRule(p)
+	return p
+}
+
+// applyRule gives p what the rules say about it.
+func (c *Capture) applyRule(p *path) {
+	set := c.rules.Load()
+	none := Rule{Transfer: true}
+	r, i := &none, Match(set.rules, p.name)
+	p.counts = nil
+	if i >= 0 {
+		r, p.counts = &set.rules[i], set.counts[i]
+	}
+	p.skip, p.binary, p.route, p.lane = !r.Transfer, r.Mode == ModeBinary, r.Route, nil
+	p.most, p.filter = r.MaxRecord, r.Filter
+	p.maxLine = c.o.MaxLine
+	if r.MaxLine > 0 {
+		p.maxLine = r.MaxLine
+	}
+	p.piece = min(p.maxLine, maxPiece)
+}
+
+// ruleSet is what is in force. It is replaced as a whole.
+type ruleSet struct {
+	rules  []Rule
+	counts []*ruleCounts // of each
+}
+
+// checkRules refuses rules that mean nothing.
+func checkRules(rules []Rule) error {
+	for i := range rules {
+		if err := rules[i].check(); err != nil {
+			return fmt.Errorf("capture: rule %d: %w", i+1, err)
 		}
 	}
-	p.maxLine = min(p.maxLine, maxPiece)
-	return p
+	return nil
+}
+
+// SetRules makes rules the ones that are in force, while programs write: what is cut from
+// then on goes by them, whatever file was open. A line or a binary record that had begun to go
+// out is ended as it began. Counters stay with the rules of the same Path. It does not wait
+// for room in the queue. On an error, ctx's among them, the rules stay as they were.
+func (c *Capture) SetRules(ctx context.Context, rules []Rule) error {
+	if err := checkRules(rules); err != nil {
+		return err
+	}
+	return c.ask(&request{ctx: ctx, beyond: true, run: func() error {
+		c.setRules(slices.Clone(rules))
+		return nil
+	}}, "change the rules")
+}
+
+func (c *Capture) setRules(rules []Rule) {
+	old := c.rules.Load()
+	set := &ruleSet{rules: rules, counts: make([]*ruleCounts, len(rules))}
+	used := map[*ruleCounts]bool{}
+	for i := range rules {
+		set.counts[i] = &ruleCounts{}
+		for k := 0; old != nil && k < len(old.rules); k++ {
+			if old.rules[k].Path == rules[i].Path && !used[old.counts[k]] {
+				set.counts[i] = old.counts[k]
+				break
+			}
+		}
+		used[set.counts[i]] = true
+	}
+	c.rules.Store(set)
+	c.maxPending = c.o.MaxPending
+	for i := range rules {
+		c.maxPending = max(c.maxPending, 2*int64(rules[i].MaxLine))
+	}
+	if c.single && !oneLane(rules, c.o.Buckets) {
+		c.single = false
+	}
+	for _, p := range c.paths {
+		c.applyRule(p)
+	}
 }
 
 // sweepPaths drops paths that nothing refers to, when there are many.

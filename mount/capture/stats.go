@@ -11,23 +11,26 @@ type Stats struct {
 	Holes, HoleBytes      uint64 // skipped: nobody wrote them
 	Overwrites            uint64 // writes over captured bytes
 	OverwriteBytes        uint64
-	LongLines             uint64 // travelled in pieces
-	Unterminated          uint64 // lines that ended without a line end
-	Breaks                uint64 // records that must not go on in another writer's line
-	Recovered             uint64 // bytes whose attributes were lost
-	Shrunk                uint64 // files found shorter than their position at a start
-	PossibleDoubles       uint64 // captured again after a repair of the queue, perhaps for the second time
-	LostPending           uint64 // of unfinished lines that a repair of the queue could not read
-	Offline               uint64 // bytes of sources: of files that were written while nothing was mounted, and of `ftfuse send`
-	Pending, PendingBytes int64  // unfinished lines now
-	InFlight              int64  // bytes given to the queue and not committed now
-	Skipped               []Skip // by rule with transfer = false
+	LongLines             uint64      // travelled in pieces
+	Unterminated          uint64      // lines that ended without a line end
+	Breaks                uint64      // records that must not go on in another writer's line
+	Recovered             uint64      // bytes whose attributes were lost
+	Shrunk                uint64      // files found shorter than their position at a start
+	PossibleDoubles       uint64      // captured again after a repair of the queue, perhaps for the second time
+	LostPending           uint64      // of unfinished lines that a repair of the queue could not read
+	Offline               uint64      // bytes of sources: of files that were written while nothing was mounted, and of `ftfuse send`
+	Pending, PendingBytes int64       // unfinished lines now
+	InFlight              int64       // bytes given to the queue and not committed now
+	Rules                 []RuleStats // those in force, in their order
 }
 
-// Skip is what one rule kept from being transferred.
-type Skip struct {
-	Rule          int // index in Options.Rules
-	Writes, Bytes uint64
+// RuleStats is what one rule did. Bytes are with line ends.
+type RuleStats struct {
+	Path                           string // the rule's
+	SkippedWrites, SkippedBytes    uint64 // Transfer is false
+	DeniedLines, DeniedBytes       uint64 // by its filter
+	UnmatchedLines, UnmatchedBytes uint64 // that its filter drops by default
+	ReplacedLines                  uint64 // that its filter rewrote
 }
 
 // counters are written by Run's goroutine and read by any.
@@ -37,10 +40,34 @@ type counters struct {
 	unterminated, breaks, recovered, shrunk, doubles, lostPending     atomic.Uint64
 	offline                                                           atomic.Uint64
 	pending, pendingBytes                                             atomic.Int64
-	skips                                                             []skipCounter
 }
 
-type skipCounter struct{ writes, bytes atomic.Uint64 }
+// ruleCounts are written by Run's goroutine and read by any.
+type ruleCounts struct {
+	skippedWrites, skippedBytes                              atomic.Uint64
+	deniedLines, deniedBytes, unmatchedLines, unmatchedBytes atomic.Uint64
+	replacedLines                                            atomic.Uint64
+}
+
+func (n *ruleCounts) stats(path string) RuleStats {
+	return RuleStats{
+		Path: path, SkippedWrites: n.skippedWrites.Load(), SkippedBytes: n.skippedBytes.Load(),
+		DeniedLines: n.deniedLines.Load(), DeniedBytes: n.deniedBytes.Load(),
+		UnmatchedLines: n.unmatchedLines.Load(), UnmatchedBytes: n.unmatchedBytes.Load(),
+		ReplacedLines: n.replacedLines.Load(),
+	}
+}
+
+// restore sets the counters back: what they counted since is undone.
+func (n *ruleCounts) restore(s RuleStats) {
+	n.skippedWrites.Store(s.SkippedWrites)
+	n.skippedBytes.Store(s.SkippedBytes)
+	n.deniedLines.Store(s.DeniedLines)
+	n.deniedBytes.Store(s.DeniedBytes)
+	n.unmatchedLines.Store(s.UnmatchedLines)
+	n.unmatchedBytes.Store(s.UnmatchedBytes)
+	n.replacedLines.Store(s.ReplacedLines)
+}
 
 // tally is what Run's goroutine counted since it last published.
 type tally struct{ writes, bytes, records, recordBytes uint64 }
@@ -73,10 +100,9 @@ func (c *Capture) Stats() Stats {
 	c.mu.Lock()
 	s.InFlight = c.inFlight
 	c.mu.Unlock()
-	for i := range n.skips {
-		if w := n.skips[i].writes.Load(); w > 0 {
-			s.Skipped = append(s.Skipped, Skip{Rule: i, Writes: w, Bytes: n.skips[i].bytes.Load()})
-		}
+	set := c.rules.Load()
+	for i, counts := range set.counts {
+		s.Rules = append(s.Rules, counts.stats(set.rules[i].Path))
 	}
 	return s
 }
