@@ -26,14 +26,17 @@ func BenchmarkReceive(b *testing.B) {
 		format  string
 		file    string
 		writers int
+		rotate  config.Rotate
 	}{
-		{"64KiB", 64 << 10, "%L", "%H/%F", 4},
-		{"128B", 128, "%L", "%H/%F", 4},
-		{"64KiB-formatted", 64 << 10, "%T %H %P %L", "%H/%F", 4},
-		{"64KiB-unified", 64 << 10, "%L", "all", 4},
+		{"64KiB", 64 << 10, "%L", "%H/%F", 4, config.Rotate{}},
+		{"128B", 128, "%L", "%H/%F", 4, config.Rotate{}},
+		{"64KiB-formatted", 64 << 10, "%T %H %P %L", "%H/%F", 4, config.Rotate{}},
+		{"64KiB-unified", 64 << 10, "%L", "all", 4, config.Rotate{}},
+		{"64KiB-rotated", 64 << 10, "%L", "%H/%F", 4, config.Rotate{Size: 32 << 20}},
+		{"64KiB-rotated-zstd", 64 << 10, "%L", "%H/%F", 4, config.Rotate{Size: 32 << 20, Compress: config.RotateZstd}},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
-			benchReceive(b, bc.write, bc.writers, func(o *config.Output) { o.Format, o.File = bc.format, bc.file })
+			benchReceive(b, bc.write, bc.writers, func(o *config.Output) { o.Format, o.File, o.Rotate = bc.format, bc.file, bc.rotate })
 		})
 	}
 }

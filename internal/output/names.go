@@ -114,7 +114,8 @@ func (r *Root) SyncDirOf(name string) error {
 }
 
 // Highest returns the highest number N of the names NAME.N… in the directory of name, where N has
-// at least digits digits and ends the name or stands before a dot; 0: there is none.
+// that many digits, or more once all of those are given, and ends the name or stands before a dot;
+// 0: there is none. (A date is no number: NAME.20261123 is another program's.)
 func (r *Root) Highest(name string, digits int) (uint64, error) {
 	fd, base, err := r.parentOf(name, unix.O_RDONLY)
 	if err != nil {
@@ -126,16 +127,24 @@ func (r *Root) Highest(name string, digits int) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("look beside output file %q: %w", r.Path(name), err)
 	}
-	var top uint64
+	var top, long uint64
 	for _, one := range all {
 		rest, ok := strings.CutPrefix(one, base+".")
 		if !ok {
 			continue
 		}
 		num, _, _ := strings.Cut(rest, ".")
-		if n, err := strconv.ParseUint(num, 10, 64); err == nil && len(num) >= digits {
+		n, err := strconv.ParseUint(num, 10, 64)
+		switch {
+		case err != nil || len(num) < digits:
+		case len(num) == digits:
 			top = max(top, n)
+		default:
+			long = max(long, n)
 		}
+	}
+	if len(strconv.FormatUint(top+1, 10)) > digits {
+		return max(top, long), nil
 	}
 	return top, nil
 }

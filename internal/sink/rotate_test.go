@@ -3,10 +3,13 @@ package sink
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,8 +18,10 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"ftfuse/internal/failpoint"
 	"ftfuse/internal/output"
 	"ftfuse/internal/record"
+	"ftfuse/queue"
 )
 
 // rotating is one output with a rotation, by path below out.
@@ -440,5 +445,103 @@ func TestARotatedFileIsCompressedAfterARestart(t *testing.T) {
 	stop()
 	if got := unpack(t, r.out("f.000001.zst")); got != want {
 		t.Errorf("%d bytes, want %d", len(got), len(want))
+	}
+}
+
+// TestNoRotatedFileGoesBeforeItsBatchesAreForgotten: a redo of the queue as it is on disk when
+// a file is removed, or is only there compressed, needs nothing of it.
+func TestNoRotatedFileGoesBeforeItsBatchesAreForgotten(t *testing.T) {
+	for step, one := range map[string]Rotate{
+		"rotate/removed":  {Size: 4 << 10, Keep: 1},
+		"rotate/unlinked": {Size: 4 << 10, Compress: "gzip"},
+	} {
+		r := newRotating(t, one)
+		from := newSealer(1)
+		for i := range 2 {
+			r.feedLines(t, from, "f", i*100, 100, 1)
+			must(t, r.rotor.try(t.Context(), r.table.files[r.out("f")], false))
+		}
+		must(t, failpoint.Set(step, "pause"))
+		stop := r.runs(t)
+		eventually(t, "the first file to go", func() bool { _, err := os.Stat(r.out("f.000001")); return err != nil })
+		image := filepath.Join(r.dir, "image")
+		must(t, os.CopyFS(image, os.DirFS(filepath.Join(r.dir, "queue"))))
+		failpoint.Clear(step)
+		r.drain(t)
+		stop()
+		q, err := queue.Open(image, queue.Options{Dedupe: true, Cursors: []string{"apply"}})
+		must(t, err)
+		cur, err := q.Cursor("apply")
+		must(t, err)
+		if left := q.Stats().Cursors[0].Waiting.Batches; left > 0 {
+			if item, err := cur.Next(t.Context()); err != nil || item.Batch.ID.N <= 100 {
+				t.Errorf("%s: %d batches are left, the first is %v: it would be looked for; %v", step, left, item.Batch.ID, err)
+			}
+		}
+		must(t, q.Close())
+	}
+}
+
+// TestSeriesIsStoredAsDocumented: docs/protocol.md, "The receiver: state".
+func TestSeriesIsStoredAsDocumented(t *testing.T) {
+	one := output.ID{Dev: 2049, Ino: 77, Birth: -5, Handle: 0x0102030405060708}
+	s := &series{dir: "/data", name: "h/app.log", file: "%H/%F", last: 300, kept: []rotated{
+		{number: 298, stage: stagePacked, codec: codecZstd, id: one},
+		{number: 299, stage: stageNoted, codec: codecGzip, id: one, packed: output.ID{Dev: 1, Ino: 2, Birth: 3, Handle: 4}},
+		{number: 300, id: one},
+	}}
+	raw := s.append(nil)
+	want, err := os.ReadFile("testdata/series.hex")
+	must(t, err)
+	if got := hex.EncodeToString(raw) + "\n"; got != string(want) {
+		t.Errorf("encoded as\n%s want\n%s", got, want)
+	}
+	back, err := parseSeries(raw)
+	must(t, err)
+	if !reflect.DeepEqual(back, s) {
+		t.Errorf("read back as %+v, want %+v", back, s)
+	}
+	for i := range raw { // a flipped bit anywhere, a cut anywhere
+		bad := bytes.Clone(raw)
+		bad[i] ^= 0x10
+		if _, err := parseSeries(bad); !errors.Is(err, errSeries) {
+			t.Errorf("with bit 4 of byte %d flipped: %v", i, err)
+		}
+		if _, err := parseSeries(raw[:i]); !errors.Is(err, errSeries) {
+			t.Errorf("cut to %d bytes: %v", i, err)
+		}
+	}
+}
+
+// TestDamagedStateOfARotationRemovesNothing: the files are left alone, and it goes on.
+func TestDamagedStateOfARotationRemovesNothing(t *testing.T) {
+	one := Rotate{Size: 4 << 10, Keep: 1}
+	r := newRotating(t, one)
+	from := newSealer(1)
+	stop := r.runs(t)
+	want := r.feedLines(t, from, "f", 0, 100, 100)
+	r.drain(t)
+	eventually(t, "a rotation", func() bool { return r.Stats().Rotations == 1 })
+	stop()
+	key := seriesKey(r.out("f"))
+	raw, _ := r.q.Get(key)
+	bad := bytes.Clone(raw)
+	bad[9] ^= 1
+	_, err := r.q.Submit(t.Context(), &queue.Txn{Set: []queue.KV{{Key: key, Value: bad}}, Sync: true})
+	must(t, err)
+	must(t, r.q.Close())
+	must(t, r.Close())
+	r.reopen(t, rotating(r.out(), one))
+	stop = r.runs(t)
+	for i := range 2 {
+		n := r.Stats().Rotations
+		want += r.feedLines(t, from, "f", 100+i*100, 100, 100)
+		r.drain(t)
+		eventually(t, "a rotation", func() bool { return r.Stats().Rotations > n })
+	}
+	eventually(t, "a removal", func() bool { return r.Stats().RotatedRemoved == 1 && r.rotor.idle() })
+	stop()
+	if got := unpack(t, r.out("f.000001")); !strings.HasPrefix(want, got) || len(got) < 4096 {
+		t.Errorf("the file of the damaged state has %d bytes", len(got))
 	}
 }
