@@ -153,6 +153,12 @@ func (c *child) serve(errs, acks *os.File, logs *lineLog) {
 	}
 	go func() {
 		e := c.wait()
+		c.endInput()
+		writing.Wait() // then put is all that was written, and what is left in the pipe stays
+		e.taken = c.taken()
+		if c.rest != nil {
+			c.rest.Close()
+		}
 		patience := time.After(endPatience) // what it wrote is in the pipes; somebody who fled its group may hold them open
 		for _, done := range []chan struct{}{acked, logged} {
 			select {
@@ -166,7 +172,6 @@ func (c *child) serve(errs, acks *os.File, logs *lineLog) {
 		}
 		<-acked
 		<-logged
-		writing.Wait()
 		c.events <- event{exit: e}
 	}()
 }
@@ -178,8 +183,7 @@ var closedTime = func() <-chan time.Time {
 	return c
 }()
 
-// wait waits for the process to end, kills what it leaves behind in its group, and closes
-// its input.
+// wait waits for the process to end, and kills what it leaves behind in its group.
 func (c *child) wait() *exit {
 	pid := c.cmd.Process.Pid
 	for {
@@ -194,12 +198,7 @@ func (c *child) wait() *exit {
 	c.reaped = true
 	c.mu.Unlock()
 	_ = c.cmd.Wait() // ProcessState tells
-	e := &exit{state: c.cmd.ProcessState.String(), good: c.cmd.ProcessState.Success(), taken: c.taken()}
-	c.endInput()
-	if c.rest != nil {
-		c.rest.Close()
-	}
-	return e
+	return &exit{state: c.cmd.ProcessState.String(), good: c.cmd.ProcessState.Success()}
 }
 
 // signal signals the process and its group, if it has not ended.

@@ -156,11 +156,14 @@ func Open(o Options) (*Set, error) {
 // make makes the runners of plugins.
 func (s *Set) make(plugins []Plugin) ([]*runner, error) {
 	var all []*runner
-	seen := map[string]int{}
+	rules := map[string]int{}
+	for i := range plugins {
+		rules[plugins[i].Rule]++
+	}
 	for _, p := range plugins {
 		label := p.Rule
-		if seen[p.Rule]++; seen[p.Rule] > 1 {
-			label = fmt.Sprintf("%s #%d", p.Rule, seen[p.Rule])
+		if rules[p.Rule] > 1 {
+			label += " " + strings.TrimPrefix(p.Cursor, CursorPrefix)
 		}
 		r, err := newRunner(s, p, label)
 		if err != nil {
@@ -269,7 +272,7 @@ func (s *Set) Reconfigure(plugins []Plugin) error {
 	var wg sync.WaitGroup
 	for i, r := range fresh {
 		for _, was := range old {
-			if was.p == r.p && was.label == r.label {
+			if was.p == r.p {
 				fresh[i] = was
 			}
 		}
