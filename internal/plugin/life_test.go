@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ftfuse/internal/record"
 	"ftfuse/internal/status"
 )
@@ -294,4 +296,31 @@ func writes(pid int) bool {
 		}
 	}
 	return false
+}
+
+// TestNoLineIsCutOffInThePipe: of what is in the pipe of a plugin that stands still when the role
+// is killed, the last line is whole.
+func TestNoLineIsCutOffInThePipe(t *testing.T) {
+	r := newRig(t, shell("exec sleep 1000", nil))
+	for i := range 60 {
+		var text strings.Builder
+		for k := range 300 {
+			fmt.Fprintf(&text, "line %d %s\n", k, strings.Repeat("x", (i*7+k*13)%390))
+		}
+		r.put(rec{path: "logs/a", data: text.String()})
+	}
+	await(t, "it runs", func() bool { return r.pid() != 0 })
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/0", r.pid()), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	must(t, err)
+	defer f.Close()
+	await(t, "there is much in the pipe", func() bool {
+		n, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCINQ)
+		return err == nil && n > 40<<10
+	})
+	data := make([]byte, 2<<20)
+	n, err := syscall.Read(int(f.Fd()), data) // at once: the writer goes on when there is room
+	must(t, err)
+	if n < 32<<10 || data[n-1] != '\n' {
+		t.Errorf("%d bytes that end in %q", n, data[max(0, n-20):n])
+	}
 }

@@ -166,6 +166,8 @@ func TestAPluginWithNothingToTakeIsNotStuck(t *testing.T) {
 	await(t, "it is taken", func() bool { return r.backlog(p.Cursor) == 0 })
 	began := time.Now()
 	await(t, "time passes", func() bool { return time.Since(began) > 200*time.Millisecond })
+	r.lines(1, 50) // the time counts from when a batch is offered
+	await(t, "they are taken", func() bool { return r.backlog(p.Cursor) == 0 })
 	if s := r.set.Stats()[0]; s.Timeouts != 0 || s.Starts != 1 {
 		t.Errorf("%d timeouts, %d starts", s.Timeouts, s.Starts)
 	}
