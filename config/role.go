@@ -78,9 +78,6 @@ func checkRule(ps *problems, r *Rule) {
 	if r.Output != "" {
 		ps.later(join(r.key, "output"), "remove it", "a local copy")
 	}
-	if len(r.Plugin) > 0 {
-		ps.later(join(r.key, "plugin"), "remove it", "a plugin")
-	}
 }
 
 // Notes returns what an operator may not expect of a role that CheckRole accepts;

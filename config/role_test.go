@@ -51,6 +51,7 @@ func TestRoleAcceptsWhatItDoesAnyway(t *testing.T) {
 		"refuse":           with(t, `[mount]`, `overwrite = "refuse"`),
 		"owner":            with(t, `[mount]`, "uid = 0\ngid = 100\numask = \"077\"\nallow_other = false"),
 		"no plugin":        with(t, `dir = "/data"`, `plugin = []`),
+		"plugin":           with(t, `path = "**"`, "plugin = [\"/bin/cat\"]\nplugin_output = \"/x/y\"\nplugin_ack = \"line\""),
 		"output's plugin":  with(t, `dir = "/data"`, "plugin = [\"/bin/cat\"]\nplugin_ack = \"line\"\nplugin_timeout = \"1m\"\nfile = \"out.%T\""),
 		"relay's plugin":   good + "[relay]\n[[relay.forward]]\nprimary = [\"c:1\"]\n[[relay.output]]\nplugin = [\"/bin/cat\"]\n",
 		"http off":         with(t, `host = "h"`, `http = {}`),
@@ -89,7 +90,6 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 		"receiver's own": {RoleReceive, good + "[receive.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "receive.queue.compression", "no effect", "[mount.queue]"}}},
 		"last node":      {RoleReceive, good + "[receive.queue]\nkeep_until = \"final\"\n", []want{{12, ErrUnsupported, "receive.queue.keep_until", "no effect", "[relay.queue]"}}},
 		"copy":           {RoleMount, with(t, `path = "**"`, `output = "/copy/%F"`), []want{{5, ErrUnsupported, "mount.rule.output", "", "remove"}}},
-		"plugin":         {RoleMount, with(t, `path = "**"`, `plugin = ["/bin/cat"]`), []want{{5, ErrUnsupported, "mount.rule.plugin", "", "remove"}}},
 		"relay":          {RoleRelay, good + "[relay]\n", []want{{11, ErrMissing, "relay", "nowhere", "[[relay.forward]]"}}},
 		"absent":         {RoleRelay, good, []want{{1, ErrMissing, "", "no [relay]", "add [relay]"}}},
 	} {

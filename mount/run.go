@@ -19,6 +19,7 @@ import (
 	"ftfuse/internal/batch"
 	"ftfuse/internal/control"
 	"ftfuse/internal/forward"
+	"ftfuse/internal/plugin"
 	"ftfuse/internal/record"
 	"ftfuse/internal/reload"
 	"ftfuse/internal/service"
@@ -43,6 +44,7 @@ const gcPercent = 400
 // role is a running mount: the parts and how they hang together.
 //
 //	kernel ── server ── spool ──> capture ──> queue ──> forwarder ──> groups of destinations
+//	                                            └─────> plugins of rules
 type role struct {
 	cfg   *config.Config
 	m     *config.Mount
@@ -59,6 +61,7 @@ type role struct {
 	routes  *routes
 	byRule  []uint32 // the route of each rule
 	fwd     *forward.Forwarder
+	plugins *plugin.Set
 	secure  *service.Security // nil: plain TCP
 	ctl     *control.Server
 	serving atomic.Bool
@@ -197,6 +200,10 @@ func (r *role) openParts() (err error) {
 	if err != nil {
 		return fmt.Errorf("set up capture: %w", err)
 	}
+	plugins := service.RulePlugins(r.m.Rules, pluginMember)
+	if r.plugins, err = service.OpenPlugins(r.cfg, config.RoleMount, r.queue, plugins, r.log); err != nil {
+		return err
+	}
 	if err := r.openForward(); err != nil {
 		return err
 	}
@@ -236,6 +243,7 @@ func (r *role) start(ctx context.Context, what string, f func(context.Context) e
 // startForward starts what needs neither the capture nor the mount.
 func (r *role) startForward(ctx context.Context) {
 	r.start(ctx, "forward", r.fwd.Run)
+	r.start(ctx, "plugins", r.plugins.Run)
 	r.start(ctx, "certificates", r.secure.Watch)
 	r.start(ctx, "queue", func(ctx context.Context) error {
 		select {
@@ -397,8 +405,10 @@ func (r *role) chownRoot() error {
 	return nil
 }
 
-// leave ends this worker without touching the mount: a successor goes on.
+// leave ends this worker without touching the mount: a successor goes on, and does not wait
+// for plugins that do not end at once.
 func (r *role) leave() {
+	r.plugins.Abandon()
 	r.slow.leave()
 	r.srv.leave()
 	r.conn.Close()
@@ -453,6 +463,13 @@ func (r *role) sendAll(ctx context.Context) {
 		r.log.Warn("not everything is in the queue; the rest stays in the spool", "err", err)
 		return
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if err := r.plugins.Drain(ctx); err != nil {
+			r.log.Warn("stopping before every plugin has taken what there is and has ended; the rest stays queued")
+		}
+	})
 	if err := r.fwd.Drain(ctx); err != nil {
 		r.log.Warn("stopping before everything is sent; the rest stays queued", "err", err)
 	}

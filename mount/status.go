@@ -62,6 +62,7 @@ func (r *role) status() status.Role {
 		status.Counter{Name: "offline_removed_files", Help: "Files that were written while nothing was mounted, taken in and removed.", Value: under.Removed},
 		gauge("offline_open_files", "Such files that are taken in and that programs still have open for writing.", under.Open))
 	s.Counters = append(s.Counters, ruleCounters(c.Rules)...)
+	r.plugins.Report(&s)
 	return s
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"ftfuse/internal/record"
 	"ftfuse/internal/status"
+	"ftfuse/queue"
 )
 
 // alive reports whether a process is there and no zombie.
@@ -159,7 +160,7 @@ func TestReconfigureTouchesOnlyWhatChanged(t *testing.T) {
 	now := changed
 	now.File = "new"
 	done := make(chan error, 1)
-	go func() { done <- r.set.Reconfigure([]Plugin{now, same}) }()
+	go func() { done <- r.set.Reconfigure([]Plugin{now, same}, nil) }()
 	r.lines(50, 200) // meanwhile
 	must(t, <-done)
 	r.lines(250, 50)
@@ -169,13 +170,13 @@ func TestReconfigureTouchesOnlyWhatChanged(t *testing.T) {
 	}
 	bad := now
 	bad.Format = "%"
-	if err := r.set.Reconfigure([]Plugin{bad}); !errors.Is(err, ErrPlugin) {
+	if err := r.set.Reconfigure([]Plugin{bad}, nil); !errors.Is(err, ErrPlugin) {
 		t.Errorf("a bad plugin: %v", err)
 	}
 	r.drain()
 	wantOnce(t, read(t, filepath.Join(out, "same")), 300)
 	wantOnce(t, append(read(t, filepath.Join(out, "old")), read(t, filepath.Join(out, "new"))...), 300)
-	must(t, r.set.Reconfigure(nil))
+	must(t, r.set.Reconfigure(nil, nil))
 	if n := len(r.set.Stats()); n != 0 {
 		t.Errorf("%d plugins are left", n)
 	}
@@ -322,5 +323,71 @@ func TestNoLineIsCutOffInThePipe(t *testing.T) {
 	must(t, err)
 	if n < 32<<10 || data[n-1] != '\n' {
 		t.Errorf("%d bytes that end in %q", n, data[max(0, n-20):n])
+	}
+}
+
+func TestAReloadThatFailsLeavesThePluginsAsTheyWere(t *testing.T) {
+	out := t.TempDir()
+	p := shell("exec cat", to(out, "a"))
+	r := newRig(t, p)
+	now, why := p, errors.New("the queue takes no cursors")
+	now.Cursor, now.File = CursorOf("new"), "b"
+	if err := r.set.Reconfigure([]Plugin{now}, func() error { return why }); !errors.Is(err, why) {
+		t.Errorf("got %v", err)
+	}
+	r.lines(0, 20)
+	r.drain()
+	wantOnce(t, read(t, filepath.Join(out, "a")), 20)
+}
+
+func TestAnAddedPluginGetsItsCursorAndAGoneOneLosesIt(t *testing.T) {
+	out := t.TempDir()
+	p := shell("exec cat", to(out, "a"))
+	r := newRig(t, p)
+	r.lines(0, 20)
+	await(t, "it has all", func() bool { return r.backlog(p.Cursor) == 0 })
+	now := p
+	now.Cursor, now.File = CursorOf("new"), "b"
+	must(t, r.set.Reconfigure([]Plugin{now}, func() error {
+		return r.q.SetCursors(queue.CursorSet{Cursors: []string{"other", now.Cursor}, Copies: []string{CursorPrefix}})
+	}))
+	r.lines(20, 20)
+	r.drain()
+	// A new cursor begins with what the other one still needs, which is everything here.
+	wantOnce(t, read(t, filepath.Join(out, "b")), 40)
+	wantOnce(t, read(t, filepath.Join(out, "a")), 20)
+}
+
+// TestAnAbandonedPluginHandlesWhatItHas: no line is lost to it, and the next start waits.
+func TestAnAbandonedPluginHandlesWhatItHas(t *testing.T) {
+	out := t.TempDir()
+	gate := filepath.Join(out, "gate")
+	must(t, syscall.Mkfifo(gate, 0o600))
+	p := shell("read x <"+gate+"; exec cat", to(out, "a"))
+	r := newRig(t, p)
+	r.lines(0, 20)
+	await(t, "it is given all", func() bool { return r.set.Stats()[0].GivenRecords == 20 })
+	pid, began := r.pid(), time.Now()
+	r.set.Abandon()
+	must(t, r.stop())
+	if !alive(pid) || time.Since(began) > time.Second {
+		t.Error("it was ended, or waited for")
+	}
+	c := r.set.runners[0].child
+	go func() { // the end of the process
+		for e := range c.events {
+			if e.exit != nil {
+				return
+			}
+		}
+	}()
+	c.endInput()
+	r.start(p)
+	await(t, "it is waited for", func() bool { return strings.Contains(r.log.String(), "earlier run to end") })
+	must(t, os.WriteFile(gate, []byte("go\n"), 0))
+	go os.WriteFile(gate, []byte("go\n"), 0) // for the next one
+	r.drain()
+	if doubles := wantEach(t, read(t, filepath.Join(out, "a")), 20); doubles != 20 {
+		t.Errorf("%d lines twice, want each: none was acknowledged", doubles)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -133,6 +134,9 @@ type Set struct {
 	over    bool            // Run is ending: nothing is started any more
 	wg      sync.WaitGroup
 	failed  chan error // capacity 1
+
+	abandoned chan struct{} // closed by Abandon
+	once      sync.Once
 }
 
 // Open checks the plugins and finds their cursors. Nothing is started before Run.
@@ -141,7 +145,7 @@ func Open(o Options) (*Set, error) {
 	// What this process was given by whoever started it is not for plugins; all that Go opens
 	// is closed in a child anyway. (A kernel before 5.11 refuses.)
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
-	s := &Set{o: o, zone: time.UTC, failed: make(chan error, 1)}
+	s := &Set{o: o, zone: time.UTC, failed: make(chan error, 1), abandoned: make(chan struct{})}
 	z, err := template.LocalZone()
 	if err != nil {
 		return nil, err
@@ -149,8 +153,15 @@ func Open(o Options) (*Set, error) {
 	if s.zone, err = z.Location(); err != nil {
 		return nil, err
 	}
-	s.runners, err = s.make(o.Plugins)
-	return s, err
+	if s.runners, err = s.make(o.Plugins); err != nil {
+		return nil, err
+	}
+	for _, r := range s.runners {
+		if r.cur, err = o.Queue.Cursor(r.p.Cursor); err != nil {
+			return nil, fmt.Errorf("%w of %q: %w", ErrPlugin, r.p.Rule, err)
+		}
+	}
+	return s, nil
 }
 
 // make makes the runners of plugins.
@@ -189,6 +200,7 @@ func (s *Set) Run(ctx context.Context) error {
 	var err error
 	select {
 	case <-ctx.Done():
+	case <-s.abandoned:
 	case err = <-s.failed:
 	}
 	s.mu.Lock()
@@ -257,11 +269,18 @@ func (s *Set) Reopen() {
 	}
 }
 
+// Abandon ends Run, and leaves the children as the death of the process would, which is to
+// follow: they read what is in their pipes, and the next start waits for them. It is for a role
+// whose successor waits.
+func (s *Set) Abandon() { s.once.Do(func() { close(s.abandoned) }) }
+
 // Reconfigure makes plugins the ones that run, in place of those before. One that is the
 // same goes on undisturbed; one that changed, or is gone, gets the end of its input and is
-// waited for, or forced after ExitGrace. The queue must have the cursors of all. An error
-// changes nothing.
-func (s *Set) Reconfigure(plugins []Plugin) error {
+// waited for, or forced after ExitGrace. Then swap, which may be nil, gives the queue the
+// cursors of the new ones and takes those of the old ones away; then the new ones are started.
+// If it fails the old ones go on, and so they do where plugins are refused: an error changes
+// nothing else.
+func (s *Set) Reconfigure(plugins []Plugin, swap func() error) error {
 	s.change.Lock()
 	defer s.change.Unlock()
 	fresh, err := s.make(plugins)
@@ -269,7 +288,6 @@ func (s *Set) Reconfigure(plugins []Plugin) error {
 		return err
 	}
 	old := s.all()
-	var wg sync.WaitGroup
 	for i, r := range fresh {
 		for _, was := range old {
 			if was.p == r.p {
@@ -277,30 +295,58 @@ func (s *Set) Reconfigure(plugins []Plugin) error {
 			}
 		}
 	}
+	var wg sync.WaitGroup
 	for _, was := range old {
-		if !contains(fresh, was) {
+		if !slices.Contains(fresh, was) {
 			wg.Go(was.stop)
 		}
 	}
 	wg.Wait()
+	if swap != nil {
+		err = swap()
+	}
+	if err != nil { // the old ones, as they were
+		if fresh, err = revive(old, fresh, err); len(fresh) == 0 {
+			return err
+		}
+	}
+	return errors.Join(err, s.replace(old, fresh))
+}
+
+// revive returns runners for those of old that were stopped in favour of fresh, because of why.
+func revive(old, fresh []*runner, why error) ([]*runner, error) {
+	all := slices.Clone(old)
+	for i, r := range old {
+		if slices.Contains(fresh, r) {
+			continue
+		}
+		again, err := r.again()
+		if err != nil {
+			return nil, errors.Join(why, err)
+		}
+		all[i] = again
+	}
+	return all, why
+}
+
+// replace makes fresh the runners, and starts those that are not in old.
+func (s *Set) replace(old, fresh []*runner) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.runners = fresh
 	for _, r := range fresh {
-		if s.ctx != nil && !s.over && !contains(old, r) {
+		if slices.Contains(old, r) {
+			continue
+		}
+		var err error
+		if r.cur, err = s.o.Queue.Cursor(r.p.Cursor); err != nil {
+			return fmt.Errorf("%w of %q: %w", ErrPlugin, r.p.Rule, err)
+		}
+		if s.ctx != nil && !s.over {
 			s.start(r)
 		}
 	}
 	return nil
-}
-
-func contains(all []*runner, r *runner) bool {
-	for _, x := range all {
-		if x == r {
-			return true
-		}
-	}
-	return false
 }
 
 func signal(c chan struct{}) {

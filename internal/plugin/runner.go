@@ -71,6 +71,7 @@ type runner struct {
 
 	ending    bool // the child is to end
 	finishing bool // and none to follow
+	left      bool // the child is left to itself
 	failures  int  // in a row, for the backoff
 	moved     bool // the child has taken something
 	started   time.Time
@@ -109,9 +110,6 @@ func newRunner(s *Set, p Plugin, label string) (*runner, error) {
 	if r.out, err = newTarget(&r.p, s.zone); err != nil {
 		return nil, err
 	}
-	if r.cur, err = s.o.Queue.Cursor(p.Cursor); err != nil {
-		return nil, err
-	}
 	r.logs = newLineLog(s.o.Logger, label, r.count)
 	return r, nil
 }
@@ -121,7 +119,11 @@ func newRunner(s *Set, p Plugin, label string) (*runner, error) {
 func (r *runner) run(ctx context.Context) error {
 	defer close(r.ended)
 	defer r.out.end()
-	defer r.set.forgetPID(r)
+	defer func() {
+		if !r.left {
+			r.set.forgetPID(r)
+		}
+	}()
 	r.awaitPredecessor(ctx)
 	r.cur.Rewind() // another runner may have had it before
 	units := make(chan *unit)
@@ -149,7 +151,7 @@ func (r *runner) loop(ctx context.Context, units <-chan *unit, lost <-chan struc
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	done, finish := ctx.Done(), (<-chan struct{})(r.finish)
-	for !r.finishing || r.child != nil {
+	for (!r.finishing || r.child != nil) && !r.left {
 		in := units
 		if r.full() || r.finishing {
 			in = nil
@@ -164,6 +166,9 @@ func (r *runner) loop(ctx context.Context, units <-chan *unit, lost <-chan struc
 			r.take(u)
 		case e := <-events:
 			r.handle(e)
+		case <-r.set.abandoned:
+			r.left = true
+			continue
 		case <-r.look:
 			r.lookAt = time.Now()
 		case <-finish:
@@ -564,6 +569,9 @@ func (r *runner) show() {
 
 // finishNow has the child end once it has read what it was given, and starts no other.
 func (r *runner) finishNow() { r.once.Do(func() { close(r.finish) }) }
+
+// again is a runner of the same plugin that was not run yet.
+func (r *runner) again() (*runner, error) { return newRunner(r.set, r.p, r.label) }
 
 // stop ends the runner, by force after ExitGrace.
 func (r *runner) stop() {

@@ -3,6 +3,7 @@ package service
 import (
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 
 	"ftfuse/config"
@@ -28,6 +29,30 @@ func OutputPlugins(outputs []config.Output) []plugin.Plugin {
 			Command: o.Plugin[0], Args: plugin.Arguments(o.Plugin[1:]), Ack: plugin.Ack(o.PluginAck), Timeout: o.PluginTimeout,
 			Hosts: o.Hosts, Path: o.Path, Format: o.Format, Time: o.Time, Dir: o.Dir, File: o.File,
 		})
+	}
+	return all
+}
+
+// RulePlugins are the plugins of the rules of a mount; cursorOf names that of a rule.
+func RulePlugins(rules []config.Rule, cursorOf func(*config.Rule) string) []plugin.Plugin {
+	var all []plugin.Plugin
+	seen := map[string]bool{}
+	for i := range rules {
+		r := &rules[i]
+		if len(r.Plugin) == 0 || seen[r.Path] {
+			continue // a second rule of one path never matches
+		}
+		seen[r.Path] = true
+		p := plugin.Plugin{
+			Cursor: cursorOf(r), Rule: r.Path,
+			Command: r.Plugin[0], Args: plugin.Arguments(r.Plugin[1:]), Ack: plugin.Ack(r.PluginAck), Timeout: r.PluginTimeout,
+			Hosts: "*", Path: "**", Format: "%L", Time: config.DefaultOutput().Time, // its cursor has the batches of the rule, and no others
+		}
+		if r.PluginOutput != "" {
+			dir, name := filepath.Split(r.PluginOutput)
+			p.Dir, p.File = filepath.Clean(dir), strings.ReplaceAll(name, "%", "%%")
+		}
+		all = append(all, p)
 	}
 	return all
 }
