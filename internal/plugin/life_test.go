@@ -160,7 +160,7 @@ func TestReconfigureTouchesOnlyWhatChanged(t *testing.T) {
 	now := changed
 	now.File = "new"
 	done := make(chan error, 1)
-	go func() { done <- r.set.Reconfigure([]Plugin{now, same}, nil) }()
+	go func() { done <- r.set.Reconfigure([]Plugin{now, same}) }()
 	r.lines(50, 200) // meanwhile
 	must(t, <-done)
 	r.lines(250, 50)
@@ -170,13 +170,13 @@ func TestReconfigureTouchesOnlyWhatChanged(t *testing.T) {
 	}
 	bad := now
 	bad.Format = "%"
-	if err := r.set.Reconfigure([]Plugin{bad}, nil); !errors.Is(err, ErrPlugin) {
+	if err := r.set.Reconfigure([]Plugin{bad}); !errors.Is(err, ErrPlugin) {
 		t.Errorf("a bad plugin: %v", err)
 	}
 	r.drain()
 	wantOnce(t, read(t, filepath.Join(out, "same")), 300)
 	wantOnce(t, append(read(t, filepath.Join(out, "old")), read(t, filepath.Join(out, "new"))...), 300)
-	must(t, r.set.Reconfigure(nil, nil))
+	must(t, r.set.Reconfigure(nil))
 	if n := len(r.set.Stats()); n != 0 {
 		t.Errorf("%d plugins are left", n)
 	}
@@ -330,12 +330,17 @@ func TestAReloadThatFailsLeavesThePluginsAsTheyWere(t *testing.T) {
 	out := t.TempDir()
 	p := shell("exec cat", to(out, "a"))
 	r := newRig(t, p)
-	now, why := p, errors.New("the queue takes no cursors")
+	await(t, "it runs", func() bool { return r.pid() != 0 })
+	pid, now := r.pid(), p
 	now.Cursor, now.File = CursorOf("new"), "b"
-	if err := r.set.Reconfigure([]Plugin{now}, func() error { return why }); !errors.Is(err, why) {
-		t.Errorf("got %v", err)
+	if err := r.set.Reconfigure([]Plugin{now}); !errors.Is(err, queue.ErrNoCursor) {
+		t.Errorf("a plugin without a cursor: %v", err)
 	}
 	r.lines(0, 20)
+	await(t, "all is taken", func() bool { return r.backlog(p.Cursor) == 0 })
+	if r.pid() != pid {
+		t.Error("it was started again")
+	}
 	r.drain()
 	wantOnce(t, read(t, filepath.Join(out, "a")), 20)
 }
@@ -348,12 +353,15 @@ func TestAnAddedPluginGetsItsCursorAndAGoneOneLosesIt(t *testing.T) {
 	await(t, "it has all", func() bool { return r.backlog(p.Cursor) == 0 })
 	now := p
 	now.Cursor, now.File = CursorOf("new"), "b"
-	must(t, r.set.Reconfigure([]Plugin{now}, func() error {
-		return r.q.SetCursors(queue.CursorSet{Cursors: []string{"other", now.Cursor}, Copies: []string{CursorPrefix}})
-	}))
+	cursors := func(names ...string) {
+		must(t, r.q.SetCursors(queue.CursorSet{Cursors: names, Copies: []string{CursorPrefix}}))
+	}
+	cursors("other", p.Cursor, now.Cursor)
+	must(t, r.set.Reconfigure([]Plugin{now}))
+	cursors("other", now.Cursor)
 	r.lines(20, 20)
 	r.drain()
-	// A new cursor begins with what the other one still needs, which is everything here.
+	// A new cursor begins with what another one still needs, which is everything here.
 	wantOnce(t, read(t, filepath.Join(out, "b")), 40)
 	wantOnce(t, read(t, filepath.Join(out, "a")), 20)
 }

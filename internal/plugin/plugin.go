@@ -156,12 +156,7 @@ func Open(o Options) (*Set, error) {
 	if s.runners, err = s.make(o.Plugins); err != nil {
 		return nil, err
 	}
-	for _, r := range s.runners {
-		if r.cur, err = o.Queue.Cursor(r.p.Cursor); err != nil {
-			return nil, fmt.Errorf("%w of %q: %w", ErrPlugin, r.p.Rule, err)
-		}
-	}
-	return s, nil
+	return s, s.attach(s.runners)
 }
 
 // make makes the runners of plugins.
@@ -276,11 +271,9 @@ func (s *Set) Abandon() { s.once.Do(func() { close(s.abandoned) }) }
 
 // Reconfigure makes plugins the ones that run, in place of those before. One that is the
 // same goes on undisturbed; one that changed, or is gone, gets the end of its input and is
-// waited for, or forced after ExitGrace. Then swap, which may be nil, gives the queue the
-// cursors of the new ones and takes those of the old ones away; then the new ones are started.
-// If it fails the old ones go on, and so they do where plugins are refused: an error changes
-// nothing else.
-func (s *Set) Reconfigure(plugins []Plugin, swap func() error) error {
+// waited for, or forced after ExitGrace. The queue must have the cursors of the new ones, and
+// may lose those of the old ones when it has returned. An error changes nothing.
+func (s *Set) Reconfigure(plugins []Plugin) error {
 	s.change.Lock()
 	defer s.change.Unlock()
 	fresh, err := s.make(plugins)
@@ -295,6 +288,9 @@ func (s *Set) Reconfigure(plugins []Plugin, swap func() error) error {
 			}
 		}
 	}
+	if err := s.attach(fresh); err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	for _, was := range old {
 		if !slices.Contains(fresh, was) {
@@ -302,48 +298,25 @@ func (s *Set) Reconfigure(plugins []Plugin, swap func() error) error {
 		}
 	}
 	wg.Wait()
-	if swap != nil {
-		err = swap()
-	}
-	if err != nil { // the old ones, as they were
-		if fresh, err = revive(old, fresh, err); len(fresh) == 0 {
-			return err
-		}
-	}
-	return errors.Join(err, s.replace(old, fresh))
-}
-
-// revive returns runners for those of old that were stopped in favour of fresh, because of why.
-func revive(old, fresh []*runner, why error) ([]*runner, error) {
-	all := slices.Clone(old)
-	for i, r := range old {
-		if slices.Contains(fresh, r) {
-			continue
-		}
-		again, err := r.again()
-		if err != nil {
-			return nil, errors.Join(why, err)
-		}
-		all[i] = again
-	}
-	return all, why
-}
-
-// replace makes fresh the runners, and starts those that are not in old.
-func (s *Set) replace(old, fresh []*runner) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.runners = fresh
 	for _, r := range fresh {
-		if slices.Contains(old, r) {
+		if s.ctx != nil && !s.over && !slices.Contains(old, r) {
+			s.start(r)
+		}
+	}
+	return nil
+}
+
+// attach finds the cursors of those that have none.
+func (s *Set) attach(all []*runner) (err error) {
+	for _, r := range all {
+		if r.cur != nil {
 			continue
 		}
-		var err error
 		if r.cur, err = s.o.Queue.Cursor(r.p.Cursor); err != nil {
 			return fmt.Errorf("%w of %q: %w", ErrPlugin, r.p.Rule, err)
-		}
-		if s.ctx != nil && !s.over {
-			s.start(r)
 		}
 	}
 	return nil

@@ -570,9 +570,6 @@ func (r *runner) show() {
 // finishNow has the child end once it has read what it was given, and starts no other.
 func (r *runner) finishNow() { r.once.Do(func() { close(r.finish) }) }
 
-// again is a runner of the same plugin that was not run yet.
-func (r *runner) again() (*runner, error) { return newRunner(r.set, r.p, r.label) }
-
 // stop ends the runner, by force after ExitGrace.
 func (r *runner) stop() {
 	r.finishNow()
