@@ -90,6 +90,8 @@ var badConfigs = map[string]struct {
 	"glob empty":            {minimal + "[[mount.rule]]\npath = \"\"\n", []want{{6, ErrValue, "mount.rule.path", "is empty", `"**"`}}},
 	"hosts glob":            {"[[receive.output]]\nhosts = \"{a\"\n", []want{{2, ErrValue, "receive.output.hosts", "not a glob", ""}}},
 	"regular expression":    {minimal + "[[mount.rule]]\nallow = [ { match = \"(\" } ]\n", []want{{6, ErrValue, "mount.rule.allow.match", "missing closing", "RE2"}}},
+	"unknown attribute":     {minimal + "[[mount.rule]]\nattributes = [\"exe\", \"env\"]\n", []want{{6, ErrValue, "mount.rule.attributes", `"env"`, "always there"}}},
+	"attribute twice":       {minimal + "[[mount.rule]]\nattributes = [\"exe\", \"exe\"]\n", []want{{6, ErrConflict, "mount.rule.attributes", "twice", "once"}}},
 	"match and literal":     {minimal + "[[mount.rule]]\nallow = [ { match = \"a\", literal = \"b\" } ]\n", []want{{6, ErrConflict, "mount.rule.allow.literal", "both", "two entries"}}},
 	"empty literal":         {minimal + "[[mount.rule]]\ndeny = [ { literal = \"\" } ]\n", []want{{6, ErrValue, "mount.rule.deny.literal", "is empty", ""}}},
 	"literal that is none":  {minimal + "[[mount.rule]]\ndeny = [ { literal = 1 } ]\n", []want{{6, ErrType, "mount.rule.deny.literal", "is an integer", ""}}},

@@ -194,6 +194,15 @@ const (
 	ModeBinary RecordMode = "binary" // as written; a record ends at flush
 )
 
+// Attribute is something that records tell of their writer beside what they always do.
+type Attribute string
+
+// Values of [Rule].Attributes.
+const (
+	AttributeExe    Attribute = "exe"    // path of the program
+	AttributeCgroup Attribute = "cgroup" // control group: of a container, a unit
+)
+
 // Verdict is what a filter does with a line that no list matches.
 type Verdict string
 
@@ -212,6 +221,7 @@ type Rule struct {
 	Mode        RecordMode
 	MaxLine     Size // a longer line travels in pieces
 	MaxRecord   Size // with ModeBinary: a record ends after so many bytes
+	Attributes  []Attribute
 	Default     Verdict
 	Allow       []Filter
 	Deny        []Filter

@@ -7,6 +7,26 @@ import (
 	"strings"
 )
 
+// decodeAttributes reads what records are to tell of their writers.
+func decodeAttributes(t *table) (all []Attribute) {
+	var names []string
+	if !t.strings("attributes", `["exe", "cgroup"]`, &names) {
+		return nil
+	}
+	key := t.key("attributes")
+	for i, name := range names {
+		switch a := Attribute(name); {
+		case a != AttributeExe && a != AttributeCgroup:
+			t.ps.add(ErrValue, element(key, i), `write "exe" or "cgroup"; host, pid, uid, gid, time and path are always there`, "%s names %q", plainKey(key), name)
+		case slices.Contains(all, a):
+			t.ps.add(ErrConflict, element(key, i), "name it once", "%s names %q twice", plainKey(key), name)
+		default:
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
 func decodeFilters(t *table, key string, replace bool) []Filter {
 	var all []Filter
 	for _, s := range t.subs(key) {

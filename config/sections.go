@@ -152,6 +152,7 @@ func (r *Rule) decode(t *table) {
 	enum(t, "mode", &r.Mode, ModeLine, ModeBinary)
 	t.size("max_line", minMaxLine, maxMaxLine, &r.MaxLine)
 	t.size("max_record", minMaxRecord, maxMaxRecord, &r.MaxRecord)
+	r.Attributes = decodeAttributes(t)
 	enum(t, "default", &r.Default, VerdictAllow, VerdictDeny)
 	r.Allow = decodeFilters(t, "allow", true)
 	r.Deny = decodeFilters(t, "deny", false)

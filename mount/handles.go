@@ -19,6 +19,7 @@ type handle struct {
 	reply uint32        // how the kernel was told to serve it (kernel.Open...)
 	flags fuse.OpenFlags
 	pid   uint32 // who opened it
+	asks  bool   // its records tell of processes
 	path  string // as it stands in the session
 
 	dir     *dirNode // nil for a file

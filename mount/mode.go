@@ -2,14 +2,16 @@ package mount
 
 import (
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 	"syscall"
 
 	"bazil.org/fuse"
+	"github.com/bmatcuk/doublestar/v4"
 	"golang.org/x/sys/unix"
 
 	"ftfuse/config"
 	"ftfuse/internal/failpoint"
-	"ftfuse/mount/capture"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/spool"
 )
@@ -36,19 +38,57 @@ func serverSettings(cfg *config.Config, pass bool) settings {
 		refuse: m.Overwrite == config.OverwriteRefuse, umask: m.Umask,
 		uid: m.UID, gid: m.GID, one: func(string) bool { return false },
 	}
-	rules := captureRules(m.Rules)
+	rules := newRuleView(m.Rules)
+	o.rules = rules
 	o.binary = func(path string) bool {
-		i := capture.Match(rules, path)
-		return i >= 0 && rules[i].Mode == capture.ModeBinary
+		r := rules.match(path)
+		return r != nil && r.Mode == config.ModeBinary
+	}
+	o.asks = func(path string) bool {
+		if !rules.ask.Load() {
+			return false
+		}
+		r := rules.match(path)
+		return r != nil && len(r.Attributes) > 0
 	}
 	if !pass || daemonOnly(cfg) != "" {
 		return o
 	}
 	o.one = func(path string) bool {
-		i := capture.Match(rules, path)
-		return i < 0 || m.Rules[i].Attribution == config.AttributionOpen
+		r := rules.match(path)
+		return r == nil || r.Attribution == config.AttributionOpen
 	}
 	return o
+}
+
+// ruleView is what a server asks of the rules. It is safe for concurrent use.
+type ruleView struct {
+	rules atomic.Pointer[[]config.Rule]
+	ask   atomic.Bool // a rule has attributes
+}
+
+func newRuleView(rules []config.Rule) *ruleView {
+	v := new(ruleView)
+	v.set(rules)
+	return v
+}
+
+// set puts rules in force for what is asked from now on: how a file is written to is decided
+// when it is opened.
+func (v *ruleView) set(rules []config.Rule) {
+	v.rules.Store(&rules)
+	v.ask.Store(slices.ContainsFunc(rules, func(r config.Rule) bool { return len(r.Attributes) > 0 }))
+}
+
+// match is the first rule of path, nil for none.
+func (v *ruleView) match(path string) *config.Rule {
+	rules := *v.rules.Load()
+	for i := range rules {
+		if ok, _ := doublestar.Match(rules[i].Path, path); ok {
+			return &rules[i]
+		}
+	}
+	return nil
 }
 
 func limitsOf(q config.Queue) limits {

@@ -71,6 +71,7 @@ func (s *server) openFile(r *fuse.Header, fn *fileNode, flags fuse.OpenFlags) (*
 	}
 	mode, reply := s.how(f, sf, flags)
 	h := &handle{file: f, node: fn, reply: reply, flags: flags, pid: r.Pid, path: f.path()}
+	h.asks = s.asksOf(flags, f.path)
 	m := metaOf(r)
 	if !flags.IsReadOnly() {
 		if h.write, err = s.store.OpenHandle(sf, h.path, mode, &m); err != nil {

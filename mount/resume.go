@@ -108,6 +108,7 @@ func (s *server) restore(k *heldFile) {
 	h := &handle{
 		id: fuse.HandleID(k.ID), reply: uint32(k.Reply), flags: fuse.OpenFlags(k.Flags), pid: k.PID, path: k.Path, write: k.write,
 	}
+	h.asks = h.write != nil && s.asksOf(h.flags, func() string { return h.write.Path })
 	s.restored[k.Unique] = h
 	if k.Poll != 0 {
 		s.pollers.add(h.id, wakeup(k.Poll))

@@ -28,6 +28,7 @@ import (
 	"ftfuse/mount/holder"
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/offline"
+	"ftfuse/mount/procs"
 	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
@@ -58,6 +59,7 @@ type role struct {
 	held  []heldFile // open files of a predecessor
 	tried int32      // the newest backing id of the connection, before any file is open; 0: none
 
+	procs   *procs.Table
 	routes  *routes
 	byRule  []uint32 // the route of each rule
 	fwd     *forward.Forwarder
@@ -103,7 +105,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 	}
 	r := &role{
 		cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), o: w.Options, link: w.Link,
-		stopUnder: func() {}, fail: make(chan error, 1), served: make(chan struct{}), wiring: make(chan struct{}),
+		stopUnder: func() {}, procs: procs.New(), fail: make(chan error, 1), served: make(chan struct{}), wiring: make(chan struct{}),
 	}
 	r.now.Store(cfg)
 	r.wired = sync.OnceFunc(func() { close(r.wiring) })
@@ -195,7 +197,7 @@ func (r *role) openParts() (err error) {
 	}
 	r.cap, err = capture.New(capture.Options{
 		Store: r.store, Queue: r.queue, Rules: withRoutes(captureRules(r.m.Rules), r.byRule), Host: r.cfg.Host,
-		Origin: batch.Origin(r.queue.Node()), Buckets: r.m.BucketCount(), Codec: codec, Logger: r.log,
+		Origin: batch.Origin(r.queue.Node()), Buckets: r.m.BucketCount(), Codec: codec, Logger: r.log, Processes: r.procs,
 	})
 	if err != nil {
 		return fmt.Errorf("set up capture: %w", err)
@@ -223,7 +225,7 @@ var fullPolicies = map[config.FullPolicy]fullPolicy{
 func captureRules(rules []config.Rule) []capture.Rule {
 	out := make([]capture.Rule, len(rules))
 	for i, r := range rules {
-		out[i] = capture.Rule{Path: r.Path, Transfer: r.Transfer || keepsHere(&r), MaxLine: int(r.MaxLine), Filter: lineFilter(&r)}
+		out[i] = capture.Rule{Path: r.Path, Transfer: r.Transfer || keepsHere(&r), MaxLine: int(r.MaxLine), Filter: lineFilter(&r), Ask: asks(&r)}
 		if r.Mode == config.ModeBinary {
 			out[i].Mode, out[i].MaxRecord = capture.ModeBinary, int64(r.MaxRecord)
 		}
@@ -338,6 +340,7 @@ func (r *role) mount() (err error) {
 	}
 	r.support = inForce(r.cfg, r.support)
 	r.srv = newServer(r.conn, r.dev, r.store, r.cap, r.sess, r.free, serverSettings(r.cfg, r.support.Passthrough), r.log)
+	r.srv.procs = r.procs
 	r.srv.fail = r.failed
 	if !r.mounted {
 		if err := r.srv.resume(r.held); err != nil {
@@ -552,5 +555,6 @@ func (r *role) closeParts() error {
 	if r.queue != nil {
 		errs = append(errs, r.queue.Close())
 	}
+	r.procs.Close()
 	return errors.Join(errs...)
 }

@@ -13,6 +13,7 @@ import (
 	"bazil.org/fuse"
 
 	"ftfuse/mount/kernel"
+	"ftfuse/mount/procs"
 	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
 )
@@ -53,6 +54,8 @@ type settings struct {
 	uid, gid *uint32                // owner of new files; nil: who makes them
 	one      func(path string) bool // whether the kernel may write to a file of this path by itself
 	binary   func(path string) bool // whether close(2) ends a record of this path
+	rules    *ruleView              // behind the three; nil in tests
+	asks     func(path string) bool // whether records of this path tell of processes; nil: none does
 }
 
 // limits are what decides about a write when the queue is full. They may change.
@@ -93,6 +96,8 @@ type server struct {
 	pollers pollers
 	parking parking
 	reading turns
+	procs   *procs.Table  // with settings.asks
+	looking turns         // opens that wait for a look at their process
 	closing atomic.Bool   // no write is accepted any more
 	leaving atomic.Bool   // a successor takes over: nothing is answered any more
 	served  chan struct{} // closed when the loop has ended
@@ -129,6 +134,7 @@ func newServer(conn *fuse.Conn, dev *kernel.Device, store *spool.Store, c captur
 	s.room.free = free
 	s.parking = parking{dir: store.Dir(), limit: parkedMemory}
 	s.reading = make(turns, readTurns)
+	s.looking = make(turns, lookTurns)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -186,13 +192,13 @@ func (s *server) request(req fuse.Request) {
 	case *fuse.SetattrRequest:
 		s.setattr(r)
 	case *fuse.OpenRequest:
-		s.open(r)
+		s.openAfterLook(r)
 	case *fuse.CreateRequest:
-		s.create(r)
+		s.createAfterLook(r)
 	case *fuse.ReadRequest:
 		s.read(r)
 	case *fuse.FlushRequest:
-		s.flush(r)
+		s.flushAfterLook(r)
 	case *fuse.ReleaseRequest:
 		s.release(r)
 	case *fuse.FsyncRequest:

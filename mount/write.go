@@ -28,6 +28,9 @@ func (s *server) writeRequest(r *fuse.WriteRequest) {
 		s.park(r, h)
 		return
 	}
+	if h.asks {
+		s.procs.Wrote(r.Pid)
+	}
 	m := spool.Meta{Unique: uint64(r.ID), PID: r.Pid, UID: r.Uid, GID: r.Gid, Time: time.Now().UnixNano()}
 	n, err := h.write.TryWrite(r.Data, r.Offset, r.FileFlags&fuse.OpenAppend != 0, &m)
 	switch err {

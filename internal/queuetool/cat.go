@@ -88,6 +88,9 @@ func catBatch(w *bufio.Writer, s batch.Sealed, escape bool) error {
 
 func catRecord(w *bufio.Writer, rec *record.Record, escape bool) {
 	fmt.Fprintf(w, "== %s %s pid %d uid %d gid %d %s", Name(rec.Host), Name(rec.Path), rec.PID, rec.UID, rec.GID, stamp(rec.Time))
+	if rec.Process != nil {
+		fmt.Fprintf(w, " exe %s cgroup %s", Name(rec.Exe()), Name(rec.Cgroup()))
+	}
 	for _, f := range flagNames {
 		if rec.Flags&f.flag != 0 {
 			fmt.Fprintf(w, " %s", f.name)

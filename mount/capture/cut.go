@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"ftfuse/internal/record"
+	"ftfuse/mount/procs"
 	"ftfuse/mount/spool"
 )
 
@@ -242,7 +243,21 @@ func (c *Capture) attrOf(w *writer, it *item) *record.Attr {
 	a.Host, a.Path = c.o.Host, w.path.name
 	a.PID, a.UID, a.GID = it.pid, it.uid, it.gid
 	a.Time, a.Flags = it.time, it.flags
+	a.Process = nil
+	if w.path.ask != 0 {
+		a.Process = c.processOf(w.path.ask, it)
+	}
 	return a
+}
+
+// processOf is what is known of who wrote it. At a start with a new connection nothing is:
+// the process may be gone, and its pid another one's.
+func (c *Capture) processOf(ask procs.Ask, it *item) *record.Process {
+	pid := it.pid
+	if !c.recovered && c.live == nil || it.flags&(record.Recovered|record.Offline) != 0 {
+		pid = 0
+	}
+	return c.o.Processes.Of(pid, ask, true)
 }
 
 // skip counts bytes that a rule keeps from being transferred.

@@ -229,6 +229,9 @@ func (c *Capture) cutKernel(f *file) (n int64, k int, err error) {
 	n = min(end-f.pos, maxExtent)
 	if c.l.b.Records() > 0 {
 		free := int64(c.l.b.Free() - len(p.name) - len(c.o.Host) - 64)
+		if p.ask != 0 {
+			free -= 2 * record.MaxProcess
+		}
 		if w := f.writers[f.by.writer]; w != nil {
 			free -= int64(len(w.pend))
 		}

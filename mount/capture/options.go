@@ -9,6 +9,7 @@ import (
 
 	"ftfuse/internal/batch"
 	"ftfuse/internal/record"
+	"ftfuse/mount/procs"
 	"ftfuse/mount/spool"
 	"ftfuse/queue"
 )
@@ -59,6 +60,11 @@ type Queue interface {
 	Range(prefix string, fn func(key string, value []byte) bool)
 }
 
+// Processes tells what is known of a process; package procs has the meaning.
+type Processes interface {
+	Of(pid uint32, ask procs.Ask, fresh bool) *record.Process
+}
+
 // Options configure a Capture. Store and Queue must be set; a zero in any other
 // field means its default.
 type Options struct {
@@ -67,6 +73,8 @@ type Options struct {
 	Rules  []Rule       // until SetRules
 	Host   string       // attribute of every record
 	Origin batch.Origin // of the lanes; the queue's node id
+
+	Processes Processes // for Rule.Ask; nil: records tell nothing of processes
 
 	Codec        record.Codec  // of the batches; none
 	Buckets      int           // lanes of a route among which paths are spread, 1 to 16; 1

@@ -8,6 +8,7 @@ import (
 	"github.com/bmatcuk/doublestar/v4"
 
 	"ftfuse/internal/filter"
+	"ftfuse/mount/procs"
 )
 
 // Mode says where records end.
@@ -28,6 +29,7 @@ type Rule struct {
 	MaxLine   int            // bytes without the line end; a longer line goes out in pieces as it comes; 0: Options.MaxLine
 	MaxRecord int64          // of ModeBinary: a record ends after so many bytes; 0: never
 	Filter    *filter.Filter // of ModeLine: which lines are records, nil for all; judged by their first MaxLine bytes
+	Ask       procs.Ask      // what its records tell of the process that wrote; with Options.Processes
 	Route     uint32         // of the lanes of its paths: which groups of destinations get them; 0: every one
 }
 
@@ -67,6 +69,7 @@ type path struct {
 	piece   int            // of a record; maxLine at most
 	most    int64          // of a binary record; 0: any
 	filter  *filter.Filter // nil: nobody looks at its lines
+	ask     procs.Ask      // what its records tell of processes
 
 	files int     // that have it as their newest
 	users []*file // those, and some that had it
@@ -114,7 +117,10 @@ func (c *Capture) applyRule(p *path) {
 		r, p.counts = &set.rules[i], set.counts[i]
 	}
 	p.skip, p.binary, p.route, p.lane = !r.Transfer, r.Mode == ModeBinary, r.Route, nil
-	p.most, p.filter = r.MaxRecord, r.Filter
+	p.most, p.filter, p.ask = r.MaxRecord, r.Filter, r.Ask
+	if c.o.Processes == nil {
+		p.ask = 0
+	}
 	p.maxLine = c.o.MaxLine
 	if r.MaxLine > 0 {
 		p.maxLine = r.MaxLine

@@ -1,0 +1,64 @@
+package mount
+
+import "bazil.org/fuse"
+
+// Records that tell of processes (Rule.Attributes): whoever opens a file of theirs for writing
+// or closes one is looked at before it gets its answer, while it cannot end. The request loop goes on
+// meanwhile. Nobody's write waits.
+
+// lookTurns is how many of them wait at once, each with a request's buffer; more are answered at
+// once, and looked at meanwhile.
+const lookTurns = 16
+
+// openAfterLook is open, after a look at the process where that is wanted. It is called as open
+// is.
+func (s *server) openAfterLook(r *fuse.OpenRequest) {
+	if fn := s.fileNode(r.Node); fn == nil || r.Dir || !s.asksOf(r.Flags, fn.file.path) {
+		s.open(r)
+		return
+	}
+	s.afterLook(r.Pid, s.procs.Opening, func() { s.open(r) })
+}
+
+func (s *server) createAfterLook(r *fuse.CreateRequest) {
+	if d := s.dirNode(r.Node); d == nil || !s.asksOf(r.Flags, func() string { return d.child(r.Name) }) {
+		s.create(r)
+		return
+	}
+	s.afterLook(r.Pid, s.procs.Opening, func() { s.create(r) })
+}
+
+// flushAfterLook is flush, after another look: a shell opened the file before it executed the
+// program, and the program may be gone when what it wrote is captured.
+func (s *server) flushAfterLook(r *fuse.FlushRequest) {
+	if h := s.fileHandle(r.Handle); h == nil || !h.asks {
+		s.flush(r)
+		return
+	}
+	s.afterLook(r.Pid, s.procs.Closing, func() { s.flush(r) })
+}
+
+func (s *server) asksOf(flags fuse.OpenFlags, path func() string) bool {
+	return s.o.asks != nil && !flags.IsReadOnly() && s.o.asks(path())
+}
+
+// afterLook answers a request, which needs mu, on a goroutine once the process that waits for it
+// was looked at. A successor that takes over meanwhile gets the request again.
+func (s *server) afterLook(pid uint32, look func(pid uint32), answer func()) {
+	select {
+	case s.looking <- struct{}{}:
+	default:
+		s.procs.Wrote(pid)
+		answer()
+		return
+	}
+	s.wg.Go(func() {
+		defer func() { <-s.looking }()
+		look(pid)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.leaving.Load() {
+			answer()
+		}
+	})
+}
