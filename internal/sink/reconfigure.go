@@ -105,7 +105,9 @@ func (t *table) reopen() error {
 		f.look.Lock()
 		f.checked = time.Time{}
 		t.mu.Lock()
-		if f.cur != nil && f.cur.pending == 0 {
+		if f.cur != nil && f.cur.pending > 0 {
+			f.cur.close = true
+		} else if f.cur != nil {
 			if err := t.cache.Drop(&f.cur.slot); err != nil && first == nil {
 				first = err
 			}

@@ -267,11 +267,19 @@ func TestReopenClosesWhatWaitsForNothing(t *testing.T) {
 	if n := r.Stats().OpenFiles; n != 0 {
 		t.Errorf("%d files are open after Reopen", n)
 	}
+	r.take(t, from.seal(rec{host: "h", path: "pending", data: "0-2\n"}))
+	must(t, r.Reopen()) // closes it when it is written and synced
+	stop = r.runs(t)
+	r.drain(t)
+	stop()
+	if n := r.Stats().OpenFiles; n != 0 {
+		t.Errorf("%d files are open after the checkpoint that followed a Reopen", n)
+	}
 	stop = r.runs(t)
 	r.take(t, from.seal(rec{host: "h", path: "f", data: "0-1\n"}))
 	r.drain(t)
 	stop()
-	onceEach(t, linesBelow(t, r.out()), 1, 2)
+	onceEach(t, linesBelow(t, r.out()), 1, 3)
 	if raw, err := os.ReadFile(r.out("h", "f")); err != nil || string(raw) != "0-1\n" {
 		t.Errorf("the file has %q, %v", raw, err)
 	}

@@ -33,6 +33,7 @@ type generation struct {
 	end     int64     // where the next byte is assigned
 	state   lineState // at end
 	pending int       // extents that are not known to be on disk
+	close   bool      // its descriptor, when nothing is pending
 	shifts  []shift   // ascending by from
 
 	slot  output.Slot
@@ -328,6 +329,10 @@ func (t *table) settle(g *generation) (stale bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	g.pending--
+	if g.pending == 0 && g.close {
+		g.close = false
+		_ = t.cache.Drop(&g.slot) // as forget does
+	}
 	if g.pending > 0 || g.file.cur == g && t.files[g.file.path] == g.file {
 		return false
 	}
