@@ -20,10 +20,10 @@ type counter struct {
 	log              io.Writer
 }
 
-func (c *counter) start(t *testing.T) *exec.Cmd {
+func (c *counter) start(t *testing.T, env ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(c.bin, "-dir", filepath.Join(c.dir, "state"), "-db", filepath.Join(c.dir, "lines.db"), "-listen", c.listen)
-	cmd.Stderr = c.log
+	cmd.Stderr, cmd.Env = c.log, append(os.Environ(), env...)
 	must(t, cmd.Start())
 	t.Cleanup(func() {
 		if cmd.ProcessState == nil {
@@ -62,11 +62,20 @@ func TestTheExampleCountsEachLineOnceThoughKilled(t *testing.T) {
 	la := startLoad(t, a, "app.log", 2, rig.Job{Lines: 1 << 30, Size: 64, Rate: 20000})
 	lb := startLoad(t, b, "app.log", 1, rig.Job{Lines: 1 << 30, Size: 64, Rate: 20000})
 	rnd := seeded(t)
-	for range kills {
-		cmd := c.start(t)
-		<-time.After(time.Duration(50+rnd.IntN(700)) * time.Millisecond)
-		must(t, cmd.Process.Kill())
-		_ = cmd.Wait()
+	for i := range kills {
+		// At a step of its own, which is a moment that chance rarely finds, or at any.
+		step := []string{"receive/handled", "receive/stored", ""}[i%3]
+		if step == "" {
+			cmd := c.start(t)
+			<-time.After(time.Duration(50+rnd.IntN(700)) * time.Millisecond)
+			must(t, cmd.Process.Kill())
+			_ = cmd.Wait()
+			continue
+		}
+		cmd := c.start(t, fmt.Sprintf("FTFUSE_FAILPOINTS=%s=kill@%d", step, 1+rnd.IntN(3)))
+		if err := cmd.Wait(); err == nil {
+			t.Fatalf("it ended by itself instead of being killed at %s", step)
+		}
 	}
 	_, ra := la.finish(t)
 	_, rb := lb.finish(t)
