@@ -79,6 +79,9 @@ func (w *writer) filter(e *entry) (string, bool) {
 		w.none(e, "taken for a regular expression, as the samples of K2HFTFUSE mean it; its loader takes it for one only with double quotes inside the value")
 	}
 	item := "match = " + text(r.match)
+	if r.literal != "" {
+		item = "literal = " + text(r.literal)
+	}
 	if r.replace != nil {
 		item += ", replace = " + text(*r.replace)
 	}

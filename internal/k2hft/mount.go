@@ -1,8 +1,10 @@
 package k2hft
 
 import (
+	"cmp"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -28,6 +30,7 @@ func (w *writer) mount(d *document, c *cluster, at Mountpoint) {
 	}
 	binary := main.yes("BINTRANS", false)
 	rules := w.rules(d, at, binary)
+	w.directories(rules, at)
 	for _, r := range rules {
 		w.rule(r, main.get("BINTRANS"))
 	}
@@ -48,7 +51,7 @@ var batching = []struct{ key, why string }{
 func (w *writer) point(at Mountpoint) {
 	if at.Point == "" {
 		w.none(nil, "K2HFTFUSE is given the mount point in fstab or on its command line: write it here (`ftfuse convert --point DIR`)")
-		at.Point = "/mnt/ftfuse"
+		at.Point = defaultPoint
 	}
 	w.key("point", text(at.Point))
 	if at.From == "" {
@@ -110,6 +113,39 @@ func (w *writer) rules(d *document, at Mountpoint, binary bool) []rule {
 	}
 	return append(files, dirs...)
 }
+
+// directories says which must be made: K2HFTFUSE shows those of its rules by itself.
+func (w *writer) directories(rules []rule, at Mountpoint) {
+	var all []string
+	for _, r := range rules {
+		dir := r.target
+		if !r.dir {
+			dir = path.Dir(dir)
+		}
+		if dir = path.Join(cmp.Or(at.Point, defaultPoint), dir); dir != cmp.Or(at.Point, defaultPoint) && !slices.Contains(all, dir) {
+			all = append(all, dir)
+		}
+	}
+	if len(all) == 0 {
+		return
+	}
+	slices.Sort(all)
+	for i, dir := range all {
+		all[i] = shell(dir)
+	}
+	w.none(nil, "K2HFTFUSE shows the directories of its rules; here they are made once, with the owners that programs need: mkdir -p %s", strings.Join(all, " "))
+}
+
+// shell quotes a word for a shell where it needs that.
+func shell(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./+,:@%") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// defaultPoint is the mount point of a configuration that does not know it.
+const defaultPoint = "/mnt/ftfuse"
 
 // put adds r in the place of one with the same target.
 func (w *writer) put(all []rule, r rule) []rule {

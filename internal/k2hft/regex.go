@@ -197,6 +197,7 @@ func pieces(replace string) []piece {
 
 // rewrite is a filter of ours: a match, and what the line becomes.
 type rewrite struct {
+	literal string // "": match
 	match   string
 	replace *string
 }
@@ -206,7 +207,7 @@ type rewrite struct {
 // all that is passed on, and without one, what was matched.
 func rewriting(p *pattern) (rewrite, error) {
 	if !p.regex {
-		return rewrite{match: regexp.QuoteMeta(p.text)}, nil
+		return rewrite{literal: p.text}, nil
 	}
 	re, whole, err := toRE2(p.text)
 	if err != nil {
