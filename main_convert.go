@@ -58,7 +58,7 @@ func convert(c *cli.Context) error {
 		return err
 	}
 	if r.Notes > 0 {
-		fmt.Fprintf(c.App.ErrWriter, "%d comments begin with NOTE: read them, then run `ftfuse check`\n", r.Notes)
+		fmt.Fprintf(c.App.ErrWriter, "comments that begin with NOTE: %d; read them, then run `ftfuse check`\n", r.Notes)
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ func (c *counter) counts(t *testing.T) string {
 // The example of a receiver of one's own counts each line of two mounts once, however often
 // it is killed.
 func TestTheExampleCountsEachLineOnceThoughKilled(t *testing.T) {
-	kills := 15
+	kills := 9
 	if soak {
 		kills = 300
 	}
