@@ -27,7 +27,7 @@ const (
 	maxRotate      = 1024 * TiB
 	minRotateEvery = time.Second
 	maxRotateEvery = 366 * 24 * time.Hour
-	maxRotateKeep  = 100_000
+	maxRotateKeep  = 10_000
 )
 
 func (r *Rotate) decode(t *table) {

@@ -3,13 +3,10 @@ package sink
 import (
 	"bytes"
 	"compress/gzip"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -479,69 +476,5 @@ func TestNoRotatedFileGoesBeforeItsBatchesAreForgotten(t *testing.T) {
 			}
 		}
 		must(t, q.Close())
-	}
-}
-
-// TestSeriesIsStoredAsDocumented: docs/protocol.md, "The receiver: state".
-func TestSeriesIsStoredAsDocumented(t *testing.T) {
-	one := output.ID{Dev: 2049, Ino: 77, Birth: -5, Handle: 0x0102030405060708}
-	s := &series{dir: "/data", name: "h/app.log", file: "%H/%F", last: 300, kept: []rotated{
-		{number: 298, stage: stagePacked, codec: codecZstd, id: one},
-		{number: 299, stage: stageNoted, codec: codecGzip, id: one, packed: output.ID{Dev: 1, Ino: 2, Birth: 3, Handle: 4}},
-		{number: 300, id: one},
-	}}
-	raw := s.append(nil)
-	want, err := os.ReadFile("testdata/series.hex")
-	must(t, err)
-	if got := hex.EncodeToString(raw) + "\n"; got != string(want) {
-		t.Errorf("encoded as\n%s want\n%s", got, want)
-	}
-	back, err := parseSeries(raw)
-	must(t, err)
-	if !reflect.DeepEqual(back, s) {
-		t.Errorf("read back as %+v, want %+v", back, s)
-	}
-	for i := range raw { // a flipped bit anywhere, a cut anywhere
-		bad := bytes.Clone(raw)
-		bad[i] ^= 0x10
-		if _, err := parseSeries(bad); !errors.Is(err, errSeries) {
-			t.Errorf("with bit 4 of byte %d flipped: %v", i, err)
-		}
-		if _, err := parseSeries(raw[:i]); !errors.Is(err, errSeries) {
-			t.Errorf("cut to %d bytes: %v", i, err)
-		}
-	}
-}
-
-// TestDamagedStateOfARotationRemovesNothing: the files are left alone, and it goes on.
-func TestDamagedStateOfARotationRemovesNothing(t *testing.T) {
-	one := Rotate{Size: 4 << 10, Keep: 1}
-	r := newRotating(t, one)
-	from := newSealer(1)
-	stop := r.runs(t)
-	want := r.feedLines(t, from, "f", 0, 100, 100)
-	r.drain(t)
-	eventually(t, "a rotation", func() bool { return r.Stats().Rotations == 1 })
-	stop()
-	key := seriesKey(r.out("f"))
-	raw, _ := r.q.Get(key)
-	bad := bytes.Clone(raw)
-	bad[9] ^= 1
-	_, err := r.q.Submit(t.Context(), &queue.Txn{Set: []queue.KV{{Key: key, Value: bad}}, Sync: true})
-	must(t, err)
-	must(t, r.q.Close())
-	must(t, r.Close())
-	r.reopen(t, rotating(r.out(), one))
-	stop = r.runs(t)
-	for i := range 2 {
-		n := r.Stats().Rotations
-		want += r.feedLines(t, from, "f", 100+i*100, 100, 100)
-		r.drain(t)
-		eventually(t, "a rotation", func() bool { return r.Stats().Rotations > n })
-	}
-	eventually(t, "a removal", func() bool { return r.Stats().RotatedRemoved == 1 && r.rotor.idle() })
-	stop()
-	if got := unpack(t, r.out("f.000001")); !strings.HasPrefix(want, got) || len(got) < 4096 {
-		t.Errorf("the file of the damaged state has %d bytes", len(got))
 	}
 }

@@ -278,7 +278,14 @@ func (r *rotor) intend(ctx context.Context, f *file, o *out, id output.ID) (*ser
 	s.last = max(s.last, top) + 1
 	number := s.last
 	s.kept = append(s.kept, rotated{number: number, codec: codecOf(o.Rotate.Compress), id: id})
+	var gone []rotated
+	if o.Rotate.Keep == 0 {
+		gone = s.trim(remembered)
+	}
 	r.mu.Unlock()
+	for _, k := range gone {
+		r.table.unretire(k.id)
+	}
 	return s, number, r.store(ctx, s)
 }
 

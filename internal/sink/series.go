@@ -89,6 +89,23 @@ func (s *series) drop(number uint64) {
 	}
 }
 
+// remembered is how many finished files a series knows of where all are kept.
+const remembered = 1000
+
+// trim forgets the oldest finished files, which stay where they are, beyond most. It returns
+// those forgotten.
+func (s *series) trim(most int) (gone []rotated) {
+	for i := 0; i < len(s.kept) && len(s.kept) > most; {
+		if k := s.kept[i]; k.unpacked() {
+			i++
+		} else {
+			gone = append(gone, k)
+			s.drop(k.number)
+		}
+	}
+	return gone
+}
+
 // append appends the encoded series (docs/protocol.md, "State").
 func (s *series) append(b []byte) []byte {
 	start := len(b)

@@ -12,8 +12,9 @@ import (
 // rig is a sink over a queue, in directories of its own, without the goroutines.
 type rig struct {
 	*Sink
-	q   *queue.Queue
-	dir string
+	q     *queue.Queue
+	queue queue.Options
+	dir   string
 }
 
 func newRig(t *testing.T, outputs ...Output) *rig {
@@ -33,8 +34,9 @@ func newRig(t *testing.T, outputs ...Output) *rig {
 // reopen opens the queue and the sink, which the test closed before.
 func (r *rig) reopen(t *testing.T, outputs ...Output) {
 	t.Helper()
+	r.queue.Dedupe, r.queue.Cursors = true, []string{"apply"}
 	var err error
-	r.q, err = queue.Open(filepath.Join(r.dir, "queue"), queue.Options{Dedupe: true, Cursors: []string{"apply"}})
+	r.q, err = queue.Open(filepath.Join(r.dir, "queue"), r.queue)
 	must(t, err)
 	r.Sink, err = Open(t.Context(), Options{Queue: r.q, Cursor: "apply", Outputs: outputs, DeadDir: filepath.Join(r.dir, "dead")})
 	must(t, err)
