@@ -85,7 +85,7 @@ func (d *destination) take(ctx context.Context) (*entry, uint32, error) {
 
 // next takes the oldest batch out of the flows and strays of d. The caller holds mu.
 func (d *destination) next() *entry {
-	for {
+	for !d.l.paused {
 		var e *entry
 		if len(d.ready) > 0 {
 			fl := d.ready[0]
@@ -126,6 +126,7 @@ func (d *destination) next() *entry {
 		}
 		return e
 	}
+	return nil
 }
 
 // twinAway reports whether another copy of the same id is on its way: an answer names an

@@ -34,6 +34,7 @@ type line struct {
 	suspect uint64 // what is at or below it may have been sent before this start
 
 	mu       sync.Mutex
+	paused   bool // nothing more is given to a destination
 	peers    peers
 	dests    []*destination
 	seen     []state // of each destination, when the flows were last steered

@@ -365,6 +365,13 @@ func (c *simCursor) Release(seq uint64) {
 	c.released.Add(seq)
 }
 
+// Rewind begins again with the oldest entry that was not acked.
+func (c *simCursor) Rewind() {
+	c.q.mu.Lock()
+	defer c.q.mu.Unlock()
+	c.next = 1
+}
+
 // commitLater commits within a second.
 func (q *simQueue) commitLater() {
 	if !q.soon && !q.later {

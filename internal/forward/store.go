@@ -26,6 +26,7 @@ type cursor interface {
 	Fetch(ctx context.Context, seq uint64) (queue.Item, bool, error)
 	Ack(seq uint64)
 	Release(seq uint64)
+	Rewind()
 }
 
 // client is a connection to one destination; see transport.Client.

@@ -1,0 +1,212 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"ftfuse/internal/batch"
+	"ftfuse/internal/failpoint"
+	"ftfuse/queue"
+	"ftfuse/transport"
+)
+
+// Steps of a change.
+var (
+	fpPaused   = failpoint.New("forward/paused")   // nothing is sent; the queue has the old cursors and the new ones
+	fpCursors  = failpoint.New("forward/cursors")  // it has the new ones, on disk with the next commit
+	fpReplaced = failpoint.New("forward/replaced") // the next Forwarder is about to run
+)
+
+// pauseLimit is how long a change waits for what destinations were given.
+const pauseLimit = 2 * time.Second
+
+// Switch is a Forwarder whose groups change while it runs. Its methods are those of
+// Forwarder, and safe for concurrent use.
+type Switch struct {
+	one sync.Mutex // held by Change
+
+	mu     sync.RWMutex // held for writing while one takes the other's place
+	f      *Forwarder
+	o      Options
+	stop   context.CancelFunc // ends the Run of f; nil: not begun
+	ended  chan struct{}      // closed when that returned
+	failed error              // what it returned
+	again  chan struct{}      // closed when another f is to be run
+}
+
+// NewSwitch is New.
+func NewSwitch(o Options) (*Switch, error) {
+	f, err := New(o)
+	if err != nil {
+		return nil, err
+	}
+	return &Switch{f: f, o: o}, nil
+}
+
+// Run forwards until ctx ends; see Forwarder.Run.
+func (s *Switch) Run(ctx context.Context) error {
+	for {
+		run, stop := context.WithCancel(ctx)
+		s.mu.Lock()
+		f, ended, again := s.f, make(chan struct{}), make(chan struct{})
+		s.stop, s.ended, s.again = stop, ended, again
+		s.mu.Unlock()
+		err := f.Run(run)
+		asked := run.Err() != nil // Change, or ctx
+		stop()
+		close(ended)
+		if err != nil || ctx.Err() != nil || !asked {
+			return err
+		}
+		select {
+		case <-again:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Change goes over to o, whose queue, identity and callbacks are those of before. It gives
+// the groups that go until ctx ends to send what is in the queue for them, as long as they
+// are connected; then nothing is sent for a moment, while cursors makes the queue's cursors
+// those of o.Groups (an error of it changes nothing). Groups that stay go on where they were.
+// Nothing is lost; what a destination did not answer in time is sent again, flagged, to it or
+// to the one in its place.
+//
+// The queue has the cursors of the new groups already, and of the old ones still.
+func (s *Switch) Change(ctx context.Context, o Options, cursors func() error) error {
+	s.one.Lock()
+	defer s.one.Unlock()
+	if _, err := o.withDefaults(); err != nil {
+		return err
+	}
+	s.mu.RLock()
+	f, stop, ended := s.f, s.stop, s.ended
+	s.mu.RUnlock()
+	if stop == nil {
+		return errors.New("change the groups of destinations: they do not run yet")
+	}
+	f.sendOff(ctx, Cursors(o.Groups))
+	short, cancel := context.WithTimeout(context.Background(), pauseLimit)
+	f.pause(short)
+	cancel()
+	stop()
+	<-ended
+	if err := fpPaused.Inject(); err != nil {
+		return errors.Join(err, s.replace(s.o))
+	}
+	err := cursors()
+	if err == nil {
+		err = fpCursors.Inject()
+	}
+	if err != nil {
+		o = s.o
+	}
+	return errors.Join(err, s.replace(o))
+}
+
+// replace puts a successor into the place of the Forwarder that has ended, and has it run.
+func (s *Switch) replace(o Options) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, err := s.f.successor(o)
+	if err != nil {
+		return fmt.Errorf("change the groups of destinations: %w; nothing is sent until a restart", err)
+	}
+	s.f, s.o = f, o
+	close(s.again)
+	return fpReplaced.Inject()
+}
+
+// now calls fn with the Forwarder, which no other replaces meanwhile.
+func (s *Switch) now(fn func(*Forwarder)) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	fn(s.f)
+}
+
+// Drain is Forwarder.Drain.
+func (s *Switch) Drain(ctx context.Context) error {
+	s.mu.RLock()
+	f := s.f
+	s.mu.RUnlock()
+	return f.Drain(ctx)
+}
+
+// Horizon is Forwarder.Horizon.
+func (s *Switch) Horizon(lane batch.Lane, below uint64) {
+	s.now(func(f *Forwarder) { f.Horizon(lane, below) })
+}
+
+// Covers is Forwarder.Covers.
+func (s *Switch) Covers(id batch.ID, via []batch.Node) (covers bool) {
+	s.now(func(f *Forwarder) { covers = f.Covers(id, via) })
+	return covers
+}
+
+// Took is Forwarder.Took.
+func (s *Switch) Took(id batch.ID, via []batch.Node) { s.now(func(f *Forwarder) { f.Took(id, via) }) }
+
+// Finals is Forwarder.Finals.
+func (s *Switch) Finals(lane batch.Lane) (all batch.Ranges) {
+	s.now(func(f *Forwarder) { all = f.Finals(lane) })
+	return all
+}
+
+// Skip is Forwarder.Skip.
+func (s *Switch) Skip(lane batch.Lane, skips ...transport.Skip) {
+	s.now(func(f *Forwarder) { f.Skip(lane, skips...) })
+}
+
+// Stats is Forwarder.Stats.
+func (s *Switch) Stats() (st Stats) {
+	s.now(func(f *Forwarder) { st = f.Stats() })
+	return st
+}
+
+// union is a and what of b is not in it.
+func union(a, b []string) []string {
+	all := slices.Clone(a)
+	for _, x := range b {
+		if !slices.Contains(all, x) {
+			all = append(all, x)
+		}
+	}
+	return all
+}
+
+// Consumers are the cursors of a role before and after a change of who consumes its queue:
+// Begin, then the parts that consume go over (Change among them), then End, or Undo.
+type Consumers struct {
+	Queue  *queue.Queue
+	Copies []string
+	// Was and Now are the queue's cursors before and after.
+	Was, Now []string
+	// Wants is queue.Options.Wants of the old and the new ones.
+	Wants queue.CursorWants
+}
+
+// Begin adds the cursors that are new: what is committed from then on is for them too.
+func (c *Consumers) Begin() error {
+	return c.Queue.SetCursors(queue.CursorSet{Cursors: union(c.Was, c.Now), Copies: c.Copies, Wants: c.Wants})
+}
+
+// End removes those that are gone; the others that are new begin.
+func (c *Consumers) End() error {
+	var fresh []string
+	for _, name := range c.Now {
+		if !slices.Contains(c.Was, name) {
+			fresh = append(fresh, name)
+		}
+	}
+	return c.Queue.SetCursors(queue.CursorSet{Cursors: c.Now, Copies: c.Copies, Wants: c.Wants, Again: fresh})
+}
+
+// Undo takes Begin back.
+func (c *Consumers) Undo() error {
+	return c.Queue.SetCursors(queue.CursorSet{Cursors: c.Was, Copies: c.Copies, Wants: c.Wants})
+}
