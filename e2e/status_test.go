@@ -17,8 +17,9 @@ type roleStatus struct {
 	Error   string `json:"error"`
 	Serving bool   `json:"serving"`
 	Queue   struct {
-		Bytes   int64 `json:"bytes"`
-		Cursors []struct {
+		Bytes    int64 `json:"bytes"`
+		MaxBytes int64 `json:"max_bytes"`
+		Cursors  []struct {
 			Name    string `json:"name"`
 			Backlog struct {
 				Batches, Records, Bytes uint64
@@ -29,6 +30,7 @@ type roleStatus struct {
 		Ranges int   `json:"delivered_ranges"`
 		Stored int64 `json:"delivered_bytes"`
 	} `json:"queue"`
+	Reload  *reloadStatus `json:"reload"`
 	Forward []struct {
 		Name         string        `json:"name"`
 		Mode         string        `json:"mode"`
@@ -49,6 +51,14 @@ type roleStatus struct {
 		Reason  string `json:"reason"`
 		Records uint64 `json:"records"`
 	} `json:"dropped"`
+}
+
+// reloadStatus is what became of a reload.
+type reloadStatus struct {
+	Time         string   `json:"time"`
+	Refused      []string `json:"refused"`
+	Changed      []string `json:"changed"`
+	NeedsRestart []string `json:"needs_restart"`
 }
 
 type destination struct {

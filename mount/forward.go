@@ -18,14 +18,12 @@ import (
 
 // openQueue opens the queue and numbers the routes of the rules.
 func (r *role) openQueue() (err error) {
-	groups := service.Groups(r.m.Forwards)
 	var routesErr error
-	var wants func(string, batch.Lane) bool
 	o := r.cfg.QueueFor(config.RoleMount)
 	r.queue, err = queue.Open(r.cfg.QueueDir(config.RoleMount), queue.Options{
 		CommitEvery: o.CommitEvery, CommitBytes: int64(o.CommitBytes), MaxBytes: int64(o.MaxBytes), MaxAge: o.MaxAge,
 		OnFull: queuePolicy[o.OnFull], Logger: r.log, OnLoss: r.lost,
-		Cursors: append(forward.Cursors(groups), localCursors(r.m)...), Copies: []string{outputCursor, plugin.CursorPrefix},
+		Cursors: cursors(r.m), Copies: copies,
 		Begin: func(q *queue.Queue) {
 			if r.routes, routesErr = openRoutes(q, r.m.Forwards); routesErr == nil {
 				r.byRule, routesErr = r.routes.number(r.m.Rules)
@@ -33,14 +31,9 @@ func (r *role) openQueue() (err error) {
 			if r.routes == nil {
 				r.routes = &routes{}
 			}
-			wants = forward.Wants(groups, r.routes.of, batch.Origin(q.Node()))
+			r.useGroups(batch.Origin(q.Node()), r.m.Forwards)
 		},
-		Wants: func(cursor string, lane batch.Lane) bool {
-			if isLocal(cursor) {
-				return wantsLocally(cursor, r.routes.of(lane.Route))
-			}
-			return wants(cursor, lane)
-		},
+		Wants: r.wants,
 	})
 	if err != nil {
 		return fmt.Errorf("open queue: %w", err)
@@ -51,6 +44,29 @@ func (r *role) openQueue() (err error) {
 	return r.routes.store(context.Background(), r.queue)
 }
 
+// copies are the cursors that pass nothing on, also when they are configured no more.
+var copies = []string{outputCursor, plugin.CursorPrefix}
+
+// cursors are the consumers that the configuration has.
+func cursors(m *config.Mount) []string {
+	return append(forward.Cursors(service.Groups(m.Forwards)), localCursors(m)...)
+}
+
+// useGroups has routes and cursors be those of groups.
+func (r *role) useGroups(origin batch.Origin, groups []config.Forward) {
+	wants := forward.Wants(service.Groups(groups), r.routes.of, origin)
+	r.forGroup.Store(&wants)
+	r.routes.use(groups)
+}
+
+// wants is queue.Options.Wants.
+func (r *role) wants(cursor string, lane batch.Lane) bool {
+	if isLocal(cursor) {
+		return wantsLocally(cursor, r.routes.of(lane.Route))
+	}
+	return (*r.forGroup.Load())(cursor, lane)
+}
+
 // openForward sets up what sends the queue's batches.
 func (r *role) openForward() (err error) {
 	defer r.wired()
@@ -58,14 +74,7 @@ func (r *role) openForward() (err error) {
 	if r.secure, err = service.OpenSecurity(files, nil, r.log); err != nil {
 		return err
 	}
-	o := r.cfg.QueueFor(config.RoleMount)
-	r.fwd, err = forward.New(forward.Options{
-		Queue: r.queue, Groups: service.Groups(r.m.Forwards), Routes: r.routes.of,
-		Identity:  transport.Identity{Node: r.queue.Node(), Host: r.cfg.Host, Role: string(config.RoleMount), Product: status.Product()},
-		KeepFinal: o.KeepUntil == config.KeepUntilFinal, FinalTimeout: o.FinalTimeout,
-		TLS: r.secure.Client(), Relabel: record.Relabel, OnConflict: r.cap.Conflict,
-		ReconnectGrace: reconnectGrace, Logger: r.log,
-	})
+	r.fwd, err = forward.NewSwitch(r.forwardOptions(r.cfg))
 	if err != nil {
 		return err
 	}
@@ -75,6 +84,17 @@ func (r *role) openForward() (err error) {
 		}
 	}
 	return nil
+}
+
+func (r *role) forwardOptions(c *config.Config) forward.Options {
+	o := c.QueueFor(config.RoleMount)
+	return forward.Options{
+		Queue: r.queue, Groups: service.Groups(c.Mount.Forwards), Routes: r.routes.of,
+		Identity:  transport.Identity{Node: r.queue.Node(), Host: r.cfg.Host, Role: string(config.RoleMount), Product: status.Product()},
+		KeepFinal: o.KeepUntil == config.KeepUntilFinal, FinalTimeout: o.FinalTimeout,
+		TLS: r.secure.Client(), Relabel: record.Relabel, OnConflict: r.cap.Conflict,
+		ReconnectGrace: reconnectGrace, Logger: r.log,
+	}
 }
 
 // leaves reports whether batches of a lane go to another node at all.

@@ -2,31 +2,85 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"ftfuse/config"
+	"ftfuse/internal/batch"
+	"ftfuse/internal/forward"
 	"ftfuse/internal/reload"
+	"ftfuse/internal/service"
 	"ftfuse/queue"
 )
 
 var _ reload.Role = (*role)(nil)
 
-// Reload goes over to next; see reload.Role. Programs keep their files.
-func (r *role) Reload(_ context.Context, now, next *config.Config) (restart []string, err error) {
-	restart = append(restart, r.keepWay(now, next)...)
+// Reload goes over to next; see reload.Role. Programs keep their files: what they write is
+// cut by the new rules from some moment on, and goes where those say.
+func (r *role) Reload(ctx context.Context, now, next *config.Config) (restart []string, err error) {
+	restart = r.keepAtStart(now, next)
+	if err := r.reloadConsumers(ctx, now, next); err != nil {
+		return nil, err
+	}
 	r.now.Store(next)
+	r.srv.o.rules.set(next.Mount.Rules)
 	return restart, r.setLimits(next.QueueFor(config.RoleMount))
 }
 
-// keepWay puts back on_full where a file that is open would not obey it: the kernel writes
-// to it and asks nobody.
-func (r *role) keepWay(now, next *config.Config) []string {
+// keepAtStart puts back what follows from other keys and cannot change, and says so.
+func (r *role) keepAtStart(now, next *config.Config) (restart []string) {
 	was, is := now.Mount.Queue.OnFull, next.Mount.Queue.OnFull
-	if was == is || !r.kernelWrites() || was != config.FullError && is != config.FullError {
-		return nil
+	if was != is && r.kernelWrites() && (was == config.FullError || is == config.FullError) {
+		next.Mount.Queue.OnFull = was // a file that is open would not obey: the kernel writes to it and asks nobody
+		restart = append(restart, fmt.Sprintf("mount.queue.on_full: %q stays in force; %q decides who writes to a file when it is opened, and needs a restart", was, is))
 	}
-	next.Mount.Queue.OnFull = was
-	return []string{fmt.Sprintf("mount.queue.on_full: %q stays in force; %q decides who writes to a file when it is opened, and needs a restart", was, is)}
+	if had, wants := r.m.BucketCount(), next.Mount.BucketCount(); had != wants {
+		restart = append(restart, fmt.Sprintf("mount.buckets: %d stay in force; the groups as they are now have use for %d, which needs a restart", had, wants))
+	}
+	if why := daemonOnly(r.cfg); why != "" && daemonOnly(next) == "" {
+		restart = append(restart, "mount.rule: the daemon goes on answering each write(2) itself, as it began because "+why+"; the kernel writes after a restart")
+	}
+	return restart
+}
+
+// reloadConsumers goes over to the rules of next and to those who get what they say, or to
+// nothing of it. Who is new is there before the first batch for him; who goes gets what was
+// captured for him before the rules changed.
+func (r *role) reloadConsumers(ctx context.Context, now, next *config.Config) error {
+	origin := batch.Origin(r.queue.Node())
+	byRule, err := r.routes.number(next.Mount.Rules)
+	if err != nil {
+		return err
+	}
+	if err := r.routes.store(ctx, r.queue); err != nil {
+		return err
+	}
+	c := forward.Consumers{Queue: r.queue, Copies: copies, Was: cursors(now.Mount), Now: cursors(next.Mount), Wants: r.wants}
+	r.useGroups(origin, slices.Concat(now.Mount.Forwards, next.Mount.Forwards))
+	if err := errors.Join(c.Begin(), r.setRules(ctx, next, byRule)); err != nil {
+		r.useGroups(origin, now.Mount.Forwards)
+		return errors.Join(err, c.Undo())
+	}
+	end := func() error {
+		r.useGroups(origin, next.Mount.Forwards)
+		return c.End()
+	}
+	if service.SameForward(now, next, config.RoleMount) {
+		return end()
+	}
+	short, cancel := context.WithTimeout(ctx, now.ShutdownTimeout)
+	defer cancel()
+	return r.fwd.Change(short, r.forwardOptions(next), end)
+}
+
+// setRules has everything captured from now on go by the rules of next, and what was before
+// be in the queue.
+func (r *role) setRules(ctx context.Context, next *config.Config, byRule []uint32) error {
+	if err := r.cap.SetRules(ctx, withRoutes(captureRules(next.Mount.Rules), byRule)); err != nil {
+		return err
+	}
+	return r.queue.Flush(ctx)
 }
 
 func (r *role) setLimits(q config.Queue) error {

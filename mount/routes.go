@@ -138,15 +138,19 @@ func (t *routes) numberOf(members []string) (uint32, error) {
 // store puts what is new into q, in its order before any batch that is submitted after it
 // returned.
 func (t *routes) store(ctx context.Context, q *queue.Queue) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.fresh) == 0 {
+	t.mu.RLock()
+	fresh := t.fresh
+	t.mu.RUnlock()
+	if len(fresh) == 0 {
 		return nil
 	}
-	if _, err := q.Submit(ctx, &queue.Txn{Set: t.fresh, Aside: true}); err != nil {
+	// Without the lock: the queue asks for routes while it has its own.
+	if _, err := q.Submit(ctx, &queue.Txn{Set: fresh, Aside: true}); err != nil {
 		return fmt.Errorf("store the routes of the rules: %w", err)
 	}
-	t.fresh = nil
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fresh = t.fresh[len(fresh):]
 	return nil
 }
 

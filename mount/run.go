@@ -59,16 +59,17 @@ type role struct {
 	held  []heldFile // open files of a predecessor
 	tried int32      // the newest backing id of the connection, before any file is open; 0: none
 
-	procs   *procs.Table
-	routes  *routes
-	byRule  []uint32 // the route of each rule
-	fwd     *forward.Forwarder
-	plugins *plugin.Set
-	secure  *service.Security // nil: plain TCP
-	ctl     *control.Server
-	serving atomic.Bool
-	wiring  chan struct{} // closed when fwd is set, or never will be
-	wired   func()        // closes it
+	procs    *procs.Table
+	routes   *routes
+	byRule   []uint32                          // the route of each rule, at the start
+	forGroup atomic.Pointer[queue.CursorWants] // whether the cursor of a group wants a lane
+	fwd      *forward.Switch
+	plugins  *plugin.Set
+	secure   *service.Security // nil: plain TCP
+	ctl      *control.Server
+	serving  atomic.Bool
+	wiring   chan struct{} // closed when fwd is set, or never will be
+	wired    func()        // closes it
 
 	o         Options
 	under     atomic.Pointer[offline.Taker] // nil: files below the mount point are left alone
@@ -104,7 +105,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 		debug.SetGCPercent(gcPercent)
 	}
 	r := &role{
-		cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), o: w.Options, link: w.Link,
+		cfg: cfg, m: cfg.Mount, log: log.With("role", "mount"), o: w.Options, link: w.Link, reload: w.Reload,
 		stopUnder: func() {}, procs: procs.New(), fail: make(chan error, 1), served: make(chan struct{}), wiring: make(chan struct{}),
 	}
 	r.now.Store(cfg)

@@ -92,7 +92,7 @@ func (r *role) ignoreUnderneath(ctx context.Context) error {
 
 // transfers reports whether the rules transfer what is written by a path.
 func (r *role) transfers(path string) bool {
-	for _, rule := range captureRules(r.m.Rules) {
+	for _, rule := range captureRules(r.now.Load().Mount.Rules) {
 		if capture.Match([]capture.Rule{rule}, path) == 0 {
 			return rule.Transfer
 		}

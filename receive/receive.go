@@ -120,8 +120,7 @@ func (r *Receiver) queueOptions(qc config.Queue) queue.Options {
 		SegmentBytes: r.o.SegmentBytes,
 		CommitEvery:  qc.CommitEvery, CommitBytes: int64(qc.CommitBytes), MaxBytes: int64(qc.MaxBytes),
 		OnFull: policies[qc.OnFull], MaxAge: qc.MaxAge,
-		Cursors: append([]string{cursorName}, service.PluginCursors(service.OutputPlugins(r.c.Receive.Outputs))...),
-		Copies:  []string{plugin.CursorPrefix}, // also when they are configured no more
+		Cursors: cursors(r.c), Copies: copies,
 	}
 }
 

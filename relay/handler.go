@@ -26,7 +26,7 @@ var (
 type handler struct {
 	q       *queue.Queue
 	sink    *sink.Sink // nil: no outputs
-	forward *forward.Forwarder
+	forward *forward.Switch
 	tell    *upstream.Teller
 	server  *transport.Server
 	log     *slog.Logger

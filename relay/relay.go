@@ -65,13 +65,14 @@ type Relay struct {
 	o   Options
 	log *slog.Logger
 
-	shutdown atomic.Int64 // nanoseconds: how long a stop may drain
+	shutdown atomic.Int64                  // nanoseconds: how long a stop may drain
+	now      atomic.Pointer[config.Config] // in force; c is what it started with
 
 	lock    *os.File
 	q       *queue.Queue
 	sink    *sink.Sink // nil: no outputs with files
 	plugins *plugin.Set
-	forward *forward.Forwarder
+	forward *forward.Switch
 	tell    *upstream.Teller
 	handler *handler
 	server  *transport.Server
@@ -96,6 +97,7 @@ func RunWith(ctx context.Context, c *config.Config, log *slog.Logger, o Options)
 	limitMemory(c.Relay)
 	r := &Relay{c: c, o: o, log: log, wired: make(chan struct{})}
 	r.shutdown.Store(int64(c.ShutdownTimeout))
+	r.now.Store(c)
 	r.unwired = sync.OnceFunc(func() { close(r.wired) })
 	defer func() { err = errors.Join(err, r.close()) }()
 	if err := r.open(ctx); err != nil {
@@ -130,7 +132,7 @@ func (r *Relay) open(ctx context.Context) error {
 		return err
 	}
 	r.tell = upstream.New(r.q, r.finals, r.log)
-	if r.forward, err = forward.New(r.forwardOptions()); err != nil {
+	if r.forward, err = forward.NewSwitch(r.forwardOptions(r.c)); err != nil {
 		return err
 	}
 	r.unwired()

@@ -1,6 +1,8 @@
 package service
 
 import (
+	"reflect"
+
 	"ftfuse/config"
 	"ftfuse/internal/forward"
 )
@@ -20,4 +22,16 @@ func Groups(forwards []config.Forward) []forward.GroupConfig {
 		}
 	}
 	return all
+}
+
+// SameForward reports whether a role sends by next as it does by now.
+func SameForward(now, next *config.Config, role config.Role) bool {
+	groups := func(c *config.Config) []forward.GroupConfig {
+		if role == config.RoleMount {
+			return Groups(c.Mount.Forwards)
+		}
+		return Groups(c.Relay.Forwards)
+	}
+	a, b := now.QueueFor(role), next.QueueFor(role)
+	return reflect.DeepEqual(groups(now), groups(next)) && a.KeepUntil == b.KeepUntil && a.FinalTimeout == b.FinalTimeout
 }
