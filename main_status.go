@@ -16,7 +16,7 @@ import (
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:   "status",
-		Usage:  "show what the running roles are doing (exit 0; 1 if one of them does not answer)",
+		Usage:  "show what the running roles are doing (exit 0; 1 if one of them does not answer, 78 beside what there is if the file is bad)",
 		Flags:  []cli.Flag{configFlag(), roleFlag(), &cli.BoolFlag{Name: "json", Usage: "as JSON"}},
 		Action: statusAction,
 	}
@@ -31,15 +31,25 @@ type answer struct {
 }
 
 func statusAction(c *cli.Context) error {
+	var errs []error
 	cfg, roles, err := chosenRoles(c)
-	if err != nil {
+	bad := errors.As(err, new(*config.Error))
+	switch {
+	case bad: // roles may run with what the file was before
+		cfg, roles, errs = config.Locate(configFile(c)), config.Roles(), append(errs, err)
+		if name := c.String("role"); name != "" {
+			roles = []config.Role{config.Role(name)}
+		}
+	case err != nil:
 		return err
 	}
 	var all []answer
-	var errs []error
 	for _, role := range roles {
 		a := answer{role: role}
 		a.said, a.raw, a.err = control.Status(c.Context, cfg.RoleDir(role))
+		if a.err != nil && bad {
+			continue // nobody says that it should run
+		}
 		if a.err != nil {
 			errs = append(errs, fmt.Errorf("%s: %s: %w", role, control.SocketPath(cfg.RoleDir(role)), a.err))
 		}

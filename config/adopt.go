@@ -85,21 +85,21 @@ func (a *adoption) field(path string, cur, out reflect.Value) {
 	case cur.Kind() == reflect.Struct:
 		a.walk(path, cur, out)
 	default:
-		a.Restart = append(a.Restart, fmt.Sprintf("%s: %s stays in force; %s, %s, needs a restart",
-			path, shown(cur), shown(out), a.where(path)))
+		a.Restart = append(a.Restart, fmt.Sprintf("%s: %s stays in force; %s %s",
+			path, shown(cur), a.where(path), shown(out)))
 		out.Set(cur)
 	}
 }
 
-// where says where the new value of the key at path stands.
+// where says where the new value of the key at path stands, which follows.
 func (a *adoption) where(path string) string {
 	_, shared, _ := strings.Cut(path, ".") // [queue] and http are defaults of the roles'
 	for _, p := range []string{path, shared} {
 		if line, ok := a.next.pos[p]; ok {
-			return fmt.Sprintf("in line %d", line)
+			return fmt.Sprintf("line %d says", line)
 		}
 	}
-	return "as the default is"
+	return "the default is"
 }
 
 // shown is v as it could stand in the file.

@@ -42,17 +42,17 @@ func TestWhatARunningRoleCannotChangeIsNamed(t *testing.T) {
 		changed, restart string
 	}{
 		{RoleMount, "", "", "", ""},
-		{RoleMount, "/mnt/ftfuse", "/mnt/other", "", `mount.point: "/mnt/ftfuse" stays in force; "/mnt/other", in line 4, needs a restart`},
+		{RoleMount, "/mnt/ftfuse", "/mnt/other", "", `mount.point: "/mnt/ftfuse" stays in force; line 4 says "/mnt/other"`},
 		{RoleReceive, "/mnt/ftfuse", "/mnt/other", "", ""},
-		{RoleMount, "/var/lib/ftfuse", "/var/lib/f2", "", `state_dir: "/var/lib/ftfuse" stays in force; "/var/lib/f2", in line 1, needs a restart`},
-		{RoleRelay, `":7400"`, `":7402"`, "", `relay.listen: ":7400" stays in force; ":7402", in line 11, needs a restart`},
+		{RoleMount, "/var/lib/ftfuse", "/var/lib/f2", "", `state_dir: "/var/lib/ftfuse" stays in force; line 1 says "/var/lib/f2"`},
+		{RoleRelay, `":7400"`, `":7402"`, "", `relay.listen: ":7400" stays in force; line 11 says ":7402"`},
 		{RoleReceive, `listen = ":7401"`, "listen = \":7401\"\nqueue.max_bytes = \"1GiB\"", "receive.queue.max_bytes", ""},
-		{RoleReceive, "[mount]", "[queue]\ndurability = \"sync\"\non_full = \"error\"\n[mount]", "receive.queue.on_full", `receive.queue.durability: "journal" stays in force; "sync", in line 4, needs a restart`},
-		{RoleReceive, `host = "h"`, "host = \"h\"\nlog.level = \"debug\"\nlog.format = \"json\"", "log.level", `log.format: "text" stays in force; "json", in line 4, needs a restart`},
-		{RoleReceive, `host = "h"`, "host = \"h\"\nhttp.listen = \"127.0.0.1:1\"", "", `receive.http.listen: "" stays in force; "127.0.0.1:1", in line 3, needs a restart`},
-		{RoleMount, "[mount]", "[mount]\nuid = 5", "", `mount.uid: nothing stays in force; 5, in line 4, needs a restart`},
+		{RoleReceive, "[mount]", "[queue]\ndurability = \"sync\"\non_full = \"error\"\n[mount]", "receive.queue.on_full", `receive.queue.durability: "journal" stays in force; line 4 says "sync"`},
+		{RoleReceive, `host = "h"`, "host = \"h\"\nlog.level = \"debug\"\nlog.format = \"json\"", "log.level", `log.format: "text" stays in force; line 4 says "json"`},
+		{RoleReceive, `host = "h"`, "host = \"h\"\nhttp.listen = \"127.0.0.1:1\"", "", `receive.http.listen: "" stays in force; line 3 says "127.0.0.1:1"`},
+		{RoleMount, "[mount]", "[mount]\nuid = 5", "", `mount.uid: nothing stays in force; line 4 says 5`},
 		{RoleReceive, `listen = ":7401"`, "listen = \":7401\"\n[[receive.output]]\ndir = \"/data\"", "receive.output", ""},
-		{RoleReceive, "[receive]", "[receive]\nmax_connections = 7", "", `receive.max_connections: 1024 stays in force; 7, in line 15, needs a restart`},
+		{RoleReceive, "[receive]", "[receive]\nmax_connections = 7", "", `receive.max_connections: 1024 stays in force; line 15 says 7`},
 	} {
 		was := parsed(t, base)
 		a := was.Adopt(parsed(t, strings.Replace(base, c.old, c.new, 1)), c.role)

@@ -264,6 +264,9 @@ func TestABadFileIsRefusedWholeByAllRoles(t *testing.T) {
 		if len(st.Refused) != 1 || !strings.HasPrefix(st.Refused[0], h.File()+":5: ") || !strings.Contains(st.Refused[0], "nonsense") {
 			t.Errorf("%s: refused %q", h.Kind, st.Refused)
 		}
+		if out, errs, code := ftfuse(t, "status", "-c", h.File()); code != 78 || !strings.Contains(out, "reload refused") || !strings.Contains(out, ":5: ") || !strings.Contains(errs, ":5: ") {
+			t.Errorf("%s: status says, with exit code %d,\n%s%s", h.Kind, code, out, errs)
+		}
 		if max := r.status().Queue.MaxBytes; max != 8<<30 {
 			t.Errorf("%s: of a bad file max_bytes = %d was taken", h.Kind, max)
 		}
@@ -276,7 +279,7 @@ func TestABadFileIsRefusedWholeByAllRoles(t *testing.T) {
 		if len(st.Refused) > 0 || len(st.NeedsRestart) != 1 || !strings.HasPrefix(st.NeedsRestart[0], want) {
 			t.Errorf("%s: refused %q, needs a restart %q", h.Kind, st.Refused, st.NeedsRestart)
 		}
-		if out, _, _ := ftfuse(t, "status", "-c", h.File()); h.Kind != "mount" && !strings.Contains(out, "needs a restart: "+want) {
+		if out, _, _ := ftfuse(t, "status", "-c", h.File()); !strings.Contains(out, "needs a restart: "+want) {
 			t.Errorf("%s: status says\n%s", h.Kind, out)
 		}
 		r.taken("%s", good)

@@ -33,10 +33,10 @@ func (r *role) keepAtStart(now, next *config.Config) (restart []string) {
 	was, is := now.Mount.Queue.OnFull, next.Mount.Queue.OnFull
 	if was != is && r.kernelWrites() && (was == config.FullError || is == config.FullError) {
 		next.Mount.Queue.OnFull = was // a file that is open would not obey: the kernel writes to it and asks nobody
-		restart = append(restart, fmt.Sprintf("mount.queue.on_full: %q stays in force; %q decides who writes to a file when it is opened, and needs a restart", was, is))
+		restart = append(restart, fmt.Sprintf("mount.queue.on_full: %q stays in force; %q would decide who writes to a file when it is opened", was, is))
 	}
 	if had, wants := r.m.BucketCount(), next.Mount.BucketCount(); had != wants {
-		restart = append(restart, fmt.Sprintf("mount.buckets: %d stay in force; the groups as they are now have use for %d, which needs a restart", had, wants))
+		restart = append(restart, fmt.Sprintf("mount.buckets: %d stay in force; the groups as they are now have use for %d", had, wants))
 	}
 	if why := daemonOnly(r.cfg); why != "" && daemonOnly(next) == "" {
 		restart = append(restart, "mount.rule: the daemon goes on answering each write(2) itself, as it began because "+why+"; the kernel writes after a restart")

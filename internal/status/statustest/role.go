@@ -23,7 +23,7 @@ func Role() status.Role {
 		Trouble:            []string{"the output file /data/a is held: no space left on device"},
 		Reload: &status.Reload{
 			Time: ago(10 * time.Second), Took: 0.25, Refused: []string{"/etc/ftfuse.toml:3: unknown key \"hots\"; write host"},
-			Changed: []string{"relay.forward", "relay.queue.max_bytes"}, NeedsRestart: []string{"relay.listen: \":7400\" stays in force; \":7401\", in line 9, needs a restart"},
+			Changed: []string{"relay.forward", "relay.queue.max_bytes"}, NeedsRestart: []string{"relay.listen: \":7400\" stays in force; line 9 says \":7401\""},
 		},
 		Queue: status.Queue{
 			Bytes: 1500, MaxBytes: 8 << 30, DiskBytes: 12 << 20, Segments: 2, Quarantined: 1, DiskFull: true,
