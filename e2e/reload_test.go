@@ -216,31 +216,38 @@ func TestGroupsChangeUnderLoad(t *testing.T) {
 }
 
 // TestRulesChangeUnderLoad while programs have the file open: what they write goes by the new
-// ones, and each line goes one way.
+// ones, each line goes one way, also where a rule's group comes and another goes with it.
 func TestRulesChangeUnderLoad(t *testing.T) {
 	s := newSite(t)
-	g1, g2 := s.agg("g1"), s.agg("g2")
+	g1, g2, g3 := s.agg("g1"), s.agg("g2"), s.agg("g3")
 	src := s.source("s1", "")
 	r := &reloading{t: t, h: src}
-	with := func(rule string) string {
-		return fmt.Sprintf("[mount]\npoint = %q\n[[mount.rule]]\npath = \"**\"\n%s\n%s", src.Point(), rule,
-			forwards("mount", []group{{name: "one", mode: "any", primary: []*rig.Host{g1}}, {name: "two", mode: "any", primary: []*rig.Host{g2}}}))
+	one, two, three := group{name: "one", mode: "any", primary: []*rig.Host{g1}}, group{name: "two", mode: "any", primary: []*rig.Host{g2}}, group{name: "three", mode: "any", primary: []*rig.Host{g3}}
+	with := func(to string, groups ...group) string {
+		return fmt.Sprintf("[mount]\npoint = %q\n[[mount.rule]]\npath = \"**\"\nforward = [%q]\n%s", src.Point(), to, forwards("mount", groups))
 	}
-	r.set("%s", with(`forward = ["one"]`))
+	r.set("%s", with("one", one, two))
 	s.start()
 	r.write(src, 3)
 	arriving(t, g1, "s1")
 	for range 3 {
-		r.taken("%s", with(`forward = ["two"]`))
+		r.taken("%s", with("two", one, two))
 		arriving(t, g2, "s1")
-		r.taken("%s", with(`forward = ["one"]`))
+		r.taken("%s", with("one", one, two))
 		arriving(t, g1, "s1")
+		r.taken("%s", with("three", two, three))
+		arriving(t, g3, "s1")
+		r.taken("%s", with("one", two, one))
+		arriving(t, g1, "s1")
+	}
+	if st := r.status(); len(st.Dropped) > 0 {
+		t.Errorf("dropped %+v", st.Dropped)
 	}
 	plan := r.finish()
 	s.stop()
-	lost, twice := tally.Across(plan, came(t, g1, "s1", plan), came(t, g2, "s1", plan))
+	lost, twice := tally.Across(plan, came(t, g1, "s1", plan), came(t, g2, "s1", plan), came(t, g3, "s1", plan))
 	if len(lost)+len(twice) > 0 {
-		t.Errorf("%d lines are lost, %d went both ways", len(lost), len(twice))
+		t.Errorf("%d lines are lost, %d went two ways", len(lost), len(twice))
 	}
 }
 
