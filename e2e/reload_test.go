@@ -475,3 +475,61 @@ func TestOutputsChangeUnderLoad(t *testing.T) {
 		})
 	}
 }
+
+// TestPluginsChangeUnderLoad of a receiver and of a relay: one gets another output, others come
+// and go; what it was given before its change and after it is all there is, each line once.
+func TestPluginsChangeUnderLoad(t *testing.T) {
+	for _, role := range []string{"receive", "relay"} {
+		t.Run(role, func(t *testing.T) {
+			s := newSite(t)
+			g := s.agg("g1")
+			src := s.source("s1", "")
+			r, to := &reloading{t: t, h: g}, g
+			head := fmt.Sprintf("[receive]\nlisten = %q\n", g.Addr(port))
+			if role == "relay" {
+				r.h = s.relay("r1", "")
+				to = r.h
+				head = fmt.Sprintf("[relay]\nlisten = %q\n%s", r.h.Addr(port), group{mode: "any", primary: []*rig.Host{g}}.toml("relay"))
+			}
+			src.Config = func() string {
+				return fmt.Sprintf("[mount]\npoint = %q\n", src.Point()) + group{mode: "any", primary: []*rig.Host{to}}.toml("mount")
+			}
+			out := func(name string) string { return filepath.Join(r.h.Out(), name) }
+			plugin := func(path, name string) string {
+				return fmt.Sprintf("[[%s.output]]\npath = %q\ndir = %q\nfile = %q\nplugin = [\"/bin/cat\"]\n", role, path, r.h.Out(), name)
+			}
+			files := ""
+			if role == "receive" { // it has another output, too
+				files = fmt.Sprintf("[[receive.output]]\ndir = %q\n", g.Out())
+			}
+			r.set("%s", head+files+plugin("**", "0"))
+			s.start()
+			r.write(src, 2)
+			grows(t, out("0"), 50_000)
+			r.taken("%s", head+files+plugin("**", "1"))
+			grows(t, out("1"), 50_000)
+			r.taken("%s", head+files+plugin("*.log", "guest")+plugin("**", "2"))
+			grows(t, out("guest"), 50_000)
+			grows(t, out("2"), 50_000)
+			r.taken("%s", head+files+plugin("**", "2"))
+			grows(t, out("2"), 50_000)
+			plan := r.finish()
+			s.stop()
+			var parts []*tally.Seen
+			for i := range 3 {
+				f, err := os.Open(out(fmt.Sprint(i)))
+				must(t, err)
+				defer f.Close()
+				c, seen, err := tally.CheckSeen(f, plan)
+				must(t, err)
+				if c.Doubled+c.Altered+c.Partial+c.Disorder > 0 || c.Lines == 0 {
+					t.Errorf("file %d: %v", i, c)
+				}
+				parts = append(parts, seen)
+			}
+			if lost, twice := tally.Across(plan, parts...); len(lost)+len(twice) > 0 {
+				t.Errorf("%d lines are lost, %d stand in two files", len(lost), len(twice))
+			}
+		})
+	}
+}
