@@ -533,3 +533,44 @@ func TestPluginsChangeUnderLoad(t *testing.T) {
 		})
 	}
 }
+
+// TestAGroupThatGoesSendsWhatItHas first: it has shutdown_timeout for that.
+func TestAGroupThatGoesSendsWhatItHas(t *testing.T) {
+	s := newSite(t)
+	g1, g2 := s.agg("g1"), s.agg("g2")
+	src := s.source("s1", "")
+	r := &reloading{t: t, h: src}
+	one, two := group{name: "one", mode: "any", primary: []*rig.Host{g1}, more: "window = \"64KiB\""}, group{name: "two", mode: "any", primary: []*rig.Host{g2}}
+	with := func(to group) string {
+		return fmt.Sprintf("shutdown_timeout = \"1m\"\n[mount]\npoint = %q\n[[mount.rule]]\npath = \"**\"\nforward = [%q]\n%s", src.Point(), to.name, forwards("mount", []group{to}))
+	}
+	r.set("%s", with(one))
+	s.start()
+	r.write(src, 2)
+	arriving(t, g1, "s1")
+	must(t, g1.Freeze())
+	eventually(t, patience, func() error {
+		if b := statusOf(t, src).backlog(); b < 1<<20 {
+			return fmt.Errorf("%d bytes wait for a destination that is frozen", b)
+		}
+		return nil
+	})
+	r.set("%s", with(two))
+	must(t, src.WriteConfig())
+	must(t, src.Role.Signal(syscall.SIGHUP))
+	_, err := src.Role.WaitLog(t.Context(), "a new cursor begins")
+	must(t, err)
+	must(t, g1.Thaw())
+	_, err = src.Role.WaitLog(t.Context(), "msg=reloaded")
+	must(t, err)
+	arriving(t, g2, "s1")
+	if st := statusOf(t, src); len(st.Dropped) > 0 {
+		t.Errorf("dropped %+v", st.Dropped)
+	}
+	plan := r.finish()
+	s.stop()
+	lost, twice := tally.Across(plan, came(t, g1, "s1", plan), came(t, g2, "s1", plan))
+	if len(lost)+len(twice) > 0 {
+		t.Errorf("%d lines are lost, %d went both ways", len(lost), len(twice))
+	}
+}

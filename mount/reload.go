@@ -49,16 +49,10 @@ func (r *role) keepAtStart(now, next *config.Config) (restart []string) {
 // captured for him before the rules changed.
 func (r *role) reloadConsumers(ctx context.Context, now, next *config.Config) error {
 	origin := batch.Origin(r.queue.Node())
-	byRule, err := r.routes.number(next.Mount.Rules)
-	if err != nil {
-		return err
-	}
-	if err := r.routes.store(ctx, r.queue); err != nil {
-		return err
-	}
 	c := forward.Consumers{Queue: r.queue, Copies: copies, Was: cursors(now.Mount), Now: cursors(next.Mount), Wants: r.wants}
 	r.useGroups(origin, slices.Concat(now.Mount.Forwards, next.Mount.Forwards))
-	if err := errors.Join(c.Begin(), r.setRules(ctx, next, byRule)); err != nil {
+	if err := r.begin(ctx, &c, next); err != nil {
+		err = errors.Join(err, r.setRules(ctx, now))
 		r.useGroups(origin, now.Mount.Forwards)
 		return errors.Join(err, c.Undo())
 	}
@@ -74,10 +68,28 @@ func (r *role) reloadConsumers(ctx context.Context, now, next *config.Config) er
 	return r.fwd.Change(short, r.forwardOptions(next), end)
 }
 
-// setRules has everything captured from now on go by the rules of next, and what was before
-// be in the queue.
-func (r *role) setRules(ctx context.Context, next *config.Config, byRule []uint32) error {
-	if err := r.cap.SetRules(ctx, withRoutes(captureRules(next.Mount.Rules), byRule)); err != nil {
+// begin is what may be refused.
+func (r *role) begin(ctx context.Context, c *forward.Consumers, next *config.Config) error {
+	if err := c.Begin(); err != nil {
+		return err
+	}
+	if err := r.setRules(ctx, next); err != nil {
+		return err
+	}
+	return r.plugins.Reconfigure(service.RulePlugins(next.Mount.Rules, pluginMember))
+}
+
+// setRules has everything captured from now on go by the rules of c, and what was before be
+// in the queue.
+func (r *role) setRules(ctx context.Context, c *config.Config) error {
+	byRule, err := r.routes.number(c.Mount.Rules)
+	if err != nil {
+		return err
+	}
+	if err := r.routes.store(ctx, r.queue); err != nil {
+		return err
+	}
+	if err := r.cap.SetRules(ctx, withRoutes(captureRules(c.Mount.Rules), byRule)); err != nil {
 		return err
 	}
 	return r.queue.Flush(ctx)
@@ -99,4 +111,7 @@ func (r *role) setLimits(q config.Queue) error {
 }
 
 // Reopen opens all output files by their names again, as SIGUSR1 asks.
-func (r *role) Reopen() error { return nil }
+func (r *role) Reopen() error {
+	r.plugins.Reopen()
+	return nil
+}
