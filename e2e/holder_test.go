@@ -343,8 +343,9 @@ func TestAWorkerThatNobodyAdoptsDrainsAndEnds(t *testing.T) {
 func TestSystemdKeepsTheMount(t *testing.T) {
 	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
 		m := newManager(t)
+		must(t, p.StartReceive(t.Context())) // which would tell the manager that it is ready, too
 		p.Env = append(p.Env, "NOTIFY_SOCKET="+m.path)
-		c.start(t, p)
+		c.startMount(t, p)
 		l := startLoad(t, p, "load.log", 2, fullLoad)
 		for range 3 {
 			grows(t, p.Out("load.log"), rand.Int64N(2<<20))
