@@ -109,7 +109,9 @@ func TestWhatAPatternNeeds(t *testing.T) {
 	for pattern, want := range map[string]string{
 		"ERROR|WARN":             "ERROR,WARN exact",
 		"(ERROR)|(?:WARN)":       "ERROR,WARN exact",
-		"(?i)error":              "",
+		"(?i)error":              "error(i)",
+		"(?i)a1_Kelvinsss":       "elvin(i)",
+		"(?i)ks":                 "",
 		`user=(\w+)`:             "user=",
 		`\d+ GET /x`:             " GET /x",
 		`[0-9]+ms`:               "ms",
@@ -134,7 +136,11 @@ func TestWhatAPatternNeeds(t *testing.T) {
 		m := newMatcher(Entry{Pattern: r})
 		var got []string
 		for _, l := range m.literals {
-			got = append(got, string(l))
+			text := string(l.text)
+			if l.fold {
+				text += "(i)"
+			}
+			got = append(got, text)
 		}
 		text := strings.Join(got, ",")
 		if m.pattern == nil {
@@ -196,7 +202,7 @@ func describe(s Spec) string {
 	return fmt.Sprintf("deny %v, allow %v, default %v", text(s.Deny), text(s.Allow), s.Default)
 }
 
-var atoms = []string{"a", "b", "ab", "ba", ".", "é", "\uFFFD", "a*", "b+", "(?:ab)+", "(a|b)", "[ab]", "(?i:a)", "^", "$", "(?:ab){2}", "(?:b){0,1}", "(ab|ba)", "(|a)"}
+var atoms = []string{"a", "b", "ab", "ba", ".", "é", "\uFFFD", "a*", "b+", "(?:ab)+", "(a|b)", "[ab]", "(?i:a)", "(?i:kab)", "(?i:aks)", "^", "$", "(?:ab){2}", "(?:b){0,1}", "(ab|ba)", "(|a)"}
 
 func randomEntry(rng *rand.Rand) Entry {
 	if rng.IntN(4) == 0 {
@@ -215,7 +221,7 @@ func randomEntry(rng *rand.Rand) Entry {
 func randomLine(rng *rand.Rand) []byte {
 	var b []byte
 	for range rng.IntN(8) {
-		b = append(b, []string{"a", "b", "ab", "A", "é", "\xff", "\xc3", "\uFFFD", "c"}[rng.IntN(9)]...)
+		b = append(b, []string{"a", "b", "ab", "A", "é", "\xff", "\xc3", "\uFFFD", "c", "K", "\u212a", "\u017f"}[rng.IntN(12)]...)
 	}
 	return b
 }
@@ -243,7 +249,8 @@ func BenchmarkJudge(b *testing.B) {
 		"literal":            {Deny: []Entry{{Literal: "healthcheck"}}, Default: true},
 		"literal and regexp": {Deny: []Entry{{Literal: "healthcheck"}}, Allow: []Entry{re(`ERROR .*user=\w+`)}},
 		"words":              {Allow: []Entry{re("ERROR|WARN")}},
-		"no literal":         {Allow: []Entry{re(`(?i)error`)}},
+		"either case":        {Allow: []Entry{re(`(?i)error`)}},
+		"no literal":         {Allow: []Entry{re(`^\d+[a-z]`)}},
 		"replace":            {Allow: []Entry{with(re(`user=(\w+)`), "user=-")}},
 	} {
 		b.Run(name, func(b *testing.B) {

@@ -12,14 +12,53 @@ import (
 // regular expression.
 type matcher struct {
 	pattern  *regexp.Regexp // nil: any of the literals is a match
-	literals [][]byte       // a match has one of them at least; none: nothing is known
+	literals []needle       // a match has one of them at least; none: nothing is known
 	replace  *Rewrite
 }
+
+// needle is bytes that are looked for.
+type needle struct {
+	text []byte
+	fold bool // ASCII letters in either case; text is in lower case
+}
+
+func (l *needle) in(line []byte) bool {
+	if !l.fold {
+		return bytes.Contains(line, l.text)
+	}
+	first, n := l.text[0], len(l.text)
+	for i := 0; i+n <= len(line); i++ {
+		if lower[line[i]] == first && equalFold(line[i:i+n], l.text) {
+			return true
+		}
+	}
+	return false
+}
+
+func equalFold(s, text []byte) bool {
+	for i, c := range s {
+		if lower[c] != text[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// lower has ASCII letters in lower case, and all other bytes as they are.
+var lower = func() (t [256]byte) {
+	for i := range t {
+		t[i] = byte(i)
+		if i >= 'A' && i <= 'Z' {
+			t[i] += 'a' - 'A'
+		}
+	}
+	return t
+}()
 
 func newMatcher(e Entry) matcher {
 	m := matcher{pattern: e.Pattern}
 	if e.Pattern == nil {
-		m.literals = [][]byte{[]byte(e.Literal)}
+		m.literals = []needle{{text: []byte(e.Literal)}}
 	} else if re, err := syntax.Parse(e.Pattern.String(), syntax.Perl); err == nil {
 		need := needs(re)
 		m.literals = need.any
@@ -37,8 +76,8 @@ func (m *matcher) match(line []byte) bool {
 	if len(m.literals) == 0 {
 		return m.pattern.Match(line)
 	}
-	for _, l := range m.literals {
-		if bytes.Contains(line, l) {
+	for i := range m.literals {
+		if m.literals[i].in(line) {
 			return m.pattern == nil || m.pattern.Match(line)
 		}
 	}
@@ -47,7 +86,7 @@ func (m *matcher) match(line []byte) bool {
 
 // need is what a regular expression needs: every match has one of the literals at least.
 type need struct {
-	any   [][]byte // empty: nothing is known
+	any   []needle // empty: nothing is known
 	exact bool     // whatever has one of them matches
 }
 
@@ -76,7 +115,7 @@ func needs(re *syntax.Regexp) need {
 // bytes that are none of UTF-8 match too.
 func literal(re *syntax.Regexp) need {
 	if re.Flags&syntax.FoldCase != 0 {
-		return need{}
+		return foldLiteral(re.Rune)
 	}
 	var b []byte
 	for _, r := range re.Rune {
@@ -85,13 +124,36 @@ func literal(re *syntax.Regexp) need {
 		}
 		b = utf8.AppendRune(b, r)
 	}
-	return need{any: [][]byte{b}, exact: true}
+	return need{any: []needle{{text: b}}, exact: true}
+}
+
+// foldLiteral is the longest part that has no other spellings than those of ASCII: k and s are
+// also the Kelvin sign and the long s.
+func foldLiteral(runes []rune) need {
+	var best, part []byte
+	for _, r := range runes {
+		c := byte('k')
+		if r < utf8.RuneSelf {
+			c = lower[byte(r)]
+		}
+		if c == 'k' || c == 's' {
+			part = nil
+			continue
+		}
+		if part = append(part, c); len(part) > len(best) {
+			best = part
+		}
+	}
+	if len(best) == 0 {
+		return need{}
+	}
+	return need{any: []needle{{text: best, fold: true}}}
 }
 
 // bestOf is what one of the parts of a sequence needs: the one whose shortest literal is the
 // longest.
 func bestOf(parts []*syntax.Regexp) need {
-	var best [][]byte
+	var best []needle
 	for _, p := range parts {
 		if n := needs(p).any; shortest(n) > shortest(best) {
 			best = n
@@ -100,13 +162,13 @@ func bestOf(parts []*syntax.Regexp) need {
 	return need{any: best}
 }
 
-func shortest(all [][]byte) int {
+func shortest(all []needle) int {
 	if len(all) == 0 {
 		return 0
 	}
-	n := len(all[0])
+	n := len(all[0].text)
 	for _, l := range all {
-		n = min(n, len(l))
+		n = min(n, len(l.text))
 	}
 	return n
 }
