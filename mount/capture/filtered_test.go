@@ -221,3 +221,30 @@ func TestABinaryRecordEndsAtItsMaximum(t *testing.T) {
 	r.wantRecords("f", p("0123456789", 0), p("0123456", record.PieceFirst), p("789", record.PieceLast),
 		p("0123456789", 0), p("01", record.PieceFirst), p("", record.PieceLast), p("x", record.PieceFirst), p("", record.PieceLast))
 }
+
+// TestALineOfUpTo64MiBIsJudgedWhole: nothing of it goes out before its end is there, and what is
+// kept comes out whole, also over a start.
+func TestALineOfUpTo64MiBIsJudgedWhole(t *testing.T) {
+	const size = 40 << 20
+	r := newRig(t, Options{Rules: []Rule{{
+		Path: "f", Transfer: true, MaxLine: 64 << 20,
+		Filter: filter.New(filter.Spec{Deny: []filter.Entry{{Literal: "deny"}}, Default: true}),
+	}}})
+	r.start()
+	kept, denied := r.writer("f"), r.writer("f")
+	chunk := strings.Repeat("0123456789abcdef", 1<<16)
+	for range size >> 20 {
+		r.write(kept, chunk)
+		r.write(denied, chunk)
+	}
+	r.drain()
+	r.takeOver(&kept, &denied)
+	if n := len(r.records()); n != 0 {
+		t.Fatalf("%d records went out before the ends of their lines", n)
+	}
+	r.write(denied, "deny\n")
+	r.write(kept, "end\n")
+	r.drain()
+	r.want("f", strings.Repeat(chunk, size>>20)+"end\n")
+	r.wantRule(0, RuleStats{DeniedLines: 1, DeniedBytes: size + 5})
+}
