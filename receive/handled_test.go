@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/record"
 )
 
 // store is a Handler whose store is one file, replaced at every commit: the bytes of each
@@ -431,5 +432,32 @@ func TestAPositionIsStoredAndReadAgain(t *testing.T) {
 	}
 	if err := back.UnmarshalBinary(nil); err != nil || back != (Position{}) {
 		t.Errorf("no bytes: %v, %v", back, err)
+	}
+}
+
+// The note beside a batch in the queue, as docs/protocol.md has it.
+func TestTheNoteOfAHandledBatch(t *testing.T) {
+	e := &handled{dead: t.TempDir()}
+	e.readers.New = func() any { return new(record.Reader) }
+	e.pending.init()
+	good := newFeeder(1).seal(rec{host: "h", path: "a", data: "x\n"})
+	bad := good
+	bad.Data = bad.Data[:len(bad.Data)-1]
+	for _, c := range []struct {
+		b      batch.Sealed
+		healed bool
+		want   string
+	}{{good, false, "0100"}, {good, true, "0102"}, {bad, false, "0101"}} {
+		txn, err := e.Take(c.b, "peer")
+		if err != nil {
+			t.Fatal(err)
+		}
+		txn.Healed = c.healed
+		if err := txn.Prepare(txn); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprintf("%x", txn.Entries[0].Note); got != c.want {
+			t.Errorf("note %s, want %s", got, c.want)
+		}
 	}
 }
