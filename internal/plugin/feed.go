@@ -238,6 +238,11 @@ func (f *feed) record(rec *record.Record) {
 	f.u.records++
 	f.vals.Host, f.vals.Path = rec.Host, rec.Path
 	f.vals.PID, f.vals.UID, f.vals.GID, f.vals.Time = rec.PID, rec.UID, rec.GID, rec.Time
+	f.vals.Exe, f.vals.Cgroup = rec.Exe(), rec.Cgroup()
+	if f.format.Template().JSON() {
+		f.objects(rec)
+		return
+	}
 	s := source{rec.Host, rec.Path}
 	h := f.pieces[s]
 	cont := rec.Flags&(record.PieceMiddle|record.PieceLast) != 0 && rec.Flags&record.Break == 0
@@ -273,6 +278,22 @@ func (f *feed) record(rec *record.Record) {
 		f.line(line)
 		f.text = f.format.AppendAfter(f.text, &f.vals)
 		f.text = append(f.text, eol...)
+	}
+}
+
+// objects adds a JSON object for each line of the record, each piece of a long one, or, in
+// binary mode, the record.
+func (f *feed) objects(rec *record.Record) {
+	for rest, first := rec.Data, true; len(rest) > 0; first = false {
+		line, eol, tail := rest, newline, rest[len(rest):]
+		if rec.Flags&record.Binary == 0 {
+			line, eol, tail, _ = cutLine(rest)
+		}
+		rest = tail
+		f.vals.Flags = record.FlagNames(record.LineFlags(rec.Flags, first, len(rest) == 0))
+		f.text = f.format.Append(f.text, &f.vals, line)
+		f.text = append(f.text, eol...)
+		f.vals.Number++
 	}
 }
 

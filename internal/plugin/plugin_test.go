@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -227,6 +228,29 @@ func TestOnlyWhatMatchesIsGivenInTheFormatThatIsAskedFor(t *testing.T) {
 }
 
 // The examples in the documentation are those that run here.
+// TestAPluginGetsObjects: one for each line, and for each piece of a long one.
+func TestAPluginGetsObjects(t *testing.T) {
+	out := t.TempDir()
+	p := shell("exec cat", to(out, "a"))
+	p.Format = "json"
+	r := newRig(t, p)
+	r.put(rec{"a", "one\n\xff\n", 0}, rec{"long", "begin", record.PieceFirst})
+	r.put(rec{"long", "end\n", record.PieceLast}, rec{"b", "two\nlines", record.Binary})
+	await(t, "all is acked: no piece is held", func() bool { return r.backlog(p.Cursor) == 0 })
+	r.drain()
+	want := []string{`"data":"one"`, `"data_base64":"/w=="`, `"flags":["first-piece"],"data":"begin"`, `"flags":["last-piece"],"data":"end"`, `"flags":["binary"],"data":"two\nlines"`}
+	got := read(t, filepath.Join(out, "a"))
+	if len(got) != len(want) {
+		t.Fatalf("got %q", got)
+	}
+	for i := range want {
+		var fields struct{ Host, Seq string }
+		if err := json.Unmarshal([]byte(got[i]), &fields); err != nil || fields.Host != "web-01" || !strings.HasSuffix(got[i], ","+want[i]+"}") {
+			t.Errorf("object %d is %q (%v), want %s", i, got[i], err, want[i])
+		}
+	}
+}
+
 func TestTheDocumentationShowsThePluginsThatAreTested(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/plugins.md")
 	must(t, err)

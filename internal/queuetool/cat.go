@@ -20,24 +20,6 @@ import (
 // cannot be read.
 var ErrUnreadable = errors.New("some of it cannot be read")
 
-// flagNames are the flags of a record as Cat prints them.
-var flagNames = []struct {
-	flag uint16
-	name string
-}{
-	{record.Unterminated, "unterminated"},
-	{record.Break, "break"},
-	{record.PieceFirst, "first-piece"},
-	{record.PieceMiddle, "middle-piece"},
-	{record.PieceLast, "last-piece"},
-	{record.Recovered, "recovered"},
-	{record.Offline, "offline"},
-	{record.Overwrite, "overwrite"},
-	{record.Binary, "binary"},
-	{record.Opener, "opener"},
-	{record.Several, "several"},
-}
-
 // Cat prints the records of an export: for each batch a line that begins with "# ", for
 // each record a line that begins with "== " and has its attributes, then its bytes and a
 // newline where they do not end with one. With escape everything that could control a
@@ -91,10 +73,8 @@ func catRecord(w *bufio.Writer, rec *record.Record, escape bool) {
 	if rec.Process != nil {
 		fmt.Fprintf(w, " exe %s cgroup %s", Name(rec.Exe()), Name(rec.Cgroup()))
 	}
-	for _, f := range flagNames {
-		if rec.Flags&f.flag != 0 {
-			fmt.Fprintf(w, " %s", f.name)
-		}
+	for _, name := range record.FlagNames(rec.Flags) {
+		fmt.Fprintf(w, " %s", name)
 	}
 	fmt.Fprintf(w, " %d bytes\n", len(rec.Data))
 	if escape {

@@ -86,6 +86,7 @@ type planner struct {
 	vals    template.Values
 	scratch []byte
 	suffix  []byte
+	names   flagNames
 }
 
 type source struct{ host, path string }
@@ -180,6 +181,7 @@ func (pl *planner) record(rec *record.Record, rt *route) {
 	}
 	pl.vals.Host, pl.vals.Path = rec.Host, rec.Path
 	pl.vals.PID, pl.vals.UID, pl.vals.GID, pl.vals.Time = rec.PID, rec.UID, rec.GID, rec.Time
+	pl.vals.Exe, pl.vals.Cgroup = rec.Exe(), rec.Cgroup()
 	base := pl.lines
 	if len(rec.Data) > 0 {
 		for i := range rt.targets {
@@ -231,6 +233,10 @@ var newline = []byte{'\n'}
 // add appends one record to one file's part.
 func (pl *planner) add(pf *planFile, o *out, rec *record.Record, hash uint32) {
 	pf.records++
+	if o.format.JSON() {
+		pl.objects(pf, o, rec)
+		return
+	}
 	cont := rec.Flags&(record.PieceMiddle|record.PieceLast) != 0 && rec.Flags&record.Break == 0
 	joined := pf.begun && cont && pf.after.open && pf.after.mid == hash
 	ends := !o.exact || o.mixes || rec.Flags&record.Break != 0

@@ -25,6 +25,9 @@ func (c *compiler) run(t *Template) error {
 	if c.text == "" {
 		return c.fail(0, "it is empty")
 	}
+	if c.use == Format && c.text == JSON {
+		return c.compileJSON(t)
+	}
 	for pos := 0; pos < len(c.text); {
 		b := c.text[pos]
 		if b != '%' {
@@ -86,6 +89,15 @@ func (c *compiler) directive(pos int) (int, error) {
 		c.add(op{kind: opBase}, Path)
 	case 'N':
 		c.add(op{kind: opSeq}, Seq)
+	case 'E', 'C':
+		if c.use == File {
+			return 0, c.fail(pos, "%%%c is a path that may be absent, which cannot stand in a file name", d)
+		}
+		if d == 'E' {
+			c.add(op{kind: opExe}, Exe)
+		} else {
+			c.add(op{kind: opCgroup}, Cgroup)
+		}
 	case 'L':
 		return pos + 2, c.line(pos)
 	case 'T':
@@ -97,7 +109,7 @@ func (c *compiler) directive(pos int) (int, error) {
 	case '{':
 		return c.inlineTime(pos)
 	default:
-		return 0, c.fail(pos, "unknown directive %q; there are %%H %%P %%U %%G %%F %%f %%T %%{FORMAT}T %%L %%N %%%%", c.text[pos:pos+2])
+		return 0, c.fail(pos, "unknown directive %q; there are %%H %%P %%U %%G %%F %%f %%T %%{FORMAT}T %%L %%N %%E %%C %%%%", c.text[pos:pos+2])
 	}
 	return pos + 2, nil
 }

@@ -7,11 +7,14 @@
 //	%P pid             %f last element of path     %{FORMAT}T time, by FORMAT
 //	%U uid             %L the line (format only)   %N sequence of the line
 //	%G gid             %% a percent sign
+//	%E program         %C control group (both in format only; "-" where not known)
 //
 // Whose pid and which time these are depends on the attribution of the file at the source.
 // With "write" they are the thread's that wrote and the time of its write(2). With "open"
 // %P, %U and %G are those of who opened the file, the newest where several have it open
 // (record.Several), and %T is when the bytes were captured (record.Opener).
+//
+// The format "json" writes objects with all of them: see JSON.
 //
 // What a template renders depends on nothing but the template, the Values and the
 // zone it is bound to: a receiver that redoes a write after a crash gets the same bytes.
@@ -76,6 +79,9 @@ const (
 	Time
 	Line
 	Seq
+	Exe
+	Cgroup
+	Flags
 )
 
 // Values is what the directives stand for in one line. The template reads it and keeps
@@ -86,6 +92,8 @@ type Values struct {
 	Time          int64    // Unix nanoseconds
 	ID            batch.ID // of the batch the line came in
 	Number        uint64   // of the line in the batch, counted from 1
+	Exe, Cgroup   string   // of the process; "" is not known
+	Flags         []string // names, for JSON alone; they need no escapes
 }
 
 type opKind uint8
@@ -100,6 +108,8 @@ const (
 	opBase
 	opTime
 	opSeq
+	opExe
+	opCgroup
 )
 
 type op struct {
@@ -115,6 +125,7 @@ type Template struct {
 	pre    []op // up to %L, or all when there is none
 	post   []op // behind %L
 	fields Fields
+	json   bool
 }
 
 // Compile compiles text. timeFormat is the strftime format of a plain %T. Every error
@@ -167,6 +178,7 @@ type Renderer struct {
 	t         *Template
 	zone      *time.Location
 	pre, post []bound
+	text      []byte // scratch
 }
 
 type bound struct {
@@ -190,7 +202,10 @@ func (r *Renderer) Template() *Template { return r.t }
 
 // Append appends the result for one line. A file name takes no line.
 func (r *Renderer) Append(dst []byte, v *Values, line []byte) []byte {
-	dst = run(dst, r.pre, v)
+	dst = r.AppendBefore(dst, v)
+	if r.t.json {
+		return r.AppendObject(dst, v, line)
+	}
 	if r.t.fields&Line != 0 {
 		dst = append(dst, line...)
 	}
@@ -199,7 +214,12 @@ func (r *Renderer) Append(dst []byte, v *Values, line []byte) []byte {
 
 // AppendBefore appends what stands before the line; all of it when the template has
 // no %L.
-func (r *Renderer) AppendBefore(dst []byte, v *Values) []byte { return run(dst, r.pre, v) }
+func (r *Renderer) AppendBefore(dst []byte, v *Values) []byte {
+	if r.t.json {
+		return r.appendHead(dst, v)
+	}
+	return run(dst, r.pre, v)
+}
 
 // AppendAfter appends what stands behind the line.
 func (r *Renderer) AppendAfter(dst []byte, v *Values) []byte { return run(dst, r.post, v) }
@@ -226,9 +246,21 @@ func run(dst []byte, ops []bound, v *Values) []byte {
 			dst = o.cache.append(dst, v.Time)
 		case opSeq:
 			dst = appendSeq(dst, v)
+		case opExe:
+			dst = append(dst, orDash(v.Exe)...)
+		case opCgroup:
+			dst = append(dst, orDash(v.Cgroup)...)
 		}
 	}
 	return dst
+}
+
+// orDash is s, and "-" for what is not known, so that columns stay what they are.
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
 }
 
 // appendSeq appends ORIGIN-COUNTER-RANDOM-ROUTE-BUCKET-N-NUMBER: origin and random as

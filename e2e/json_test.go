@@ -1,0 +1,126 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"ftfuse/bench/rig"
+)
+
+// jsonLine is an object of format = "json".
+type jsonLine struct {
+	Time, Host, Path, File, Seq string
+	TimeNS                      int64 `json:"time_ns"`
+	PID, UID, GID               *uint32
+	Exe, Cgroup                 string
+	Flags                       []string
+	Data                        *string
+	Base64                      []byte `json:"data_base64"`
+	PathBase64                  string `json:"path_base64"`
+}
+
+// objects reads a file of objects, and returns what they hold of each file of the mount, with
+// the line ends that follow the objects; a piece of a long line has none. No number is there
+// twice.
+func objects(t *testing.T, path string) (all []jsonLine, held map[string]string) {
+	t.Helper()
+	held = map[string]string{}
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(read(t, path))) {
+		var o jsonLine
+		if err := json.Unmarshal([]byte(line), &o); err != nil {
+			t.Fatalf("%v: %.300q", err, line)
+		}
+		if seen[o.Seq] {
+			t.Fatalf("%s stands twice", o.Seq)
+		}
+		seen[o.Seq] = true
+		all = append(all, o)
+		name, data := o.Path, string(o.Base64)
+		if o.PathBase64 != "" {
+			b, err := base64.StdEncoding.DecodeString(o.PathBase64)
+			must(t, err)
+			name = string(b)
+		}
+		if o.Data != nil {
+			data = *o.Data
+		}
+		if !slices.Contains(o.Flags, "first-piece") && !slices.Contains(o.Flags, "middle-piece") && !slices.Contains(o.Flags, "unterminated") {
+			data += line[strings.LastIndexByte(line, '}')+1:]
+		}
+		held[name] += data
+	}
+	return all, held
+}
+
+// TestJSONObjectsHoldWhatWasWritten, byte by byte, with the attributes of the writer, whatever
+// the bytes, the lines' length and the file's name.
+func TestJSONObjectsHoldWhatWasWritten(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		p.Outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\n[[receive.output]]\ndir = %q\nfile = \"all.json\"\nformat = \"json\"\n", p.OutDir(), p.OutDir())
+		c.start(t, p)
+		want := map[string]string{
+			"a.log":         "plain\nwith \"quotes\" and \\\nCRLF\r\n\x00NUL \x1b[31m\n\u2028 caf\u00e9\n\xff\xfe not UTF-8\n\n\r\nno end",
+			"long.log":      strings.Repeat("0123456789abcde\t", 200<<10) + "\nshort\n",
+			"bad\xffna.log": "of a file whose name is not UTF-8\n",
+		}
+		total := 0
+		for name, text := range want {
+			must(t, os.WriteFile(p.In(name), []byte(text), 0o644))
+			total += len(text)
+		}
+		for name, text := range want {
+			arrives(t, p.Out(name), []byte(text))
+		}
+		stop(t, p)
+		all, held := objects(t, p.OutDir()+"/all.json")
+		for name, text := range want {
+			if held[name] != text {
+				t.Errorf("%q: the objects hold %d bytes, want %d%s", name, len(held[name]), len(text), difference([]byte(held[name]), []byte(text)))
+			}
+		}
+		for _, o := range all {
+			if o.Host != p.Host || o.PID == nil || *o.PID == 0 || o.UID == nil || *o.UID != 0 || o.GID == nil || o.TimeNS == 0 || len(o.Time) < 30 {
+				t.Fatalf("an object has not all attributes: %+v", o)
+			}
+		}
+	}, "open", "write")
+}
+
+// TestJSONObjectsStandOnceOverKills of the receiver.
+func TestJSONObjectsStandOnceOverKills(t *testing.T) {
+	p := newPair(t)
+	p.Outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\nfile = \"all.json\"\nformat = \"json\"\n", p.OutDir())
+	start(t, p)
+	f, err := os.Create(p.In("a.log"))
+	must(t, err)
+	var want bytes.Buffer
+	for kill := range 4 {
+		for i := range 5000 {
+			line := fmt.Appendf(nil, "line %d of %d \xff\n", i, kill)
+			want.Write(line)
+			_, err := f.Write(line)
+			must(t, err)
+		}
+		grows(t, p.OutDir()+"/all.json", 1)
+		must(t, p.ReceiveRole.Kill())
+		startReceive(t, p)
+	}
+	must(t, f.Close())
+	eventually(t, patience, func() error {
+		if n := bytes.Count(read(t, p.OutDir()+"/all.json"), []byte("}\n")); n < 20000 {
+			return fmt.Errorf("%d objects of 20000", n)
+		}
+		return nil
+	})
+	stop(t, p)
+	if _, held := objects(t, p.OutDir()+"/all.json"); held["a.log"] != want.String() {
+		t.Errorf("the objects hold %d bytes, want %d%s", len(held["a.log"]), want.Len(), difference([]byte(held["a.log"]), want.Bytes()))
+	}
+}
