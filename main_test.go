@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"ftfuse/config"
 )
@@ -39,10 +41,16 @@ func buildAndRun(m *testing.M) int {
 	return m.Run()
 }
 
+// commandLimit is how long a command may take. One that serves where it should refuse is
+// killed: it would outlive the tests.
+const commandLimit = time.Minute
+
 // ftfuse runs the binary and returns its exit code and what it printed.
 func ftfuse(t *testing.T, env []string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), binary, args...)
+	ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	for _, e := range os.Environ() {
@@ -79,7 +87,6 @@ primary = ["b:7401"]
 func TestExitCodes(t *testing.T) {
 	good := file(t, goodConfig)
 	bad := file(t, "host = \"h\"\nhots = \"h\"\n")
-	later := file(t, goodConfig+"[[receive.output]]\nplugin = [\"/bin/cat\"]\n[[mount.rule]]\nplugin = [\"/bin/cat\"]\n")
 	relay := file(t, goodConfig+"[relay]\n")
 	certs := t.TempDir()
 	noRole := file(t, "host = \"h\"\n")
@@ -135,17 +142,14 @@ func TestExitCodes(t *testing.T) {
 		{"check -c " + good, 0, "mount: capture: "},
 		{"check -c " + bad, 78, bad + ":2: unknown key hots; did you mean host?"},
 		{"check --config " + bad, 78, bad + ":2: "},
-		{"check -c " + later, 78, later + ":7: a plugin"},
 		{"check -c " + relay, 78, relay + ":6: "},
 		{"check -c " + noRole, 78, "no [mount]"},
 		{"check -c /does/not/exist.toml", 78, "/does/not/exist.toml: "},
 		{"mount -c " + bad, 78, bad + ":2: "},
-		{"mount -c " + later, 78, later + ":9: a plugin"},
 		{"mount -c " + good + " /var/lib/ftfuse/mnt", 78, "MOUNTPOINT on the command line"},
 		{"relay -c " + relay, 78, relay + ":6: the relay has nowhere to send to"},
 		{"relay -c " + good, 78, "no [relay]"},
 		{"receive -c " + bad, 78, bad + ":2: "},
-		{"receive -c " + later, 78, later + ":7: a plugin"},
 		{"receive -c " + noRole, 78, "no [receive]"},
 	} {
 		t.Run(tc.args, func(t *testing.T) {
