@@ -124,3 +124,38 @@ func TestJSONObjectsStandOnceOverKills(t *testing.T) {
 		t.Errorf("the objects hold %d bytes, want %d%s", len(held["a.log"]), want.Len(), difference([]byte(held["a.log"]), want.Bytes()))
 	}
 }
+
+// TestProgramAndControlGroupStandInFormatsAndObjects, where the rule asks for them, and a dash
+// or nothing where it does not.
+func TestProgramAndControlGroupStandInFormatsAndObjects(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		p.Rules = fmt.Sprintf("[[mount.rule]]\npath = \"asked.log\"\nattribution = %q\nattributes = [\"exe\", \"cgroup\"]\n", c.attribution)
+		p.Outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\nfile = \"all\"\nformat = \"%%F %%E %%C %%L\"\n[[receive.output]]\ndir = %q\nfile = \"all.json\"\nformat = \"json\"\n", p.OutDir(), p.OutDir())
+		c.start(t, p)
+		self, err := os.Executable()
+		must(t, err)
+		group, err := os.ReadFile("/proc/self/cgroup")
+		must(t, err)
+		for _, name := range []string{"asked.log", "other.log"} {
+			must(t, os.WriteFile(p.In(name), []byte("line\n"), 0o644)) // this process stays
+		}
+		var lines []string
+		eventually(t, patience, func() error {
+			if lines = slices.Sorted(strings.Lines(string(read(t, p.OutDir()+"/all")))); len(lines) < 2 {
+				return fmt.Errorf("%d lines", len(lines))
+			}
+			return nil
+		})
+		stop(t, p)
+		f := strings.Fields(lines[0])
+		if len(f) != 4 || f[0] != "asked.log" || f[1] != self || !strings.Contains(string(group), ":"+f[2]+"\n") || lines[1] != "other.log - - line\n" {
+			t.Errorf("the lines are %q; the program is %s, its control groups are %q", lines, self, group)
+		}
+		all, _ := objects(t, p.OutDir()+"/all.json")
+		for _, o := range all {
+			if asked := o.Path == "asked.log"; asked != (o.Exe == self) || asked != (o.Cgroup != "" && o.Cgroup == f[2]) {
+				t.Errorf("the object %+v", o)
+			}
+		}
+	}, "open", "write")
+}
