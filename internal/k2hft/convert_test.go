@@ -73,7 +73,7 @@ func checkRoles(t *testing.T, name string, toml []byte) *config.Config {
 		var bad *config.Error
 		if errors.As(c.CheckRole(role), &bad) {
 			for _, p := range bad.Problems {
-				if !strings.Contains(p.What, "arrives with a later version") {
+				if !strings.Contains(p.What, "a local copy arrives with a later version") {
 					t.Errorf("%s would not start: %v", role, p)
 				}
 			}
