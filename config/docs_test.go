@@ -72,6 +72,19 @@ func docExamples(t *testing.T) (text string, blocks map[int]string) {
 
 func TestEveryExampleInTheDocumentationIsGood(t *testing.T) {
 	_, blocks := docExamples(t)
+	plugins, err := os.ReadFile("../docs/plugins.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := regexp.MustCompile("(?s)```toml\n(.*?)```").FindAllSubmatch(plugins, -1)
+	if len(examples) < 2 {
+		t.Fatalf("only %d TOML blocks found in docs/plugins.md", len(examples))
+	}
+	for _, m := range examples {
+		if _, err := Parse("../docs/plugins.md", m[1]); err != nil {
+			t.Errorf("%v\n%s", err, m[1])
+		}
+	}
 	for line, block := range blocks {
 		// Empty lines in front make the problem name the document's line.
 		if _, err := Parse(docFile, []byte(strings.Repeat("\n", line-1)+block)); err != nil {

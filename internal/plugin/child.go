@@ -56,41 +56,8 @@ type child struct {
 	rest   *os.File // read end of its input, once in is closed: what is left in it
 }
 
-// pipes are the ends that the child gets, and ours.
-type pipes struct {
-	childs []*os.File
-	ours   []*os.File
-}
-
-func (p *pipes) closeAll() {
-	for _, f := range append(p.childs, p.ours...) {
-		f.Close()
-	}
-}
-
-// pipe makes a pipe. The child's end blocks, ours does not, so that a Close ends a read or
-// a write of it.
-func (p *pipes) pipe(childReads bool) (childs, ours *os.File, err error) {
-	var fd [2]int
-	if err := unix.Pipe2(fd[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, fmt.Errorf("make a pipe for a plugin: %w", err)
-	}
-	theirs, mine := fd[1], fd[0]
-	if childReads {
-		theirs, mine = fd[0], fd[1]
-		_, _ = unix.FcntlInt(uintptr(mine), unix.F_SETPIPE_SZ, pipeBytes) // beyond a limit of the user's it stays as it is
-	}
-	err = unix.SetNonblock(mine, true)
-	childs, ours = os.NewFile(uintptr(theirs), "|child"), os.NewFile(uintptr(mine), "|plugin")
-	p.childs, p.ours = append(p.childs, childs), append(p.ours, ours)
-	if err != nil {
-		return nil, nil, fmt.Errorf("set up a pipe for a plugin: %w", err)
-	}
-	return childs, ours, nil
-}
-
-// startChild starts the program. stdout nil is /dev/null; stays the caller's. logLine gets
-// what it writes to its standard error.
+// startChild starts the program. stdout, which stays the caller's, may be nil: /dev/null. logs
+// gets what it writes to its standard error.
 func startChild(p *Plugin, env []string, stdout *os.File, logs *lineLog) (_ *child, err error) {
 	var ps pipes
 	defer func() {
@@ -102,25 +69,12 @@ func startChild(p *Plugin, env []string, stdout *os.File, logs *lineLog) (_ *chi
 	c := &child{cmd: exec.Command(argv[0], argv[1:]...), work: make(chan *unit, 1), quit: make(chan struct{}), events: make(chan event, 16), lines: p.Ack == AckLine}
 	c.cmd.Env, c.cmd.Dir = env, "/"
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	stdin, in, err := ps.pipe(true)
-	if err != nil {
-		return nil, err
-	}
-	stderr, errs, err := ps.pipe(false)
-	if err != nil {
-		return nil, err
-	}
-	c.cmd.Stdin, c.cmd.Stderr, c.in = stdin, stderr, in
 	if stdout != nil {
 		c.cmd.Stdout = stdout
 	}
-	var acks *os.File
-	if c.lines {
-		theirs, ours, err := ps.pipe(false)
-		if err != nil {
-			return nil, err
-		}
-		c.cmd.ExtraFiles, acks = []*os.File{theirs}, ours
+	errs, acks, err := c.connect(&ps)
+	if err != nil {
+		return nil, err
 	}
 	if err := c.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the plugin: %w", err)
@@ -130,6 +84,28 @@ func startChild(p *Plugin, env []string, stdout *os.File, logs *lineLog) (_ *chi
 	}
 	c.serve(errs, acks, logs)
 	return c, nil
+}
+
+// connect makes the pipes: the child's input, what it writes to its standard error and, with
+// AckLine, to descriptor 3.
+func (c *child) connect(ps *pipes) (errs, acks *os.File, err error) {
+	stdin, in, err := ps.pipe(true)
+	if err != nil {
+		return nil, nil, err
+	}
+	stderr, errs, err := ps.pipe(false)
+	if err != nil {
+		return nil, nil, err
+	}
+	c.cmd.Stdin, c.cmd.Stderr, c.in = stdin, stderr, in
+	if c.lines {
+		theirs, ours, err := ps.pipe(false)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.cmd.ExtraFiles, acks = []*os.File{theirs}, ours
+	}
+	return errs, acks, nil
 }
 
 // serve starts the goroutines. The one that waits for the end of the process ends last.
