@@ -232,6 +232,19 @@ func (c *child) taken() int64 {
 	return max(0, put-int64(left))
 }
 
+// deaf reports whether nobody can read the input any more, though the process may live: the
+// next write would say so, but there may be none (POLLERR of a pipe's write end, pipe(7)).
+func (c *child) deaf() (deaf bool) {
+	if raw, err := c.in.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			p := []unix.PollFd{{Fd: int32(fd)}}
+			n, err := unix.Poll(p, 0)
+			deaf = err == nil && n == 1 && p[0].Revents&unix.POLLERR != 0
+		})
+	}
+	return deaf
+}
+
 // write writes the units to the pipe.
 func (c *child) write() {
 	for {

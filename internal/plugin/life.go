@@ -76,10 +76,7 @@ func (r *runner) handle(e event) {
 		r.gone(e.exit, now)
 	case e.err != nil:
 		r.writing = false
-		if !r.ending {
-			r.log.Warn("a plugin closed its input", "plugin", r.label, "pid", r.child.cmd.Process.Pid, "error", e.err)
-		}
-		r.end(now.Add(r.set.o.ExitGrace))
+		r.deaf(now)
 	case e.wrote != nil:
 		r.wrote(e.wrote, now)
 	case e.bad != "":
@@ -88,6 +85,14 @@ func (r *runner) handle(e event) {
 	default:
 		r.acked(e.ack, now)
 	}
+}
+
+// deaf has a child end that has closed its input.
+func (r *runner) deaf(now time.Time) {
+	if !r.ending {
+		r.log.Warn("a plugin closed its input", "plugin", r.label, "pid", r.child.cmd.Process.Pid)
+	}
+	r.end(now.Add(r.set.o.ExitGrace))
 }
 
 // gone notes the end of the child.

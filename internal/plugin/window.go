@@ -85,7 +85,7 @@ func (r *runner) hand() {
 	r.handed++
 	r.writing, o.since = true, time.Now()
 	r.child.give(o.unit)
-	if r.p.Ack == AckPipe && r.pollAt.IsZero() {
+	if r.pollAt.IsZero() {
 		r.pollAt = o.since.Add(lastPoll)
 	}
 	_ = fpGiven.Inject()
@@ -152,10 +152,19 @@ func (r *runner) taken(o *offered, now time.Time) {
 	}
 }
 
-// pollInput looks how much the child has read.
+// pollInput looks whether the child still reads, and with AckPipe how much it has read.
 func (r *runner) pollInput(now time.Time) {
 	r.pollAt = time.Time{}
 	if r.child == nil {
+		return
+	}
+	if !r.ending && r.handed > 0 && r.child.deaf() {
+		r.deaf(now)
+	}
+	if r.p.Ack == AckLine {
+		if r.handed > 0 {
+			r.pollAt = now.Add(lookEvery)
+		}
 		return
 	}
 	n := r.child.taken()
