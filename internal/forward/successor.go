@@ -42,22 +42,13 @@ func (l *line) owed() (n int) {
 }
 
 // sendOff waits until the lines whose cursors are not in stay have sent what is in the queue
-// for them now, or until ctx ends or no destination of theirs is connected.
+// for them now, or until ctx ends.
 func (f *Forwarder) sendOff(ctx context.Context, stay []string) {
 	upTo := f.store.Stats().Committed
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
 	for _, l := range f.lines {
-		if slices.Contains(stay, l.cfg.cursor) {
-			continue
-		}
-		for alone := time.Now(); l.oldest() <= upTo; {
-			if l.connected() {
-				alone = time.Now()
-			}
-			if time.Since(alone) > f.o.ReconnectGrace {
-				break
-			}
+		for !slices.Contains(stay, l.cfg.cursor) && l.oldest() <= upTo {
 			select {
 			case <-tick.C:
 			case <-ctx.Done():

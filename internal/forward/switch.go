@@ -71,8 +71,7 @@ func (s *Switch) Run(ctx context.Context) error {
 }
 
 // Change goes over to o, whose queue, identity and callbacks are those of before. It gives
-// the groups that go until ctx ends to send what is in the queue for them, as long as they
-// are connected; then nothing is sent for a moment, while cursors makes the queue's cursors
+// the groups that go until ctx ends to send what is in the queue for them; then nothing is sent for a moment, while cursors makes the queue's cursors
 // those of o.Groups (an error of it changes nothing). Groups that stay go on where they were.
 // Nothing is lost; what a destination did not answer in time is sent again, flagged, to it or
 // to the one in its place.
