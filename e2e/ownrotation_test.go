@@ -20,8 +20,7 @@ import (
 // those must be whole.
 func gather(t *testing.T, out string) (path string, rotated int) {
 	t.Helper()
-	names, err := filepath.Glob(out + ".[0-9][0-9][0-9][0-9][0-9][0-9]*")
-	must(t, err)
+	names := rotatedOnes(t, out)
 	var all bytes.Buffer
 	for _, name := range append(names, out) {
 		cmd := exec.CommandContext(t.Context(), "cat", name)
@@ -67,13 +66,9 @@ func TestOwnRotationUnderKillsLosesAndDoublesNothing(t *testing.T) {
 			l := startLoad(t, p, "load.log", 3, loads["blocks"])
 			out := p.Out("load.log")
 			for range kills() {
-				rotated := func() int {
-					names, _ := filepath.Glob(out + ".0*")
-					return len(names)
-				}
-				from, more := rotated(), 1+rand.IntN(3)
+				from, more := len(rotatedOnes(t, out)), 1+rand.IntN(3)
 				eventually(t, patience, func() error {
-					if now := rotated(); now < from+more {
+					if now := len(rotatedOnes(t, out)); now < from+more {
 						return fmt.Errorf("%d rotated files, want %d", now, from+more)
 					}
 					return nil
@@ -101,6 +96,66 @@ func TestOwnRotationUnderKillsLosesAndDoublesNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Rotation is switched on, changed and switched off by SIGHUP while programs write: every line
+// stands once, in order; and a limit that comes later holds for what was rotated before.
+func TestRotationIsChangedUnderLoad(t *testing.T) {
+	need(t, "zstd", "gzip")
+	p := newPair(t)
+	rotate := func(how string) {
+		p.Outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\n%s\n", p.OutDir(), how)
+		must(t, p.WriteConfigs())
+	}
+	rotate("")
+	start(t, p)
+	l := startLoad(t, p, "load.log", 3, loads["blocks"])
+	out := p.Out("load.log")
+	for _, codec := range []string{"gzip", "none", "zstd"} {
+		rotate(fmt.Sprintf("rotate = { size = \"128KiB\", compress = %q }", codec))
+		from := len(rotatedOnes(t, out))
+		must(t, p.ReceiveRole.Signal(syscall.SIGHUP))
+		eventually(t, patience, func() error {
+			if now := len(rotatedOnes(t, out)); now < from+3 {
+				return fmt.Errorf("%d rotated files, want %d", now, from+3)
+			}
+			return nil
+		})
+	}
+	rotate("")
+	must(t, p.ReceiveRole.Signal(syscall.SIGHUP))
+	grows(t, out, 1<<20)
+	plan, results := l.finish(t)
+	must(t, p.MountRole.Stop(patience))
+	if log := strings.Join(p.ReceiveRole.Log(), "\n"); strings.Contains(log, "stand twice") || strings.Contains(log, "level=ERROR") {
+		t.Error("the receiver complains")
+	}
+	must(t, p.ReceiveRole.Stop(patience))
+	if n := accepted(results); n != int64(plan.Lines*plan.Writers-len(plan.Maybe)) {
+		t.Fatalf("%d lines were accepted of %v", n, plan)
+	}
+	path, rotated := gather(t, out)
+	countFile(t, path, plan)
+	t.Log("in", rotated, "rotated files")
+	rotate("rotate = { size = \"1GiB\" }")
+	startReceive(t, p)
+	rotate("rotate = { size = \"1GiB\", keep = 2 }")
+	must(t, p.ReceiveRole.Signal(syscall.SIGHUP))
+	eventually(t, patience, func() error {
+		if left := rotatedOnes(t, out); len(left) != 2 {
+			return fmt.Errorf("there are %v, want the newest two", left)
+		}
+		return nil
+	})
+	must(t, p.ReceiveRole.Stop(patience))
+}
+
+// rotatedOnes returns what ftfuse rotated away from a file.
+func rotatedOnes(t *testing.T, out string) []string {
+	t.Helper()
+	names, err := filepath.Glob(out + ".[0-9][0-9][0-9][0-9][0-9][0-9]*")
+	must(t, err)
+	return names
 }
 
 // SIGUSR1: output files that were removed give their room back, though nothing comes for
