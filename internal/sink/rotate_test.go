@@ -180,25 +180,29 @@ func (r *rotor) idle() bool {
 
 // TestALongLineStaysInOneFile: its pieces come in batches, and the size is reached in between.
 func TestALongLineStaysInOneFile(t *testing.T) {
-	r := newRotating(t, Rotate{Size: 4 << 10})
+	r := newRotating(t, Rotate{Size: 16 << 10})
 	stop := r.runs(t)
 	from := newSealer(1)
 	piece := strings.Repeat("a", 3000)
-	for i, flags := range []uint16{record.PieceFirst, record.PieceMiddle, record.PieceMiddle, record.PieceMiddle, record.PieceLast} {
-		data := piece
-		if flags == record.PieceLast {
-			data += "\n"
+	const pieces, due = 9, 6 // less than twice the bytes
+	for i := range pieces {
+		data, flags := piece, uint16(record.PieceMiddle)
+		switch i {
+		case 0:
+			flags = record.PieceFirst
+		case pieces - 1:
+			data, flags = piece+"\n", record.PieceLast
 		}
 		r.take(t, from.seal(rec{host: "h", path: "f", data: data, flags: flags}))
 		r.drain(t)
-		if i == 2 { // it is due, renamed, and goes on
-			eventually(t, "the rename", func() bool { _, err := os.Stat(r.out("f.000001")); return err == nil })
+		if i == due {
+			eventually(t, "the rename", func() bool { return r.Stats().Rotations == 1 })
 		}
 	}
 	r.take(t, from.seal(rec{host: "h", path: "f", data: "next\n"}))
 	r.drain(t)
 	stop()
-	if got := unpack(t, r.out("f.000001")); got != strings.Repeat(piece, 5)+"\n" {
+	if got := unpack(t, r.out("f.000001")); got != strings.Repeat(piece, pieces)+"\n" {
 		t.Errorf("the first file has %d bytes", len(got))
 	}
 	if got := unpack(t, r.out("f")); got != "next\n" {
