@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"ftfuse/internal/filter"
 	"ftfuse/internal/record"
+	"ftfuse/mount/spool"
 )
 
 func denyAll(pattern string) *filter.Filter {
@@ -106,14 +108,24 @@ func TestRulesChangeUnderLoad(t *testing.T) {
 	for i := range 4 {
 		h := r.writer(fmt.Sprint("f", i))
 		wg.Go(func() {
+			write := func(text string) {
+				n, err := h.Write([]byte(text), 0, true, &spool.Meta{PID: uint32(i + 1)})
+				for errors.Is(err, spool.ErrJournalFull) {
+					<-r.s.Changed()
+					n, err = h.Write([]byte(text), 0, true, &spool.Meta{PID: uint32(i + 1)})
+				}
+				if err != nil || n != len(text) {
+					t.Errorf("write %d bytes: %d, %v", len(text), n, err)
+				}
+			}
 			for n := range lines {
 				text := fmt.Sprintf("%d of %d\n", n, i)
 				if n%2 == 0 {
 					text = text[:3] // in two writes
 				}
-				r.write(h, text)
+				write(text)
 				if n%2 == 0 {
-					r.write(h, fmt.Sprintf("%d of %d\n", n, i)[3:])
+					write(fmt.Sprintf("%d of %d\n", n, i)[3:])
 				}
 			}
 		})
