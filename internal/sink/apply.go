@@ -46,13 +46,15 @@ type done struct {
 }
 
 func newApplier(q store, cur cursor, t *table, d *deadDir, n *counters, log *slog.Logger) *applier {
-	return &applier{
+	a := &applier{
 		q: q, cur: cur, table: t, dead: d, count: n, log: log,
 		sets: map[uint64]*set{}, planners: map[uint64]*planner{}, plans: &planCache{plans: map[batch.ID]*plan{}},
 		held: map[*generation]struct{}{}, known: map[uint64]bool{}, ids: map[batch.ID][]*generation{},
 		kick: make(chan struct{}, 1), full: make(chan struct{}, 1), more: make(chan struct{}, 1),
 		limit: checkpointBytes, trimmed: func() {},
 	}
+	a.handle = a.apply
+	return a
 }
 
 // applier puts batches into the output files in the order of the queue. Its methods
@@ -74,6 +76,9 @@ type applier struct {
 	starting bool   // the batches of earlier runs are read for the first time
 	repaired bool   // the queue's state may be older than the output files
 	trimmed  func() // called after each checkpoint
+	late     *late  // nil: batches come with their places
+	handle   func(context.Context, queue.Item) error
+	members  func(route uint32) []string // see Options
 	note     note
 	buf      []byte // for comparing
 
@@ -104,7 +109,7 @@ func (a *applier) run(ctx context.Context) error {
 		case err != nil:
 			return err
 		}
-		if err := a.apply(ctx, item); err != nil {
+		if err := a.handle(ctx, item); err != nil {
 			return err
 		}
 	}
@@ -331,6 +336,7 @@ func (a *applier) planner(id uint64) (*planner, error) {
 		if s, err = parseSet(raw); err != nil {
 			return nil, err
 		}
+		s.members = a.members
 		a.sets[id] = s
 	}
 	a.planners[id] = newPlanner(s)

@@ -89,6 +89,9 @@ func (a *applier) trim(batches []done, final func(...batch.ID)) error {
 			}
 		}
 		ids = append(ids, b.id)
+		if a.late != nil {
+			stale = append(stale, a.late.stale(b.id)...)
+		}
 		a.count.synced.batches.Add(1)
 		a.count.synced.records.Add(b.records)
 		a.count.synced.bytes.Add(b.bytes)
@@ -98,13 +101,17 @@ func (a *applier) trim(batches []done, final func(...batch.ID)) error {
 		a.cur.Ack(batches[i].seq)
 		delete(a.known, batches[i].seq)
 		delete(a.ids, batches[i].id)
+		if a.late != nil {
+			a.late.did(batches[i].id)
+		}
 	}
 	a.mu.Unlock()
 	if err := fpTrimmed.Inject(); err != nil {
 		return err
 	}
 	if len(stale) > 0 {
-		if _, err := a.q.Submit(context.Background(), &queue.Txn{Set: stale}); err != nil {
+		// With the acks: a batch that is given again must find its places.
+		if _, err := a.q.Submit(context.Background(), &queue.Txn{Set: stale, Acks: true, Aside: true}); err != nil {
 			return fmt.Errorf("forget places in output files: %w", err)
 		}
 	}

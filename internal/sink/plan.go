@@ -89,7 +89,10 @@ type planner struct {
 	names   flagNames
 }
 
-type source struct{ host, path string }
+type source struct {
+	host, path string
+	route      uint32 // of the batch's lane, where outputs are told apart by it
+}
 
 type renderer struct{ file, format *template.Renderer }
 
@@ -131,6 +134,10 @@ func (pl *planner) build(b batch.Sealed) (*plan, error) {
 	}
 	var last source
 	var rt *route
+	var lane uint32
+	if pl.set.members != nil {
+		lane = b.ID.Lane.Route
+	}
 	for {
 		rec, err := pl.reader.Next()
 		if errors.Is(err, io.EOF) {
@@ -143,7 +150,7 @@ func (pl *planner) build(b batch.Sealed) (*plan, error) {
 			if rec.Host != b.Host {
 				return nil, fmt.Errorf("%w: batch %v of %q holds a record of %q", ErrHost, b.ID, b.Host, rec.Host)
 			}
-			last = source{rec.Host, rec.Path}
+			last = source{rec.Host, rec.Path, lane}
 			rt = pl.route(last)
 		}
 		pl.record(&rec, rt)
@@ -159,8 +166,12 @@ func (pl *planner) route(s source) *route {
 	h = crc32.Update(h, castagnoli, append([]byte{0}, s.path...))
 	rt := &route{hash: max(h, 1)}
 	pl.vals.Host, pl.vals.Path = s.host, s.path
+	var members []string
+	if pl.set.members != nil {
+		members = pl.set.members(s.route)
+	}
 	for i, o := range pl.set.outputs {
-		if !o.matches(s.host, s.path) {
+		if !o.matches(s.host, s.path, members) {
 			continue
 		}
 		t := target{out: o}

@@ -18,6 +18,7 @@ func (s *Sink) compile(all []Output) (*outputs, error) {
 	if err != nil {
 		return nil, err
 	}
+	set.members = s.o.Members
 	for _, o := range set.outputs {
 		if _, err := s.roots.get(o.Dir); err != nil {
 			return nil, err

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/bmatcuk/doublestar/v4"
@@ -25,6 +26,9 @@ type Output struct {
 	File   string `json:"file"`
 	Format string `json:"format"`
 	Time   string `json:"time"`
+
+	// Name makes the output one for the batches of some routes only; see Options.Members.
+	Name string `json:"name,omitempty"`
 
 	Rotate Rotate `json:"-"` // changes no byte of what is rendered
 }
@@ -47,7 +51,8 @@ type set struct {
 	raw     []byte
 	zone    *time.Location
 	outputs []*out
-	numbers bool // some template shows %N: lines must be counted
+	numbers bool                        // some template shows %N: lines must be counted
+	members func(route uint32) []string // see Options
 }
 
 // out is one output of a set.
@@ -149,8 +154,12 @@ func compileOut(i int, sp Output) (*out, error) {
 	return o, nil
 }
 
-// matches reports whether records of that host and path come to o.
-func (o *out) matches(host, path string) bool {
+// matches reports whether records of that host and path come to o, in a batch of a route with
+// these members.
+func (o *out) matches(host, path string, members []string) bool {
+	if o.Name != "" && !slices.Contains(members, o.Name) {
+		return false
+	}
 	// "*" is every host, also one that calls itself "a/b": its records are not to vanish.
 	return (o.Hosts == "*" || doublestar.MatchUnvalidated(o.Hosts, host)) && doublestar.MatchUnvalidated(o.Path, path)
 }

@@ -33,6 +33,16 @@ type Options struct {
 	Outputs []Output // what is assigned from now on goes there
 	DeadDir string   // where dead letters are put; made when the first one is
 
+	// Late has batches come by the cursor alone, whoever submits them: they get their places
+	// when they are in the queue. Take is not to be called then.
+	Late bool
+	// Members is for outputs that have a Name: they get the batches of the routes of which
+	// it is a member. It must say the same of a route for ever, but for names of others.
+	Members func(route uint32) []string
+	// Former returns, with Late, under which id a batch was in the queue before it was sealed
+	// again under another; nil: that never happens.
+	Former func(id batch.ID) (batch.ID, bool)
+
 	OpenFiles       int           // descriptors kept open; default output.DefaultOpenFiles
 	CheckpointEvery time.Duration // default 500 ms
 	CheckpointBytes int64         // default 64 MiB
@@ -58,7 +68,7 @@ type Sink struct {
 
 // Open takes the output directories, which are locked, and redoes what earlier runs left
 // in the queue: when it returns, all of it is written but for files that cannot be
-// written to now. Batches must come by Take from then on, whoever submits them.
+// written to now. Batches must come by Take from then on, whoever submits them; see Late.
 func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 	if o.CheckpointEvery == 0 {
 		o.CheckpointEvery = checkpointEvery
@@ -95,7 +105,10 @@ func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 	s.applier = newApplier(o.Queue, cur, s.table, s.dead, s.count, s.log)
 	s.applier.limit = max(1, min(o.CheckpointBytes, o.Queue.Stats().MaxBytes/8))
 	s.applier.sets[first.set.id], s.applier.current = first.set, first.set.id
-	s.applier.trimmed = s.trimmed
+	s.applier.trimmed, s.applier.members = s.trimmed, o.Members
+	if o.Late {
+		s.applier.late, s.applier.handle = newLate(o.Former), s.applyLate
+	}
 	if err := s.rotor.load(ctx); err != nil { // before files are looked up by their names
 		return nil, err
 	}

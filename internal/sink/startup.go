@@ -26,6 +26,9 @@ func (a *applier) redoAll(ctx context.Context) error {
 	_, a.repaired = a.q.Get(queue.RepairedKey)
 	a.starting = true
 	defer func() { a.starting = false }()
+	if a.late != nil {
+		return errors.Join(a.redoLate(ctx), a.tidy(ctx), a.endRepair(ctx))
+	}
 	for {
 		left := a.unread()
 		if left == 0 {
