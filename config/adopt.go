@@ -23,7 +23,7 @@ var live = map[string]bool{
 	"*.queue.commit_every": true, "*.queue.commit_bytes": true, "*.queue.max_bytes": true,
 	"*.queue.on_full": true, "*.queue.max_age": true,
 	"*.queue.keep_until": true, "*.queue.final_timeout": true,
-	"mount.rule": true, "*.forward": true,
+	"mount.rule": true, "mount.output": true, "*.forward": true,
 	"*.allow": true, "relay.output": true, "receive.output": true,
 }
 

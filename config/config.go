@@ -171,6 +171,7 @@ type Mount struct {
 	// none matches is treated as DefaultRule says: it is transferred, line by line.
 	Rules    []Rule
 	Forwards []Forward // [[mount.forward]]
+	Outputs  []Output  // [[mount.output]], which rules name; see RuleOutputs
 
 	HTTP  HTTP  // merged with the top level; see HTTPFor
 	Queue Queue // merged with the top level; see QueueFor
@@ -226,7 +227,7 @@ type Rule struct {
 	Allow       []Filter
 	Deny        []Filter
 
-	Output        string   // template of an absolute path; "": no local copy
+	Output        string   // template of an absolute path, or name of one of Mount.Outputs; "": no local copy
 	Plugin        []string // command and arguments; nil: none
 	PluginOutput  string   // absolute path; "": none
 	PluginAck     PluginAck
@@ -307,6 +308,7 @@ type Receive struct {
 // Output says which records go to which file, and in what form. File and Format
 // are templates (docs/configuration.md lists the directives).
 type Output struct {
+	Name   string // of one of a mount's; else ""
 	Hosts  string // glob over the record's host
 	Path   string // doublestar glob over the record's path
 	Dir    string // absolute and clean; no file is ever opened above it
@@ -322,6 +324,7 @@ type Output struct {
 	PluginTimeout time.Duration // 0: none
 
 	Rotate Rotate
+	Files  // who owns what it makes
 
 	key string
 }

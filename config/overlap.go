@@ -85,7 +85,7 @@ func (c *Config) places() []place {
 	if c.Mount != nil {
 		for i := range c.Mount.Rules {
 			r := &c.Mount.Rules[i]
-			dir, open := fixedPart(r.Output)
+			dir, open := fixedPart(r.Output) // a name is no path
 			add(place{join(r.key, "output"), "mount.rule.output", dir, open, true})
 			add(place{key: join(r.key, "plugin_output"), what: "mount.rule.plugin_output", path: r.PluginOutput, output: true})
 			addPlugin(add, r.key, "mount.rule.plugin", r.Plugin)
@@ -102,6 +102,9 @@ func (c *Config) places() []place {
 			}
 			addPlugin(add, o.key, role+".output.plugin", o.Plugin)
 		}
+	}
+	if c.Mount != nil {
+		outputs("mount", c.Mount.Outputs)
 	}
 	if c.Relay != nil {
 		outputs("relay", c.Relay.Outputs)

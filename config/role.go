@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"ftfuse/internal/template"
@@ -36,11 +37,6 @@ func (c *Config) RefuseTLS(why error) error {
 	return ps.err()
 }
 
-// later notes that the value at path would be ignored. accepted is what to write.
-func (ps *problems) later(path, accepted, what string, args ...any) {
-	ps.add(ErrUnsupported, path, accepted, "%s arrives with a later version and would be ignored", fmt.Sprintf(what, args...))
-}
-
 // checkQueue refuses settings of a role's own queue that say nothing there. In the [queue]
 // that it shares with others they do no harm.
 func (c *Config) checkQueue(ps *problems, r Role) {
@@ -69,15 +65,6 @@ func (c *Config) checkMount(ps *problems) {
 	if len(m.Forwards) == 0 {
 		ps.add(ErrMissing, "mount", "add [[mount.forward]] with primary = [\"HOST:7401\"]", "the mount has nowhere to send to")
 	}
-	for i := range m.Rules {
-		checkRule(ps, &m.Rules[i])
-	}
-}
-
-func checkRule(ps *problems, r *Rule) {
-	if r.Output != "" {
-		ps.later(join(r.key, "output"), "remove it", "a local copy")
-	}
 }
 
 // Notes returns what an operator may not expect of a role that CheckRole accepts;
@@ -98,6 +85,11 @@ func (c *Config) Notes(r Role) []string {
 	}
 	if r != RoleMount || c.Mount == nil {
 		return notes
+	}
+	for _, o := range c.Mount.Outputs {
+		if !slices.ContainsFunc(c.Mount.Rules, func(r Rule) bool { return r.Output == o.Name }) {
+			note("mount.output %q: no rule names it, so nothing is written there", o.Name)
+		}
 	}
 	for i := range c.Mount.Rules {
 		if ru := &c.Mount.Rules[i]; ru.idleAllow() {
@@ -122,6 +114,8 @@ func (c *Config) listenerOf(r Role) *Listener {
 
 func (c *Config) outputsOf(r Role) []Output {
 	switch {
+	case r == RoleMount && c.Mount != nil:
+		return c.Mount.Outputs
 	case r == RoleRelay && c.Relay != nil:
 		return c.Relay.Outputs
 	case r == RoleReceive && c.Receive != nil:

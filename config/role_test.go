@@ -89,7 +89,6 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 		"no group":       {RoleMount, "host = \"h\"\n[mount]\n", []want{{2, ErrMissing, "mount", "nowhere", "[[mount.forward]]"}}},
 		"receiver's own": {RoleReceive, good + "[receive.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "receive.queue.compression", "no effect", "[mount.queue]"}}},
 		"last node":      {RoleReceive, good + "[receive.queue]\nkeep_until = \"final\"\n", []want{{12, ErrUnsupported, "receive.queue.keep_until", "no effect", "[relay.queue]"}}},
-		"copy":           {RoleMount, with(t, `path = "**"`, `output = "/copy/%F"`), []want{{5, ErrUnsupported, "mount.rule.output", "", "remove"}}},
 		"relay":          {RoleRelay, good + "[relay]\n", []want{{11, ErrMissing, "relay", "nowhere", "[[relay.forward]]"}}},
 		"absent":         {RoleRelay, good, []want{{1, ErrMissing, "", "no [relay]", "add [relay]"}}},
 	} {

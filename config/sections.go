@@ -121,6 +121,7 @@ func (m *Mount) decode(t *table) {
 		m.Rules = append(m.Rules, r)
 	}
 	m.Forwards = decodeForwards(t)
+	m.Outputs = decodeOutputs(t)
 	m.HTTP.decode(t.sub("http"))
 	m.Queue.decode(t.sub("queue"))
 	t.done()
@@ -229,6 +230,9 @@ func decodeOutputs(t *table) []Output {
 	for _, s := range t.subs("output") {
 		o := DefaultOutput()
 		o.key = s.path
+		if t.path == string(RoleMount) {
+			s.str("name", "copies", &o.Name)
+		}
 		s.str("hosts", "*", &o.Hosts)
 		s.str("path", "**", &o.Path)
 		s.str("dir", o.Dir, &o.Dir)
@@ -240,6 +244,7 @@ func decodeOutputs(t *table) []Output {
 		if _, given := s.m["file"]; !given && len(o.Plugin) > 0 {
 			o.File = ""
 		}
+		o.Files.decode(s)
 		o.Rotate.decode(s.sub("rotate"))
 		if len(o.Plugin) > 0 && o.Rotate != (Rotate{}) {
 			t.ps.add(ErrConflict, s.key("rotate"), "remove it, and let logrotate do it: ftfuse notices", "%s.rotate beside a plugin: what the plugin prints is not rotated", plainKey(s.path))

@@ -125,8 +125,10 @@ func (m *Mount) validate(ps *problems) {
 	ps.queue("mount.queue", &m.Queue)
 	ps.listenAddress("mount.http.listen", m.HTTP.Listen, true)
 	validateForwards(ps, "mount", m.Forwards)
+	m.validateOutputs(ps)
 	for i := range m.Rules {
 		m.Rules[i].validate(ps, m.Forwards)
+		m.Rules[i].validateOutput(ps, m.Outputs)
 	}
 }
 
@@ -144,12 +146,6 @@ func (r *Rule) validate(ps *problems, groups []Forward) {
 		}
 	}
 	r.validateFilter(ps)
-	key = join(r.key, "output")
-	if _, given := ps.pos[key]; given {
-		if ps.absolute(key, &r.Output); filepath.IsAbs(r.Output) {
-			ps.template(key, template.File, strings.TrimLeft(r.Output, "/"), DefaultOutput().Time)
-		}
-	}
 	ps.plugin(r.key, &r.Plugin, r.PluginTimeout)
 	if key = join(r.key, "plugin_output"); ps.given(key) {
 		ps.absolute(key, &r.PluginOutput)
@@ -181,6 +177,8 @@ func validateForwards(ps *problems, role string, all []Forward) {
 			f.Name = "default"
 		case f.Name == "":
 			ps.add(ErrValue, nameKey, `write name = "colo"`, "%s.forward.name is empty", role)
+		case role == "mount" && reservedGroup(f.Name):
+			ps.add(ErrValue, nameKey, `write name = "colo"`, "%s.forward.name = %q is kept for what is local", role, f.Name)
 		case slices.ContainsFunc(all[:i], func(g Forward) bool { return g.Name == f.Name }):
 			ps.add(ErrConflict, nameKey, "give each group another name", "two [[%s.forward]] have the name %q", role, f.Name)
 		}

@@ -63,17 +63,13 @@ func wantsLocally(cursor string, members []string) bool {
 	return slices.ContainsFunc(members, func(m string) bool { return strings.HasPrefix(m, memberOutput) })
 }
 
-// localCursors are the cursors of the local consumers that the rules name.
+// localCursors are the cursors of the local consumers: that of all outputs, which is there
+// without any too, and those of the rules' plugins.
 func localCursors(m *config.Mount) []string {
-	var names []string
+	names := []string{outputCursor}
 	for i := range m.Rules {
-		for _, member := range consumers(&m.Rules[i]) {
-			if strings.HasPrefix(member, memberOutput) {
-				member = outputCursor
-			}
-			if !slices.Contains(names, member) {
-				names = append(names, member)
-			}
+		if r := &m.Rules[i]; len(r.Plugin) > 0 && !slices.Contains(names, pluginMember(r)) {
+			names = append(names, pluginMember(r))
 		}
 	}
 	return names

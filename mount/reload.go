@@ -52,9 +52,12 @@ func (r *role) reloadConsumers(ctx context.Context, now, next *config.Config) er
 	c := forward.Consumers{Queue: r.queue, Copies: copies, Was: cursors(now.Mount), Now: cursors(next.Mount), Wants: r.wants}
 	r.useGroups(origin, slices.Concat(now.Mount.Forwards, next.Mount.Forwards))
 	if err := r.begin(ctx, &c, next); err != nil {
-		err = errors.Join(err, r.setRules(ctx, now))
+		err = errors.Join(err, r.setRules(ctx, now), r.sink.Reconfigure(mountOutputs(now.Mount)))
 		r.useGroups(origin, now.Mount.Forwards)
 		return errors.Join(err, c.Undo())
+	}
+	if err := r.endOutputs(ctx, now, next); err != nil {
+		return err
 	}
 	end := func() error {
 		r.useGroups(origin, next.Mount.Forwards)
@@ -71,6 +74,9 @@ func (r *role) reloadConsumers(ctx context.Context, now, next *config.Config) er
 // begin is what may be refused.
 func (r *role) begin(ctx context.Context, c *forward.Consumers, next *config.Config) error {
 	if err := c.Begin(); err != nil {
+		return err
+	}
+	if err := r.sink.Reconfigure(bothOutputs(r.now.Load().Mount, next.Mount)); err != nil {
 		return err
 	}
 	if err := r.setRules(ctx, next); err != nil {
@@ -113,5 +119,5 @@ func (r *role) setLimits(q config.Queue) error {
 // Reopen opens all output files by their names again, as SIGUSR1 asks.
 func (r *role) Reopen() error {
 	r.plugins.Reopen()
-	return nil
+	return r.sink.Reopen()
 }

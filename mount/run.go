@@ -23,6 +23,7 @@ import (
 	"ftfuse/internal/record"
 	"ftfuse/internal/reload"
 	"ftfuse/internal/service"
+	"ftfuse/internal/sink"
 	"ftfuse/internal/systemd"
 	"ftfuse/mount/capture"
 	"ftfuse/mount/holder"
@@ -65,6 +66,7 @@ type role struct {
 	forGroup atomic.Pointer[queue.CursorWants] // whether the cursor of a group wants a lane
 	fwd      *forward.Switch
 	plugins  *plugin.Set
+	sink     *sink.Sink        // the local outputs
 	secure   *service.Security // nil: plain TCP
 	ctl      *control.Server
 	serving  atomic.Bool
@@ -115,7 +117,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 	if err := r.enter(ctx, w); err != nil {
 		return err
 	}
-	if err := r.openParts(); err != nil {
+	if err := r.openParts(ctx); err != nil {
 		return errors.Join(err, r.closeParts())
 	}
 	defer func() { err = errors.Join(err, r.closeParts()) }()
@@ -123,6 +125,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 	defer r.wg.Wait()
 	defer cancel()
 	r.startForward(pctx) // before the rest: what it sends makes room on a full disk
+	r.startOutputs(pctx)
 	live, err := r.takeSession()
 	if err != nil {
 		return err
@@ -163,6 +166,9 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 // memoryLimit is memoryBase and the windows of the destinations that are used at once.
 func memoryLimit(m *config.Mount) int64 {
 	limit := int64(memoryBase)
+	if len(m.RuleOutputs()) > 0 {
+		limit += outputMemory
+	}
 	for i := range m.Forwards {
 		f := &m.Forwards[i]
 		limit += int64(f.Window) * int64(max(len(f.Primary), 1))
@@ -170,7 +176,7 @@ func memoryLimit(m *config.Mount) int64 {
 	return limit
 }
 
-func (r *role) openParts() (err error) {
+func (r *role) openParts(ctx context.Context) (err error) {
 	if len(r.m.Forwards) == 0 {
 		return errors.New("no destination: add [[mount.forward]] with primary = [\"HOST:PORT\"]")
 	}
@@ -208,6 +214,9 @@ func (r *role) openParts() (err error) {
 		return err
 	}
 	if err := r.openForward(); err != nil {
+		return err
+	}
+	if err := r.openOutputs(ctx); err != nil {
 		return err
 	}
 	return r.openControl()
@@ -477,6 +486,9 @@ func (r *role) sendAll(ctx context.Context) {
 	if err := r.fwd.Drain(ctx); err != nil {
 		r.log.Warn("stopping before everything is sent; the rest stays queued", "err", err)
 	}
+	if err := r.sink.Drain(ctx); err != nil {
+		r.log.Warn("stopping before all local outputs are written; the rest stays queued", "err", err)
+	}
 }
 
 // unmount takes the mount away. Where programs still hold files open it is detached
@@ -557,5 +569,8 @@ func (r *role) closeParts() error {
 		errs = append(errs, r.queue.Close())
 	}
 	r.procs.Close()
+	if r.sink != nil {
+		errs = append(errs, r.sink.Close())
+	}
 	return errors.Join(errs...)
 }

@@ -63,6 +63,7 @@ func (r *role) status() status.Role {
 		gauge("offline_open_files", "Such files that are taken in and that programs still have open for writing.", under.Open))
 	s.Counters = append(s.Counters, ruleCounters(c.Rules)...)
 	r.plugins.Report(&s)
+	r.reportOutputs(&s)
 	return s
 }
 

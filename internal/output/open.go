@@ -132,16 +132,25 @@ const openFlags = unix.O_RDWR | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_NOFOLLO
 
 // Open opens the file called name, and makes it and its directories where they are
 // missing. The name is durable after the next SyncDirs.
-func (r *Root) Open(name string) (*File, error) {
+func (r *Root) Open(name string) (*File, error) { return r.OpenAs(name, &Perm{}) }
+
+// OpenAs is Open; what it makes is p's.
+func (r *Root) OpenAs(name string, p *Perm) (*File, error) {
 	if err := CheckName(r.dir, name); err != nil {
 		return nil, err
 	}
 	f, err := r.openExisting(name)
 	for try := 0; errors.Is(err, unix.ENOENT) && try < 8; try++ { // again when it is removed in between
-		f, err = r.create(name)
+		f, err = r.create(name, p)
 	}
 	if err != nil {
 		return nil, r.classify("open", name, err)
+	}
+	if _, finish := p.file(r.o.FileMode); finish {
+		if err := p.finishFile(f.fd, r.o.FileMode); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("make output file %q: %w", r.Path(name), err)
+		}
 	}
 	r.markStale(parent(name))
 	return f, nil
@@ -155,45 +164,56 @@ func (r *Root) openExisting(name string) (*File, error) {
 	return r.newFile(fd, name)
 }
 
-func (r *Root) create(name string) (*File, error) {
-	fd, err := r.resolve(name, openFlags|unix.O_CREAT, r.o.FileMode)
-	if errors.Is(err, unix.ENOENT) {
-		if err := r.mkdirs(parent(name)); err != nil {
+func (r *Root) create(name string, p *Perm) (*File, error) {
+	if dir := parent(name); dir != "" {
+		if err := r.mkdirs(dir, p); err != nil {
 			return nil, err
 		}
-		fd, err = r.resolve(name, openFlags|unix.O_CREAT, r.o.FileMode)
 	}
+	mode, _ := p.file(r.o.FileMode)
+	fd, err := r.resolve(name, openFlags|unix.O_CREAT, mode)
 	if err != nil {
 		return nil, err
 	}
 	return r.newFile(fd, name)
 }
 
-// mkdirs makes dir, relative, and its parents.
-func (r *Root) mkdirs(dir string) error {
-	if dir == "" {
-		return unix.ENOENT // the root itself was removed
+// mkdirs makes dir, relative, and its parents, where they are missing.
+func (r *Root) mkdirs(dir string, p *Perm) error {
+	fd, err := r.resolve(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if errors.Is(err, unix.ENOENT) {
+		fd, err = r.mkdir(dir, p)
 	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, finish := p.dir(r.o.DirMode); finish {
+		if err := p.finishDir(fd, r.o.DirMode); err != nil {
+			return fmt.Errorf("make directory %q: %w", r.Path(dir), err)
+		}
+	}
+	return nil
+}
+
+// mkdir makes dir, and returns a descriptor of it.
+func (r *Root) mkdir(dir string, p *Perm) (int, error) {
 	at := r.fd
-	up := parent(dir)
-	if up != "" {
-		var err error
-		at, err = r.resolve(up, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if errors.Is(err, unix.ENOENT) {
-			if err = r.mkdirs(up); err == nil {
-				at, err = r.resolve(up, unix.O_PATH|unix.O_DIRECTORY, 0)
-			}
+	if up := parent(dir); up != "" {
+		err := r.mkdirs(up, p)
+		if err == nil {
+			at, err = r.resolve(up, unix.O_PATH|unix.O_DIRECTORY, 0)
 		}
 		if err != nil {
-			return err
+			return -1, err
 		}
 		defer unix.Close(at)
 	}
-	err := unix.Mkdirat(at, dir[strings.LastIndexByte(dir, '/')+1:], r.o.DirMode)
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
+	mode, _ := p.dir(r.o.DirMode)
+	if err := unix.Mkdirat(at, dir[strings.LastIndexByte(dir, '/')+1:], mode); err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, err
 	}
-	return nil
+	return r.resolve(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
 // newFile takes fd over and checks that it is a regular file.

@@ -75,6 +75,7 @@ func (e *RefusedError) Is(target error) bool { return target == ErrRefused }
 // Options of OpenRoot. A zero field takes its default.
 type Options struct {
 	FileMode, DirMode uint32
+	Perm              Perm // of the directory itself, and of its parents, where they are made
 	NoOpenat2         bool // walk element by element, as on kernels before 5.6
 	NoLock            bool // do not refuse a second owner
 	NoTmpfile         bool // as on file systems without O_TMPFILE
@@ -104,7 +105,7 @@ func OpenRoot(dir string, o Options) (*Root, error) {
 	if o.DirMode == 0 {
 		o.DirMode = DefaultDirMode
 	}
-	if err := makeDirs(dir, o.DirMode); err != nil {
+	if err := makeDirs(dir, o.DirMode, &o.Perm); err != nil {
 		return nil, err
 	}
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -162,7 +163,7 @@ func (r *Root) Unlock() error {
 }
 
 // makeDirs makes dir and its parents and syncs what it made.
-func makeDirs(dir string, mode uint32) error {
+func makeDirs(dir string, def uint32, p *Perm) error {
 	var missing []string
 	for d := dir; ; d = filepath.Dir(d) {
 		if _, err := os.Stat(d); err == nil || d == filepath.Dir(d) {
@@ -173,10 +174,16 @@ func makeDirs(dir string, mode uint32) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	if err := os.MkdirAll(dir, os.FileMode(mode)); err != nil {
+	mode, finish := p.dir(def)
+	if err := os.MkdirAll(dir, os.FileMode(mode&0o777)); err != nil {
 		return fmt.Errorf("make output directory: %w", err)
 	}
 	for _, d := range missing {
+		if finish {
+			if err := p.give(d, p.DirMode, def); err != nil {
+				return fmt.Errorf("make output directory %q: %w", d, err)
+			}
+		}
 		if err := syncDir(filepath.Dir(d)); err != nil {
 			return err
 		}

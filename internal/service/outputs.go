@@ -2,6 +2,7 @@ package service
 
 import (
 	"ftfuse/config"
+	"ftfuse/internal/output"
 	"ftfuse/internal/sink"
 )
 
@@ -14,6 +15,7 @@ func Outputs(outputs []config.Output) []sink.Output {
 			continue
 		}
 		all = append(all, sink.Output{
+			Files: output.Perm{Mode: o.Mode, DirMode: o.DirMode, UID: o.UID, GID: o.GID},
 			Hosts: o.Hosts, Path: o.Path, Dir: o.Dir, File: o.File, Format: o.Format, Time: o.Time,
 			Rotate: sink.Rotate{Size: int64(o.Rotate.Size), Every: o.Rotate.Every, Keep: o.Rotate.Keep, Compress: string(o.Rotate.Compress)},
 		})

@@ -133,7 +133,7 @@ func (r *rotor) hasWork() bool {
 
 // remove removes a file that is more than are to be kept.
 func (r *rotor) remove(ctx context.Context, s *series, k rotated) error {
-	root, err := r.roots.get(s.dir)
+	root, err := r.roots.get(s.dir, &output.Perm{})
 	if err != nil {
 		return err
 	}
@@ -194,7 +194,7 @@ func (r *rotor) finish(ctx context.Context, root *output.Root, s *series, k rota
 // there, and what has the copy's name is whole: it gets it when it is on disk. (With both, the start
 // after a kill removes the plain one.)
 func (r *rotor) compress(ctx context.Context, s *series, k rotated) error {
-	root, err := r.roots.get(s.dir)
+	root, err := r.roots.get(s.dir, &output.Perm{})
 	if err != nil {
 		return err
 	}
@@ -338,7 +338,7 @@ func (r *rotor) resume(s *series) (known bool, err error) {
 	if o == nil && !slices.ContainsFunc(s.kept, func(k rotated) bool { return k.unpacked() }) {
 		return false, nil // the configuration rotates it no more: what was kept is the operator's
 	}
-	root, err := r.roots.get(s.dir)
+	root, err := r.roots.get(s.dir, &output.Perm{})
 	if err != nil && o == nil {
 		r.log.Warn("rotated output files are left as they are", "file", s.path(), "error", err)
 		return false, nil

@@ -20,7 +20,7 @@ func (s *Sink) compile(all []Output) (*outputs, error) {
 	}
 	set.members = s.o.Members
 	for _, o := range set.outputs {
-		if _, err := s.roots.get(o.Dir); err != nil {
+		if _, err := s.roots.get(o.Dir, &o.Files); err != nil {
 			return nil, err
 		}
 	}

@@ -20,8 +20,8 @@ func newRoots() *roots {
 	return &roots{open: map[string]*output.Root{}, idle: map[string]*output.Root{}}
 }
 
-// get returns the root of dir, locked.
-func (r *roots) get(dir string) (*output.Root, error) {
+// get returns the root of dir, locked. Where it is made, it is p's.
+func (r *roots) get(dir string, p *output.Perm) (*output.Root, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if root := r.open[dir]; root != nil {
@@ -32,7 +32,9 @@ func (r *roots) get(dir string) (*output.Root, error) {
 	if root != nil {
 		err = root.Lock()
 	} else {
-		root, err = output.OpenRoot(dir, r.o)
+		o := r.o
+		o.Perm = *p
+		root, err = output.OpenRoot(dir, o)
 	}
 	if err != nil {
 		return nil, err

@@ -172,7 +172,7 @@ func (r *rotor) sweepFrom(ctx context.Context, every time.Duration, from time.Ti
 
 // old returns the file of a series, which is of o, if it has something and began before from.
 func (r *rotor) old(s *series, o *out, from time.Time) (*file, error) {
-	root, err := r.roots.get(s.dir)
+	root, err := r.roots.get(s.dir, &output.Perm{})
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +180,7 @@ func (r *rotor) old(s *series, o *out, from time.Time) (*file, error) {
 	if err != nil || info.Size == 0 {
 		return nil, ignoreGone(err)
 	}
-	f, err := r.table.file(s.dir, s.name, s.path())
+	f, err := r.table.file(s.dir, s.name, s.path(), &o.Files)
 	if err == nil {
 		err = r.table.touch(f)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/bmatcuk/doublestar/v4"
 
+	"ftfuse/internal/output"
 	"ftfuse/internal/template"
 )
 
@@ -27,8 +28,11 @@ type Output struct {
 	Format string `json:"format"`
 	Time   string `json:"time"`
 
-	// Name makes the output one for the batches of some routes only; see Options.Members.
+	// Name makes the output one for the batches of some routes only, which are all of one host;
+	// see Options.Members.
 	Name string `json:"name,omitempty"`
+
+	Files output.Perm `json:"files,omitzero"` // of what it makes: a redo makes it alike
 
 	Rotate Rotate `json:"-"` // changes no byte of what is rendered
 }
@@ -149,7 +153,7 @@ func compileOut(i int, sp Output) (*out, error) {
 	}
 	f := o.file.Fields()
 	o.exact = o.format.Exact()
-	o.mixes = !o.file.WholePath() || f&template.Host == 0
+	o.mixes = !o.file.WholePath() || f&template.Host == 0 && sp.Name == "" // those of routes have one host's
 	o.static = f&^(template.Host|template.Path) == 0
 	return o, nil
 }

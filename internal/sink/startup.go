@@ -80,7 +80,7 @@ func (a *applier) adopt(p *plan) error {
 		if e.dead {
 			continue
 		}
-		f, err := a.table.file(pf.out.Dir, pf.name, pf.path)
+		f, err := a.table.file(pf.out.Dir, pf.name, pf.path, &pf.out.Files)
 		if err != nil {
 			return err
 		}

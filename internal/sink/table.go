@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +65,7 @@ type file struct {
 	path string
 	root *output.Root
 	name string
+	perm atomic.Pointer[output.Perm] // of the output that named it last
 
 	look    sync.Mutex // held while the name is looked up
 	cur     *generation
@@ -102,14 +104,15 @@ func newTable(r *roots, c *output.Cache, n *counters) *table {
 }
 
 // file returns the entry of a path.
-func (t *table) file(dir, name, path string) (*file, error) {
+func (t *table) file(dir, name, path string, p *output.Perm) (*file, error) {
 	t.mu.Lock()
 	f := t.files[path]
 	t.mu.Unlock()
 	if f != nil {
+		f.perm.Store(p)
 		return f, nil
 	}
-	root, err := t.roots.get(dir)
+	root, err := t.roots.get(dir, p)
 	if err != nil {
 		return nil, err
 	}
@@ -122,6 +125,7 @@ func (t *table) file(dir, name, path string) (*file, error) {
 		t.forgetIdle()
 	}
 	f = &file{path: path, root: root, name: name}
+	f.perm.Store(p)
 	t.files[path] = f
 	return f, nil
 }

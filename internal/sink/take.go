@@ -62,7 +62,7 @@ func (s *Sink) place(b batch.Sealed, pn *plan, by *set) (*queue.Txn, error) {
 	for i := range pn.files {
 		pf := &pn.files[i]
 		n.extents[i].check = pathCheck(pf.path)
-		f, err := s.table.file(pf.out.Dir, pf.name, pf.path)
+		f, err := s.table.file(pf.out.Dir, pf.name, pf.path, &pf.out.Files)
 		if err == nil {
 			err = s.table.touch(f)
 		}

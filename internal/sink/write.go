@@ -187,12 +187,12 @@ func (a *applier) replace(ctx context.Context, g *generation, pos int64, double 
 
 // openNew opens the file that has the name, or makes it.
 func openNew(f *file) (*output.File, error) {
-	out, err := f.root.Open(f.name)
+	out, err := f.root.OpenAs(f.name, f.perm.Load())
 	if errors.Is(err, unix.ENOENT) { // the output's directory itself is gone
 		if err := f.root.Revive(); err != nil {
 			return nil, err
 		}
-		return f.root.Open(f.name)
+		return f.root.OpenAs(f.name, f.perm.Load())
 	}
 	return out, err
 }
