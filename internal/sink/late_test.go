@@ -177,6 +177,34 @@ func TestABatchThatWasSealedAgainKeepsItsPlace(t *testing.T) {
 	}
 }
 
+// TestALateSinkLeavesTheNoteOfARepair to who fills the queue, and counts what may stand twice.
+func TestALateSinkLeavesTheNoteOfARepair(t *testing.T) {
+	dir := t.TempDir()
+	r := openLate(t, dir, nil)
+	_, err := r.q.Submit(t.Context(), &queue.Txn{Set: []queue.KV{{Key: queue.RepairedKey, Value: []byte("{}")}}})
+	must(t, err)
+	must(t, r.q.Flush(t.Context()))
+	r.close(t)
+	must(t, os.MkdirAll(filepath.Join(dir, "out/a"), 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "out/a/f"), []byte("old\n"), 0o644))
+	r = openLate(t, dir, nil)
+	if _, ok := r.q.Get(queue.RepairedKey); !ok {
+		t.Error("the note is gone before capture has read it")
+	}
+	stop := (&rig{Sink: r.Sink}).runs(t)
+	from := newSealer(1)
+	from.lane.Route = 1
+	r.submit(t, from.seal(rec{host: "h", path: "f", data: "new\n"}))
+	must(t, r.q.Flush(t.Context()))
+	must(t, r.Drain(t.Context()))
+	stop()
+	r.want(t, "a/f", "old\nnew\n")
+	if st := r.Stats(); st.PossibleDoubles != 1 {
+		t.Errorf("%d possible doubles, want the one file that was there", st.PossibleDoubles)
+	}
+	r.close(t)
+}
+
 // TestPlacesOfADroppedBatchAreForgotten by the next start.
 func TestPlacesOfADroppedBatchAreForgotten(t *testing.T) {
 	dir := t.TempDir()

@@ -23,6 +23,10 @@ func (a *applier) endRepair(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
+	if a.late != nil { // who fills the queue has not read the note yet, and deletes it then
+		a.table.doubt = a.doubt
+		return a.doubtTails()
+	}
 	var note queue.RepairNote
 	if err := json.Unmarshal(raw, &note); err != nil {
 		a.log.Error("the note of the queue's repair cannot be read", "error", err)
