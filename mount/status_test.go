@@ -87,7 +87,7 @@ func TestStatusOfAMount(t *testing.T) {
 	if s.Accepted.Records != 10 || s.Accepted.Bytes != 70 || s.Accepted.Batches == 0 || s.Delivered.Batches != 0 {
 		t.Errorf("accepted %+v, delivered %+v", s.Accepted, s.Delivered)
 	}
-	if len(s.Queue.Cursors) != 1 || s.Queue.Cursors[0].Name != testCursor || s.Queue.Cursors[0].Backlog != s.Accepted {
+	if len(s.Queue.Cursors) != 2 || s.Queue.Cursors[1].Name != outputCursor || s.Queue.Cursors[0].Name != testCursor || s.Queue.Cursors[0].Backlog != s.Accepted {
 		t.Errorf("cursors %+v, accepted %+v", s.Queue.Cursors, s.Accepted)
 	}
 	if len(s.Forward) != 1 || s.Forward[0].Name != "default" || len(s.Forward[0].Destinations) != 1 || s.Forward[0].Destinations[0].Address != "127.0.0.1:1" {
