@@ -148,3 +148,29 @@ func TestAFullLocalOutputHoldsNothingBack(t *testing.T) {
 	arrives(t, filepath.Join(local, "small.log"), []byte("meanwhile\n"))
 	stop(t, p)
 }
+
+// A reload puts other outputs in force: of a file that stays open each line stands in the one
+// that the rules named when it was captured, or in the other, and never in both or in none.
+func TestLocalOutputsChangeUnderLoad(t *testing.T) {
+	p := newPair(t)
+	one, two := filepath.Join(p.Dir, "one"), filepath.Join(p.Dir, "two")
+	p.Rules = copied(one, "open")
+	start(t, p)
+	l := startLoad(t, p, "load.log", 2, rig.Job{Size: 64, Lines: tally.MaxLines, Rate: 20_000})
+	var paths []string
+	for i, dir := range []string{one, two, filepath.Join(p.Dir, "three")} {
+		path := filepath.Join(dir, "load.log")
+		paths = append(paths, path)
+		if i > 0 {
+			p.Rules = copied(dir, "open")
+			must(t, p.WriteConfigs())
+			must(t, p.MountRole.Signal(syscall.SIGHUP))
+		}
+		grows(t, path, 200_000)
+	}
+	plan, results := l.finish(t)
+	drained(t, l, results)
+	stop(t, p)
+	l.count(t, plan, results)
+	pieces(t, plan, paths...)
+}

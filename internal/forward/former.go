@@ -8,7 +8,8 @@ import (
 // id it was in the queue q before. It is known at least until the new one is final.
 func Former(q interface {
 	Get(key string) ([]byte, bool)
-}) func(id batch.ID) (old batch.ID, ok bool) {
+},
+) func(id batch.ID) (old batch.ID, ok bool) {
 	return func(id batch.ID) (old batch.ID, ok bool) {
 		value, ok := q.Get(relabelKey(id))
 		if !ok {
