@@ -41,7 +41,7 @@ func TestInstallPutsEverythingBelowDestdir(t *testing.T) {
 	for _, role := range []string{"mount", "relay", "receive"} {
 		unit := string(read(t, dest+"/usr/lib/systemd/system/ftfuse-"+role+".service"))
 		if !strings.Contains(unit, "\nExecStart=/usr/bin/ftfuse "+role+" -c /etc/ftfuse/ftfuse.toml\n") ||
-			!strings.Contains(unit, "\nType=notify-reload\n") || regexp.MustCompile(`(?m)^[^#]*@[a-z]+@`).MatchString(unit) {
+			!strings.Contains(unit, "\nType=notify-reload\n") || !strings.Contains(unit, "\nKillMode=mixed\n") || regexp.MustCompile(`(?m)^[^#]*@[a-z]+@`).MatchString(unit) {
 			t.Errorf("the unit of %s:\n%s", role, unit)
 		}
 		if stdout, stderr, code := ftfuse(t, "check", "-c", dest+"/usr/share/doc/ftfuse/examples/"+role+".toml"); code != 0 {
