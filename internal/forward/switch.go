@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -194,11 +195,12 @@ func (c *Consumers) Begin() error {
 	return c.Queue.SetCursors(queue.CursorSet{Cursors: union(c.Was, c.Now), Copies: c.Copies, Wants: c.Wants})
 }
 
-// End removes those that are gone; the others that are new begin.
+// End removes those that are gone. The lines of groups that are new begin; other consumers
+// have begun already.
 func (c *Consumers) End() error {
 	var fresh []string
 	for _, name := range c.Now {
-		if !slices.Contains(c.Was, name) {
+		if strings.HasPrefix(name, cursorPrefix) && !slices.Contains(c.Was, name) {
 			fresh = append(fresh, name)
 		}
 	}
