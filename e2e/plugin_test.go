@@ -151,3 +151,35 @@ plugin_output = %q
 		t.Error(err)
 	}
 }
+
+// TestThePluginOfARuleChangesUnderLoad: by SIGHUP, with other arguments or another output. Each
+// line that is written meanwhile comes to one or the other, and once to the receiver.
+func TestThePluginOfARuleChangesUnderLoad(t *testing.T) {
+	p := newPair(t)
+	with := func(name string) string {
+		return fmt.Sprintf("[[mount.rule]]\npath = \"logs/**\"\nplugin = [\"/bin/cat\"]\nplugin_output = %q\n", filepath.Join(p.Dir, name))
+	}
+	p.Rules = with("0")
+	start(t, p)
+	must(t, os.MkdirAll(p.In("logs"), 0o755))
+	load := startLoad(t, p, "logs/a", 2, rig.Job{Size: 100, Lines: tally.MaxLines, Rate: 5000})
+	for i := 1; i <= 4; i++ {
+		p.Rules = with(fmt.Sprint(i))
+		must(t, p.WriteConfigs())
+		must(t, p.MountRole.Signal(syscall.SIGHUP))
+		grows(t, filepath.Join(p.Dir, fmt.Sprint(i)), 50_000)
+	}
+	plan, results := load.finish(t)
+	stop(t, p)
+	load.count(t, plan, results)
+	var all []byte
+	for i := range 5 {
+		part := read(t, filepath.Join(p.Dir, fmt.Sprint(i)))
+		if len(part) == 0 {
+			t.Errorf("nothing went to output %d", i)
+		}
+		all = append(all, part...)
+	}
+	must(t, os.WriteFile(filepath.Join(p.Dir, "all"), all, 0o644))
+	t.Logf("%d lines more than once", atLeastOnce(t, filepath.Join(p.Dir, "all"), plan, false))
+}
