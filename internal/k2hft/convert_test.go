@@ -260,6 +260,19 @@ k2hftfuse /mnt/k2h\040fs fuse allow_other,nodev,_netdev,umask=027,uid=7,gid=8,db
 	}
 }
 
+// YAML's anchors are followed, for sections, values and patterns.
+func TestAnAliasIsWhatItStandsFor(t *testing.T) {
+	out, c := convert(t, "x.yaml", `
+X: { on: &on yes, node: &node { NAME: a, PORT: 1 }, re: &re [ "a(b)", "$1" ] }
+SVRNODE: [ *node ]
+K2HFTFUSE: { K2HFTFUSE_RULE: { TARGET: f, TRUNS: *on, ALLOW: [ *re ] } }
+`, Options{})
+	r := c.Mount.Rules[0]
+	if !r.Transfer || len(r.Allow) != 1 || !slices.Equal(c.Mount.Forwards[0].Primary, []string{"a:1"}) {
+		t.Errorf("became:\n%s", out)
+	}
+}
+
 func TestNamesOfServersAreExpanded(t *testing.T) {
 	for name, want := range map[string]string{
 		"a":                     "a",
@@ -286,6 +299,8 @@ func TestWhatIsNoConfigurationIsRefused(t *testing.T) {
 		"c.json": "{ \"K2HFTFUSE\": 7 }",
 		"d.json": "[]",
 		"e":      "{",
+		"g.yaml": "K2HFTFUSE: &a [ *a, *a ]\n",
+		"h.yaml": "K2HFTFUSE: &a { K2HFTFUSE_RULE: *a }\n",
 		"f.ini":  "[K2HFTFUSE]\nINCLUDE = f.ini\n",
 	} {
 		o := Options{Open: func(string) ([]byte, error) { return []byte(text), nil }}

@@ -26,7 +26,7 @@ func (d *document) parseYAML(text []byte, f format) error {
 		return fmt.Errorf("%s:%d: %w as %s: sections are expected at the top", d.name, top.Line, ErrSyntax, f)
 	}
 	for i := 0; i+1 < len(top.Content); i += 2 {
-		if err := d.yamlSection(strings.ToUpper(top.Content[i].Value), top.Content[i+1]); err != nil {
+		if err := d.yamlSection(strings.ToUpper(top.Content[i].Value), top.Content[i+1], 0); err != nil {
 			return fmt.Errorf("%s:%w", d.name, err)
 		}
 	}
@@ -46,14 +46,30 @@ func spaced(text string) string {
 
 var errShape = errors.New("a mapping, or a list of mappings, is expected")
 
-// yamlSection reads one section, or a list of them.
-func (d *document) yamlSection(name string, n *yaml.Node) error {
+// deepest is how far lists and aliases are followed: an alias can stand inside its anchor.
+const deepest = 8
+
+// aliased returns what an alias stands for.
+func aliased(n *yaml.Node) *yaml.Node {
+	for range deepest {
+		if n.Kind != yaml.AliasNode {
+			break
+		}
+		n = n.Alias
+	}
+	return n
+}
+
+// yamlSection reads one section, or a list of them, depth lists deep.
+func (d *document) yamlSection(name string, n *yaml.Node, depth int) error {
+	if depth > deepest {
+		return fmt.Errorf("%d: %w: %s: lists too deep", n.Line, ErrSyntax, name)
+	}
+	n = aliased(n)
 	switch n.Kind {
-	case yaml.AliasNode:
-		return d.yamlSection(name, n.Alias)
 	case yaml.SequenceNode:
 		for _, x := range n.Content {
-			if err := d.yamlSection(name, x); err != nil {
+			if err := d.yamlSection(name, x, depth+1); err != nil {
 				return err
 			}
 		}
@@ -68,10 +84,10 @@ func (d *document) yamlSection(name string, n *yaml.Node) error {
 	s := &section{name: name, line: n.Line}
 	d.sections = append(d.sections, s)
 	for i := 0; i+1 < len(n.Content); i += 2 {
-		key, v := strings.ToUpper(n.Content[i].Value), n.Content[i+1]
+		key, v := strings.ToUpper(n.Content[i].Value), aliased(n.Content[i+1])
 		switch key {
 		case secDir, secFile:
-			if err := d.yamlSection(key, v); err != nil {
+			if err := d.yamlSection(key, v, depth+1); err != nil {
 				return err
 			}
 		case "ALLOW", "DENY":
@@ -83,14 +99,14 @@ func (d *document) yamlSection(name string, n *yaml.Node) error {
 	return nil
 }
 
-// scalar returns a value as text; a list with commas between.
+// scalar returns a value as text; a list of values with commas between.
 func scalar(n *yaml.Node) string {
-	if n.Kind == yaml.ScalarNode {
+	if n = aliased(n); n.Kind != yaml.SequenceNode {
 		return n.Value
 	}
-	var all []string
-	for _, x := range n.Content {
-		all = append(all, scalar(x))
+	all := make([]string, len(n.Content))
+	for i, x := range n.Content {
+		all[i] = aliased(x).Value
 	}
 	return strings.Join(all, ",")
 }
@@ -102,6 +118,7 @@ func (s *section) yamlPatterns(key string, n *yaml.Node) {
 		return
 	}
 	for _, x := range n.Content {
+		x = aliased(x)
 		switch {
 		case x.Kind != yaml.SequenceNode:
 			s.entries = append(s.entries, yamlPattern(key, x, nil))
