@@ -98,6 +98,46 @@ func TestOwnRotationUnderKillsLosesAndDoublesNothing(t *testing.T) {
 	}
 }
 
+// A rule's local output is rotated and compressed by the mount, which is killed again and
+// again, holder and worker at once: what programs wrote stands once there, as at the receiver.
+func TestOwnRotationOfALocalOutputUnderKills(t *testing.T) {
+	need(t, "zstd")
+	p := newPair(t)
+	dir := filepath.Join(p.Dir, "local")
+	p.Mount = fmt.Sprintf("[[mount.output]]\nname = \"copy\"\ndir = %q\nfile = \"%%F\"\nrotate = { size = \"256KiB\", compress = \"zstd\" }\n", dir)
+	p.Rules = "[[mount.rule]]\npath = \"**\"\noutput = \"copy\"\n"
+	start(t, p)
+	job := loads["blocks"]
+	job.Survive = true
+	l := startLoad(t, p, "load.log", 3, job)
+	out := filepath.Join(dir, "load.log")
+	for range kills() {
+		from := len(rotatedOnes(t, out))
+		eventually(t, patience, func() error {
+			if now := len(rotatedOnes(t, out)); now < from+2 {
+				return fmt.Errorf("%d rotated files, want %d", now, from+2)
+			}
+			return nil
+		})
+		must(t, p.MountRole.Kill())
+		startMount(t, p)
+	}
+	plan, results := l.finish(t)
+	drained(t, l, results)
+	eventually(t, patience, func() error { return plainOnes(out) })
+	stop(t, p)
+	path, rotated := gather(t, out)
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	c, err := tally.Check(f, plan)
+	must(t, err)
+	if remote := l.count(t, plan, results); !c.OK() || c.Lines != remote.Lines {
+		t.Errorf("local %v, at the receiver %v", c, remote)
+	}
+	t.Log(c, "in", rotated, "rotated files")
+}
+
 // Rotation is switched on, changed and switched off by SIGHUP while programs write: every line
 // stands once, in order; and a limit that comes later holds for what was rotated before.
 func TestRotationIsChangedUnderLoad(t *testing.T) {
