@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -76,6 +77,11 @@ func TestRulesChangeWhileTheQueueIsFull(t *testing.T) {
 	r.q.set(func() { r.q.full = true })
 	for range 100 {
 		r.write(h, strings.Repeat("b", 99)+"\n")
+	}
+	for waits := false; !waits; runtime.Gosched() { // for room
+		r.c.mu.Lock()
+		waits = r.c.hurry != nil
+		r.c.mu.Unlock()
 	}
 	r.must(r.c.SetRules(r.ctx(), []Rule{{Path: "f", Transfer: true, Filter: denyAll("c")}}))
 	r.write(h, "c\nd\n")
