@@ -171,10 +171,3 @@ func commandName(c *cli.Context) string {
 	}
 	return name
 }
-
-// arrivesLater is the action of a command that operators can already read about.
-func arrivesLater(what string) cli.ActionFunc {
-	return func(c *cli.Context) error {
-		return usagef("%s: not in this version: %s", commandName(c), what)
-	}
-}

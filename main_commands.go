@@ -33,13 +33,3 @@ func roleCommand(role config.Role, usage string) *cli.Command {
 func relayCommand() *cli.Command {
 	return roleCommand(config.RoleRelay, "take batches and pass them on")
 }
-
-func sendCommand() *cli.Command {
-	return &cli.Command{
-		Name:      "send",
-		Usage:     "hand a local file to the queue (arrives with a later version)",
-		ArgsUsage: "FILE...",
-		Flags:     []cli.Flag{configFlag(), &cli.StringFlag{Name: "as", Usage: "under this `PATH`"}},
-		Action:    arrivesLater("until then copy the file into the mount"),
-	}
-}

@@ -189,13 +189,32 @@ func (r *role) openParts(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := r.openStore(); err != nil {
+		return err
+	}
+	if r.sess, err = openSession(filepath.Join(dir, "session"), r.taken.fd >= 0, r.log); err != nil {
+		return err
+	}
+	plugins := service.RulePlugins(r.m.Rules, pluginMember)
+	if r.plugins, err = service.OpenPlugins(r.cfg, config.RoleMount, r.queue, plugins, r.log); err != nil {
+		return err
+	}
+	if err := r.openForward(); err != nil {
+		return err
+	}
+	if err := r.openOutputs(ctx); err != nil {
+		return err
+	}
+	return r.openControl()
+}
+
+// openStore opens queue, spool and capture: what `ftfuse send` has, too, while no mount runs.
+func (r *role) openStore() (err error) {
+	dir := r.cfg.RoleDir(config.RoleMount)
 	if err := r.openQueue(); err != nil {
 		return err
 	}
 	if r.store, err = spool.Open(dir, spool.Options{Readback: int64(r.m.Readback), Logger: r.log, Failed: r.failed}); err != nil {
-		return err
-	}
-	if r.sess, err = openSession(filepath.Join(dir, "session"), r.taken.fd >= 0, r.log); err != nil {
 		return err
 	}
 	codec, err := record.ParseCodec(string(r.cfg.QueueFor(config.RoleMount).Compression))
@@ -209,17 +228,7 @@ func (r *role) openParts(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("set up capture: %w", err)
 	}
-	plugins := service.RulePlugins(r.m.Rules, pluginMember)
-	if r.plugins, err = service.OpenPlugins(r.cfg, config.RoleMount, r.queue, plugins, r.log); err != nil {
-		return err
-	}
-	if err := r.openForward(); err != nil {
-		return err
-	}
-	if err := r.openOutputs(ctx); err != nil {
-		return err
-	}
-	return r.openControl()
+	return nil
 }
 
 var queuePolicy = map[config.FullPolicy]queue.Policy{

@@ -9,6 +9,7 @@ import (
 	"ftfuse/internal/report"
 	"ftfuse/internal/status"
 	"ftfuse/mount/capture"
+	"ftfuse/mount/offline"
 )
 
 // openControl answers `ftfuse status` and HTTP from now on. Programs that have files of a
@@ -16,7 +17,9 @@ import (
 func (r *role) openControl() (err error) {
 	o := control.Options{
 		Dir: r.cfg.RoleDir(config.RoleMount), Status: r.status, HTTP: r.cfg.HTTPFor(config.RoleMount).Listen, Logger: r.log,
-		Handlers: map[string]http.Handler{"/queue/": queuetool.Handler(r.queue, r.queue.Import)},
+		Handlers: map[string]http.Handler{
+			"/queue/": queuetool.Handler(r.queue, r.queue.Import), "/send/": offline.Handler(r.sendTarget()),
+		},
 	}
 	r.ctl, err = control.Start(o)
 	if err != nil && r.taken.fd >= 0 && o.HTTP != "" {

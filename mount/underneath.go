@@ -37,11 +37,9 @@ func (r *role) underneath(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	room := min(int64(r.cfg.QueueFor(config.RoleMount).MaxBytes)/8, offlineRoom)
 	under, err := offline.New(ctx, offline.Options{
 		Dir: dir, Capture: r.cap, Keep: r.m.Offline == config.OfflineKeep, Logger: r.log,
-		Matches: r.transfers, Chunk: int(min(room, 1<<20)),
-		Room: func() bool { return r.free() >= room },
+		Matches: r.transfers, Chunk: int(min(r.roomToSpare(), 1<<20)), Room: r.spareRoom,
 	})
 	if err != nil {
 		return fmt.Errorf("take in what was written while nothing was mounted: %w", err)

@@ -3,6 +3,7 @@ package holder
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -91,6 +92,10 @@ func (c *channel) peer() int {
 	})
 	return pid
 }
+
+// Exclude keeps holders of dir away until the file that it returns is closed. The error is
+// ErrRunning where there is one.
+func Exclude(dir string) (io.Closer, error) { return lock(dir) }
 
 // lock takes dir's lock, or says who has it. The lock is the open file's: it goes with
 // the last copy of the descriptor.

@@ -38,7 +38,7 @@ var _ Capture = (*capture.Capture)(nil)
 
 // ErrNoRoom is returned where the queue has no room to spare. What is not taken stays where
 // it is.
-var ErrNoRoom = errors.New("the queue has no room for files that were written while nothing was mounted")
+var ErrNoRoom = errors.New("the queue has no room to spare")
 
 // Steps that a kill can come between; the capture has those of a commit.
 var (

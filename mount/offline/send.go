@@ -1,0 +1,224 @@
+package offline
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ftfuse/internal/record"
+	"ftfuse/mount/capture"
+	"ftfuse/queue"
+)
+
+// What `ftfuse send` hands over. Whoever reads the file asks where to go on (Begin), hands
+// bytes over from there (Data), each call durable when it returns, and says when that was all
+// (End). All of it can be repeated after an error: the position is kept with the bytes.
+
+// Errors of sending.
+var (
+	// ErrPath: a path under which nothing can be sent.
+	ErrPath = errors.New("no path to send under")
+	// ErrOther: a stream of that name began otherwise.
+	ErrOther = errors.New("another stream was sent under this name")
+)
+
+const (
+	// MaxData is how many bytes Data takes at most.
+	MaxData = 2 << 20
+	// maxSent is how many files and streams are remembered; the oldest are forgotten.
+	maxSent = 4096
+	// staleStream is after how long without a byte a stream without a name is forgotten,
+	// whose sender must have gone.
+	staleStream = time.Hour
+)
+
+// Request says what is to be sent.
+type Request struct {
+	Path  string // below the mount point
+	Name  string // of a stream; "": a file, which the rest identifies
+	Dev   uint64
+	Ino   uint64
+	Birth int64
+	Size  int64
+	Head  []byte // the first capture.MaxBegin bytes
+	Again bool   // from the beginning, whatever was sent of it
+}
+
+// Begun is where to go on.
+type Begun struct {
+	ID   uint64
+	Pos  int64
+	Done bool   // all of it was sent: there is nothing behind Pos
+	Head []byte // how what was sent began, of a stream
+}
+
+// Target takes what is sent. Its methods are safe for concurrent use.
+type Target interface {
+	Begin(ctx context.Context, r Request) (Begun, error)
+	Data(ctx context.Context, id uint64, off int64, data []byte, by capture.Fed) error
+	End(ctx context.Context, id uint64, forget bool) error
+}
+
+// FileRequest is the Request of an open file, but for Again.
+func FileRequest(f *os.File, as string) (r Request, by capture.Fed, err error) {
+	st, err := statOf(int(f.Fd()))
+	if err != nil {
+		return r, by, err
+	}
+	if !st.regular() {
+		return r, by, errors.New("it is no file; give it to standard input")
+	}
+	head, err := Head(f)
+	by = capture.Fed{PID: uint32(os.Getpid()), UID: st.uid, GID: st.gid, Time: st.mtime}
+	return Request{Path: as, Dev: st.dev, Ino: st.ino, Birth: st.birth, Size: st.size, Head: head}, by, err
+}
+
+// Local is the Target of a capture in this process.
+type Local struct {
+	Capture Capture
+	Matches func(path string) bool                // whether the rules transfer a path
+	Room    func() bool                           // whether the queue has room to spare
+	Wait    func(ctx context.Context) (err error) // until it may have; an error ends the sending
+
+	mu sync.Mutex // one Begin at a time
+}
+
+var _ Target = (*Local)(nil)
+
+// checkPath returns why nothing can be sent under a path.
+func (l *Local) checkPath(p string) error {
+	switch {
+	case p == "", p == ".", p != path.Clean(p), path.IsAbs(p), p == "..", strings.HasPrefix(p, "../"), strings.ContainsRune(p, 0), len(p) >= record.MaxString:
+		return fmt.Errorf("%w: %.200q: write it as it would be below the mount point, such as logs/app.log", ErrPath, p)
+	case !l.Matches(p):
+		return fmt.Errorf("%w: %q: a [[mount.rule]] keeps it from being transferred", ErrPath, p)
+	}
+	return nil
+}
+
+// Begin finds out how much of it was sent before.
+func (l *Local) Begin(ctx context.Context, r Request) (Begun, error) {
+	if err := l.checkPath(r.Path); err != nil {
+		return Begun{}, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var id uint64
+	var have capture.Source
+	all := map[uint64]capture.Source{}
+	err := l.Capture.Sources(ctx, func(n uint64, s capture.Source) {
+		switch {
+		case s.Kind == capture.SourceSent && r.Name == "" && s.Path == r.Path && s.Ino == r.Ino && s.Birth == r.Birth,
+			s.Kind == capture.SourceStream && r.Name != "" && s.Path == r.Path && s.Name == r.Name:
+			id, have = n, s
+		case s.Kind == capture.SourceSent || s.Kind == capture.SourceStream:
+			all[n] = s
+		}
+	})
+	if err != nil {
+		return Begun{}, err
+	}
+	if id != 0 && r.Name == "" && Judge(&have, r.Dev, r.Size, r.Head, thisBoot) == Another {
+		all[id], id = have, 0
+	}
+	if id != 0 {
+		return l.resume(ctx, id, have, r)
+	}
+	if err := l.prune(ctx, all); err != nil {
+		return Begun{}, err
+	}
+	s := capture.Source{Kind: capture.SourceSent, Path: r.Path, Name: r.Name, Dev: r.Dev, Ino: r.Ino, Birth: r.Birth}
+	if r.Name != "" {
+		s.Kind = capture.SourceStream
+	}
+	if id, err = l.Capture.AddSource(ctx, s); err != nil {
+		return Begun{}, err
+	}
+	return Begun{ID: id}, nil
+}
+
+// resume goes on with what was sent of a source before.
+func (l *Local) resume(ctx context.Context, id uint64, s capture.Source, r Request) (Begun, error) {
+	pos, begin := s.Pos, s.Begin
+	switch {
+	case r.Again:
+		pos, begin = 0, nil
+	case r.Name == "":
+		switch Judge(&s, r.Dev, r.Size, r.Head, thisBoot) {
+		case Anew:
+			pos, begin = 0, nil
+		case Shorter:
+			pos, begin = r.Size, s.Begin[:min(int64(len(s.Begin)), r.Size)]
+		}
+	}
+	if pos != s.Pos || s.Dev != r.Dev {
+		err := l.Capture.ChangeSource(ctx, id, func(s *capture.Source) {
+			s.Pos, s.Begin, s.Dev, s.Done = pos, bytes.Clone(begin), r.Dev, false
+		})
+		if err != nil {
+			return Begun{}, err
+		}
+		s.Done = false
+	}
+	return Begun{ID: id, Pos: pos, Done: s.Done, Head: begin}, nil
+}
+
+// prune forgets the oldest of what was sent where there is too much of it, and streams that
+// nobody can go on with.
+func (l *Local) prune(ctx context.Context, all map[uint64]capture.Source) error {
+	var ids []uint64
+	for id, s := range all {
+		if Anonymous(s.Name) && time.Since(time.Unix(0, s.Seen)) > staleStream {
+			if err := l.Capture.DropSource(ctx, id); err != nil {
+				return err
+			}
+			continue
+		}
+		ids = append(ids, id)
+	}
+	if len(ids) < maxSent {
+		return nil
+	}
+	oldest := slices.MinFunc(ids, func(a, b uint64) int { return int(min(max(all[a].Seen-all[b].Seen, -1), 1)) })
+	return l.Capture.DropSource(ctx, oldest)
+}
+
+// anonymous begins the name of a stream that has none.
+const anonymous = "\x00"
+
+// Anonymous reports whether name is one of AnonymousName.
+func Anonymous(name string) bool { return strings.HasPrefix(name, anonymous) }
+
+// AnonymousName is the name of a stream that only its sender can go on with.
+func AnonymousName(random string) string { return anonymous + random }
+
+// Data hands bytes over. It waits for room in the queue.
+func (l *Local) Data(ctx context.Context, id uint64, off int64, data []byte, by capture.Fed) error {
+	for {
+		err := error(queue.ErrFull)
+		if l.Room() {
+			err = l.Capture.Feed(ctx, id, off, data, false, by)
+		}
+		if !errors.Is(err, queue.ErrFull) {
+			return err
+		}
+		if err := l.Wait(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// End says that nothing follows: an unfinished line ends.
+func (l *Local) End(ctx context.Context, id uint64, forget bool) error {
+	if forget {
+		return l.Capture.DropSource(ctx, id)
+	}
+	return l.Capture.EndLine(ctx, id, true)
+}
