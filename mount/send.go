@@ -13,6 +13,7 @@ import (
 	"ftfuse/internal/control"
 	"ftfuse/mount/holder"
 	"ftfuse/mount/offline"
+	"ftfuse/mount/procs"
 	"ftfuse/mount/spool"
 )
 
@@ -68,7 +69,7 @@ func FindSend(ctx context.Context, cfg *config.Config, log *slog.Logger) (t offl
 // openSend is a mount's queue and capture without the mount.
 func openSend(ctx context.Context, cfg *config.Config, log *slog.Logger) (offline.Target, func() error, error) {
 	r := &role{
-		cfg: cfg, m: cfg.Mount, log: log, stopUnder: func() {}, fail: make(chan error, 1), wiring: make(chan struct{}),
+		cfg: cfg, m: cfg.Mount, log: log, stopUnder: func() {}, procs: procs.New(), fail: make(chan error, 1), wiring: make(chan struct{}),
 	}
 	r.taken.fd = -1
 	r.wired = sync.OnceFunc(func() { close(r.wiring) })

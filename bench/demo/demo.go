@@ -125,7 +125,7 @@ func (d *demo) head(format string, args ...any) {
 }
 
 func (d *demo) run() error {
-	for _, step := range []func() error{d.start, d.programs, d.live, d.kill, d.killWorker, d.bulk, d.proof} {
+	for _, step := range []func() error{d.start, d.programs, d.live, d.kill, d.killWorker, d.bulk, d.proof, d.unmounted} {
 		if err := d.ctx.Err(); err != nil {
 			return err
 		}

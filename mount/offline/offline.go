@@ -179,7 +179,7 @@ const little = 256 << 10
 func (t *Taker) TakeAll(ctx context.Context) error {
 	for {
 		before := t.bytes.Load()
-		if _, err := t.pass(ctx); err != nil || t.bytes.Load()-before < little {
+		if err := t.pass(ctx); err != nil || t.bytes.Load()-before < little {
 			return err
 		}
 	}
@@ -204,13 +204,11 @@ const (
 func (t *Taker) Run(ctx context.Context) error {
 	all := true
 	for ctx.Err() == nil {
-		var err error
-		more := false
+		look := t.some
 		if all {
-			more, err = t.pass(ctx)
-		} else {
-			more, err = t.some(ctx)
+			look = t.pass
 		}
+		err := look(ctx)
 		if err == nil {
 			err = t.letGo(ctx)
 		}
@@ -220,43 +218,40 @@ func (t *Taker) Run(ctx context.Context) error {
 			return nil
 		case errors.Is(err, ErrNoRoom):
 			t.once(ErrNoRoom.Error(), "what is not taken in stays below the mount point, and follows when there is room", "err", err)
-			wait, more = again, false
+			wait = again
 		case err != nil:
 			return err
 		}
-		if all = t.sleep(ctx, wait, more, err != nil); all {
+		if all = t.sleep(ctx, wait, err != nil); all {
 			t.watch.take()
 		}
 	}
 	return nil
 }
 
-// sleep waits for something to do, and reports whether everything has to be looked at.
-func (t *Taker) sleep(ctx context.Context, wait time.Duration, more, full bool) (all bool) {
-	if more {
-		wait = calm
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	wake := t.watch.wake
-	idle := !more && !full && t.watch.works() && len(t.writers)+len(t.removed) == 0
+// sleep waits for something to do, and reports whether everything has to be looked at. full
+// is a queue without room.
+func (t *Taker) sleep(ctx context.Context, wait time.Duration, full bool) (all bool) {
 	var tick <-chan time.Time
-	if !idle {
+	wake := t.watch.wake
+	if full || !t.watch.works() || len(t.writers)+len(t.removed) > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
 		tick = timer.C
 	}
-	if more || full {
-		wake = nil // so that what is busy is looked at in turns
+	if full {
+		wake = nil
 	}
 	select {
 	case <-ctx.Done():
 		return false
 	case <-tick:
-		return t.watch.wantsAll() || full || more || !t.watch.works()
+		return t.watch.wantsAll() || full || !t.watch.works()
 	case <-wake:
 	}
 	select {
 	case <-ctx.Done():
-	case <-time.After(calm):
+	case <-time.After(calm): // what is written meanwhile is looked at once
 	}
 	return t.watch.wantsAll()
 }

@@ -13,28 +13,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pass looks at every file below the directory, and reports whether there is more to take at
-// once. What the queue knows and is not there any more is forgotten.
-func (t *Taker) pass(ctx context.Context) (more bool, err error) {
+// pass looks at every file below the directory. What the queue knows and is not there any
+// more is forgotten.
+func (t *Taker) pass(ctx context.Context) error {
 	for _, k := range t.files {
 		k.seen = false
 	}
 	for _, r := range t.removed {
 		r.k.seen = true
 	}
-	before := t.bytes.Load()
 	whole, err := t.directory(ctx, t.o.Dir, "")
 	if err != nil {
-		return false, err
+		return err
 	}
 	for _, k := range t.files {
 		if whole && !k.seen {
 			if err := t.forget(ctx, k); err != nil {
-				return false, err
+				return err
 			}
 		}
 	}
-	return t.bytes.Load() != before, nil
+	return nil
 }
 
 // directory looks at everything in dir, whose path is at. False: something could not be
@@ -97,6 +96,9 @@ func (t *Taker) file(ctx context.Context, dir *os.File, name, at string) (whole 
 	if broken := (*fileError)(nil); errors.As(err, &broken) {
 		return t.skipped(at, err), nil
 	}
+	if more {
+		t.watch.mark(at)
+	}
 	if err != nil || k == nil || more {
 		return true, err
 	}
@@ -128,21 +130,20 @@ func openAt(dir *os.File, name string, flags int) (*os.File, error) {
 }
 
 // some looks at the files that were written to, and those that somebody has open.
-func (t *Taker) some(ctx context.Context) (more bool, err error) {
-	before := t.bytes.Load()
+func (t *Taker) some(ctx context.Context) error {
 	todo := t.watch.take()
 	for k := range t.writers {
 		todo[k.at] = true
 	}
 	for at := range todo {
 		if err := ctx.Err(); err != nil {
-			return false, err
+			return err
 		}
 		if err := t.one(ctx, at); err != nil {
-			return true, err
+			return err
 		}
 	}
-	return t.bytes.Load() != before, nil
+	return nil
 }
 
 // one looks at the file at a path, if there is one.

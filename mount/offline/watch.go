@@ -113,7 +113,7 @@ func (w *watcher) events(b []byte) {
 		switch {
 		case mask&unix.IN_IGNORED != 0:
 			delete(w.dirs, wd)
-		case mask&(unix.IN_Q_OVERFLOW|unix.IN_ISDIR) != 0, !ok:
+		case !ok:
 			w.all = true
 		default:
 			w.dirty[path.Join(dir, string(name))] = true
@@ -127,6 +127,14 @@ func (w *watcher) poke() {
 	case w.wake <- struct{}{}:
 	default:
 	}
+}
+
+// mark has a file looked at again.
+func (w *watcher) mark(at string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dirty[at] = true
+	w.poke()
 }
 
 // everything has all looked at.

@@ -1,0 +1,419 @@
+package offline
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ftfuse/mount/capture"
+)
+
+// memory is a capture that keeps what it is fed, by source.
+type memory struct {
+	mu      sync.Mutex
+	sources map[uint64]capture.Source
+	bytes   map[string][]byte // by path, holes left out
+	ends    map[string]int    // lines that were ended
+	fed     chan struct{}     // capacity 1
+}
+
+var _ Capture = (*memory)(nil)
+
+func newMemory() *memory {
+	return &memory{sources: map[uint64]capture.Source{}, bytes: map[string][]byte{}, ends: map[string]int{}, fed: make(chan struct{}, 1)}
+}
+
+func (m *memory) Sources(_ context.Context, fn func(uint64, capture.Source)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, s := range m.sources {
+		fn(id, s)
+	}
+	return nil
+}
+
+func (m *memory) AddSource(_ context.Context, s capture.Source) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id := uint64(1)
+	for m.sources[id].Kind != 0 {
+		id++
+	}
+	m.sources[id] = s
+	return id, nil
+}
+
+func (m *memory) ChangeSource(_ context.Context, id uint64, change func(*capture.Source)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.sources[id]
+	change(&s)
+	m.sources[id] = s
+	return nil
+}
+
+func (m *memory) Feed(_ context.Context, id uint64, off int64, data []byte, hole bool, _ capture.Fed) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, ok := m.sources[id]
+	if !ok || off < s.Pos || off > s.Pos && !hole {
+		return fmt.Errorf("fed source %d at %d, which is at %d", id, off, s.Pos)
+	}
+	if s.Pos < capture.MaxBegin && off == s.Pos && int64(len(s.Begin)) == s.Pos {
+		s.Begin = append(s.Begin, data[:min(len(data), capture.MaxBegin-len(s.Begin))]...)
+	}
+	s.Pos, s.Boot = off+int64(len(data)), thisBoot
+	m.sources[id] = s
+	m.bytes[s.Path] = append(m.bytes[s.Path], data...)
+	select {
+	case m.fed <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func (m *memory) EndLine(_ context.Context, id uint64, _ bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ends[m.sources[id].Path]++
+	return nil
+}
+
+func (m *memory) DropSource(_ context.Context, id uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.sources, id)
+	return nil
+}
+
+func (m *memory) got(path string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return string(m.bytes[path])
+}
+
+// files are how many files are known.
+func (m *memory) files() (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.sources {
+		if s.Kind == capture.SourceFile {
+			n++
+		}
+	}
+	return n
+}
+
+// rig is a directory and a Taker of it.
+type rig struct {
+	*testing.T
+	dir string
+	m   *memory
+	t   *Taker
+}
+
+func newRig(t *testing.T, o Options) *rig {
+	r := &rig{T: t, dir: t.TempDir(), m: newMemory()}
+	r.open(o)
+	return r
+}
+
+func (r *rig) open(o Options) {
+	r.Helper()
+	d, err := Open(r.dir)
+	r.must(err)
+	o.Dir, o.Capture = d, r.m
+	if o.Matches == nil {
+		o.Matches = func(string) bool { return true }
+	}
+	r.t, err = New(r.Context(), o)
+	r.must(err)
+	t := r.t
+	r.Cleanup(func() { t.Close() })
+}
+
+func (r *rig) must(err error) {
+	r.Helper()
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+func (r *rig) write(name, data string) *os.File {
+	r.Helper()
+	f, err := os.OpenFile(filepath.Join(r.dir, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	r.must(err)
+	_, err = f.WriteString(data)
+	r.must(err)
+	r.Cleanup(func() { f.Close() })
+	return f
+}
+
+func (r *rig) want(name, want string) {
+	r.Helper()
+	if got := r.m.got(name); got != want {
+		r.Errorf("%s: got %.100q, want %.100q", name, got, want)
+	}
+}
+
+func (r *rig) there(name string) bool {
+	_, err := os.Lstat(filepath.Join(r.dir, name))
+	return err == nil
+}
+
+// run runs the Taker until the test ends.
+func (r *rig) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	r.t.Serving()
+	go func() { done <- r.t.Run(ctx) }()
+	r.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.Error(err)
+		}
+	})
+}
+
+// until waits for what other goroutines do.
+func (r *rig) until(what string, ok func() bool) {
+	r.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(20 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			r.Fatalf("in vain: %s", what)
+		}
+	}
+}
+
+func TestJudge(t *testing.T) {
+	long := bytes.Repeat([]byte("0123456789abcdef"), 64)[:capture.MaxBegin]
+	s := capture.Source{Dev: 1, Ino: 2, Birth: 3, Boot: thisBoot, Begin: long, Pos: 1000}
+	tiny := s
+	tiny.Begin, tiny.Pos = []byte("abc"), 3
+	fresh := s
+	fresh.Begin, fresh.Pos = nil, 0
+	noBirth := s
+	noBirth.Birth = 0
+	other := bytes.Clone(long)
+	other[511]++
+	earlier := [16]byte{1}
+	for name, tc := range map[string]struct {
+		s    capture.Source
+		dev  uint64
+		size int64
+		head []byte
+		boot [16]byte
+		want Verdict
+	}{
+		"as it was":                           {s, 1, 1000, long, thisBoot, Same},
+		"grown":                               {s, 1, 2000, long, thisBoot, Same},
+		"grown from less than is compared":    {tiny, 1, 600, append([]byte("abc"), long[:509]...), thisBoot, Same},
+		"nothing taken yet":                   {fresh, 1, 600, long, thisBoot, Same},
+		"begins otherwise":                    {s, 1, 2000, other, thisBoot, Anew},
+		"begins otherwise, and is shorter":    {s, 1, 900, other, earlier, Anew},
+		"truncated to nothing":                {s, 1, 0, nil, thisBoot, Anew},
+		"truncated to nothing before a boot":  {s, 1, 0, nil, earlier, Anew},
+		"truncated":                           {s, 1, 900, long, thisBoot, Anew},
+		"shorter after a boot":                {s, 1, 900, long, earlier, Shorter},
+		"other device, same beginning":        {s, 9, 2000, long, earlier, Same},
+		"other device, other beginning":       {s, 9, 2000, other, thisBoot, Another},
+		"other device, nothing to compare":    {fresh, 9, 2000, long, thisBoot, Another},
+		"other device without times of birth": {noBirth, 9, 2000, long, thisBoot, Another},
+	} {
+		if got := Judge(&tc.s, tc.dev, tc.size, tc.head, tc.boot); got != tc.want {
+			t.Errorf("%s: %d, want %d", name, got, tc.want)
+		}
+	}
+}
+
+// A file that somebody has under another name, too, is taken, and neither emptied nor removed.
+func TestAFileWithSeveralNamesIsTakenOnceAndLeft(t *testing.T) {
+	r := newRig(t, Options{})
+	data := string(bytes.Repeat([]byte("a line of text\n"), 10_000))
+	r.write("a.log", data).Close()
+	r.must(os.Link(filepath.Join(r.dir, "a.log"), filepath.Join(r.dir, "b.log")))
+	r.must(r.t.TakeAll(r.Context()))
+	r.t.Serving()
+	r.must(r.t.pass(r.Context()))
+	r.want("a.log", data)
+	r.want("b.log", "")
+	for _, name := range []string{"a.log", "b.log"} {
+		if got, err := os.ReadFile(filepath.Join(r.dir, name)); err != nil || string(got) != data {
+			t.Errorf("%s has %d bytes (%v), want %d as before", name, len(got), err, len(data))
+		}
+	}
+}
+
+// Committed bytes are punched out, but for the block by which the file is known again.
+func TestSpaceIsGivenBackAndTheFileIsStillKnown(t *testing.T) {
+	r := newRig(t, Options{Chunk: 64 << 10})
+	data := string(bytes.Repeat([]byte("a line of text\n"), 100_000))
+	f := r.write("a.log", data)
+	r.must(r.t.TakeAll(r.Context()))
+	var st unix.Stat_t
+	r.must(unix.Fstat(int(f.Fd()), &st))
+	if st.Size != int64(len(data)) || st.Blocks*512 > 16<<10 {
+		t.Errorf("%d bytes take %d of disk, want at most 16 KiB", st.Size, st.Blocks*512)
+	}
+	r.write("a.log", "more\n").Close()
+	r.must(r.t.Close())
+	r.open(Options{})
+	r.must(r.t.TakeAll(r.Context()))
+	r.want("a.log", data+"more\n")
+	r.write("a.log", data).Close()
+	r.must(r.t.TakeAll(r.Context()))
+	r.must(r.t.Close())
+	r.open(Options{})
+	r.must(r.t.TakeAll(r.Context()))
+	r.want("a.log", data+"more\n"+data)
+}
+
+// A file stays while it is open for writing, and before the mount; then it goes, and with it
+// what is known of it.
+func TestAFileIsRemovedWhenNobodyWritesToIt(t *testing.T) {
+	r := newRig(t, Options{})
+	f := r.write("a.log", "one\nno end")
+	r.must(r.t.TakeAll(r.Context()))
+	if r.m.ends["a.log"] != 0 {
+		t.Error("the line of a program that may go on with it was ended")
+	}
+	r.run()
+	_, err := f.WriteString(" of it\n")
+	r.must(err)
+	r.until("what is written to it is taken", func() bool { return r.m.got("a.log") == "one\nno end of it\n" })
+	if !r.there("a.log") || r.t.Stats().Open != 1 {
+		t.Errorf("removed while it is open for writing; %+v", r.t.Stats())
+	}
+	r.must(f.Close())
+	r.until("it is removed and forgotten", func() bool { return !r.there("a.log") && r.m.files() == 0 })
+	if s := r.t.Stats(); s.Removed != 1 || s.Open != 0 || s.Bytes != 17 || r.m.ends["a.log"] == 0 {
+		t.Errorf("%+v, %d lines ended", s, r.m.ends["a.log"])
+	}
+}
+
+// Who is about to open a file while it is removed writes to a file without a name: that is
+// taken, too.
+func TestWhatALateOpenerWritesIsTaken(t *testing.T) {
+	r := newRig(t, Options{})
+	r.write("a.log", "one\n").Close()
+	r.must(r.t.TakeAll(r.Context()))
+	r.t.Serving()
+	r.must(r.t.pass(r.Context()))
+	if r.there("a.log") || len(r.t.removed) != 1 {
+		t.Fatal("it was not removed")
+	}
+	late, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", r.t.removed[0].file.Fd()), os.O_WRONLY|os.O_APPEND, 0)
+	r.must(err)
+	r.run()
+	_, err = late.WriteString("late\n")
+	r.must(err)
+	r.until("the late line is taken", func() bool { return r.m.got("a.log") == "one\nlate\n" })
+	if r.m.files() != 1 {
+		t.Error("it was forgotten while it is open for writing")
+	}
+	r.must(late.Close())
+	r.until("it is forgotten", func() bool { return r.m.files() == 0 })
+}
+
+func TestFilesInNewAndRenamedDirectoriesAreNoticed(t *testing.T) {
+	r := newRig(t, Options{Keep: true})
+	r.must(os.MkdirAll(filepath.Join(r.dir, "old"), 0o755))
+	r.must(r.t.TakeAll(r.Context()))
+	r.run()
+	f := r.write("old/a.log", "one\n")
+	r.until("the first line", func() bool { return r.m.got("old/a.log") == "one\n" })
+	r.must(os.MkdirAll(filepath.Join(r.dir, "new/deep"), 0o755))
+	r.write("new/deep/b.log", "two\n")
+	r.until("a file in a new directory", func() bool { return r.m.got("new/deep/b.log") == "two\n" })
+	r.must(os.Rename(filepath.Join(r.dir, "old"), filepath.Join(r.dir, "moved")))
+	_, err := f.WriteString("three\n")
+	r.must(err)
+	r.until("a file in a renamed directory goes on under its path", func() bool { return r.m.got("old/a.log") == "one\nthree\n" })
+	if got, err := os.ReadFile(filepath.Join(r.dir, "moved/a.log")); err != nil || string(got) != "one\nthree\n" {
+		t.Errorf(`Keep changed a file: %q, %v`, got, err)
+	}
+}
+
+// What the queue has no room for stays, and follows.
+func TestWithoutRoomFilesStay(t *testing.T) {
+	var mu sync.Mutex
+	room := 2
+	r := newRig(t, Options{Chunk: 8 << 10, Room: func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		room--
+		return room >= 0
+	}})
+	data := string(bytes.Repeat([]byte("a line of text\n"), 4000))
+	r.write("a.log", data).Close()
+	if err := r.t.TakeAll(r.Context()); !errors.Is(err, ErrNoRoom) {
+		t.Fatalf("got %v, want no room", err)
+	}
+	r.want("a.log", data[:16<<10])
+	r.run()
+	mu.Lock()
+	room = 1 << 30
+	mu.Unlock()
+	r.until("all of it is taken and removed", func() bool { return r.m.got("a.log") == data && !r.there("a.log") })
+}
+
+// Room that a program has reserved is not taken for bytes, and its file stays.
+func TestReservedRoomIsNoData(t *testing.T) {
+	r := newRig(t, Options{})
+	block := string(bytes.Repeat([]byte("x"), 4096))
+	f := r.write("a.log", block)
+	r.must(unix.Ftruncate(int(f.Fd()), 1<<20))
+	r.must(f.Close())
+	r.must(r.t.TakeAll(r.Context()))
+	r.t.Serving()
+	r.must(r.t.pass(r.Context()))
+	r.want("a.log", block)
+	if !r.there("a.log") {
+		t.Error("removed with room that was reserved")
+	}
+}
+
+func TestWhatRulesDoNotTransferIsLeft(t *testing.T) {
+	r := newRig(t, Options{Matches: func(path string) bool { return path != "no.log" }})
+	r.write("no.log", "one\n").Close()
+	r.write("yes.log", "two\n").Close()
+	r.must(os.Symlink("no.log", filepath.Join(r.dir, "link")))
+	r.must(unix.Mkfifo(filepath.Join(r.dir, "fifo"), 0o644))
+	r.must(r.t.TakeAll(r.Context()))
+	r.want("yes.log", "two\n")
+	if r.m.files() != 1 || !r.there("no.log") {
+		t.Errorf("%d files are known, want 1", r.m.files())
+	}
+}
+
+// After a power loss a file that is shorter than what was taken of it goes on at its end.
+func TestBytesThatAPowerLossTookAreNotWaitedFor(t *testing.T) {
+	r := newRig(t, Options{Keep: true})
+	r.write("a.log", "one\ntwo\n").Close()
+	r.must(r.t.TakeAll(r.Context()))
+	r.must(r.t.Close())
+	for id, s := range r.m.sources {
+		s.Boot = [16]byte{1} // of an earlier start of the machine
+		r.m.sources[id] = s
+	}
+	r.must(os.Truncate(filepath.Join(r.dir, "a.log"), 4))
+	r.open(Options{Keep: true})
+	r.must(r.t.TakeAll(r.Context()))
+	r.want("a.log", "one\ntwo\n")
+	r.write("a.log", "four\n").Close()
+	r.must(r.t.TakeAll(r.Context()))
+	r.want("a.log", "one\ntwo\nfour\n")
+}
