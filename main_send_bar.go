@@ -62,7 +62,7 @@ func (b *bar) line() string {
 	full := int(share * barWidth)
 	left := ""
 	if rate > 0 && b.pos < b.size {
-		left = "  " + (time.Duration(float64(b.size-b.pos) / rate * 1e9)).Round(time.Second).String()
+		left = "  " + time.Duration(float64(b.size-b.pos)/rate*1e9).Round(time.Second).String()
 	}
 	return fmt.Sprintf("%s  [%s%s] %3.0f %%  %s of %s%s%s",
 		b.name, strings.Repeat("=", full), strings.Repeat(" ", barWidth-full), share*100, bytesOf(b.pos), bytesOf(b.size), speed, left)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"ftfuse/config"
@@ -24,12 +23,18 @@ const offlinePatience = 30 * time.Second
 // eighth of all, if that is less.
 const offlineRoom = 64 << 20
 
-// underneath takes in what lies below the mount point, and starts nothing yet.
-func (r *role) underneath(ctx context.Context) error {
+// openUnderneath opens the directory below the mount point. With a connection that is taken
+// over something is mounted there already, and the directory may be out of reach. It waits
+// for nothing: programs do, for the worker.
+func (r *role) openUnderneath() error {
 	if r.m.Offline == config.OfflineIgnore {
-		return r.ignoreUnderneath(ctx)
+		return nil
 	}
-	dir, err := r.openUnderneath(ctx)
+	open := offline.Open
+	if r.taken.fd >= 0 {
+		open = offline.Reopen
+	}
+	dir, err := open(r.m.Point)
 	if errors.Is(err, offline.ErrHidden) {
 		r.log.Warn("what programs still write below the mount point, to files that they opened before the mount, is taken in by the next start", "err", err)
 		return nil
@@ -37,16 +42,25 @@ func (r *role) underneath(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	under, err := offline.New(ctx, offline.Options{
+	under, err := offline.New(offline.Options{
 		Dir: dir, Capture: r.cap, Keep: r.m.Offline == config.OfflineKeep, Logger: r.log,
-		Matches: r.transfers, Chunk: int(min(r.roomToSpare(), 1<<20)), Room: r.spareRoom,
+		Matches: r.transfers, Chunk: int(min(r.roomToSpare(), 4<<20)), Room: r.spareRoom,
 	})
 	if err != nil {
 		return fmt.Errorf("take in what was written while nothing was mounted: %w", err)
 	}
 	r.under.Store(under)
-	if r.taken.fd >= 0 {
-		return nil // programs wait for the mount
+	return nil
+}
+
+// underneath takes in what lies below the mount point of a mount that is to be made.
+func (r *role) underneath(ctx context.Context) error {
+	if err := r.openUnderneath(); err != nil {
+		return err
+	}
+	under := r.under.Load()
+	if under == nil || r.taken.fd >= 0 {
+		return nil
 	}
 	began := time.Now()
 	taking, cancel := context.WithTimeout(ctx, offlinePatience)
@@ -65,19 +79,10 @@ func (r *role) underneath(ctx context.Context) error {
 	return nil
 }
 
-// openUnderneath opens the directory below the mount, which is there already if the
-// connection is taken over.
-func (r *role) openUnderneath(ctx context.Context) (*os.File, error) {
-	if r.taken.fd >= 0 {
-		return offline.Reopen(ctx, r.m.Point, r.cap)
-	}
-	return offline.Open(r.m.Point)
-}
-
 // ignoreUnderneath ends the lines that files left unfinished which are taken no more.
 func (r *role) ignoreUnderneath(ctx context.Context) error {
 	var ids []uint64
-	err := r.cap.Sources(ctx, func(id uint64, s capture.Source) {
+	err := r.cap.Sources(func(id uint64, s capture.Source) {
 		if s.Kind == capture.SourceFile {
 			ids = append(ids, id)
 		}
@@ -100,11 +105,12 @@ func (r *role) transfers(path string) bool {
 
 // watchUnderneath goes on with it behind the mount, until ctx ends.
 func (r *role) watchUnderneath(ctx context.Context) {
-	under := r.under.Load()
-	if under == nil {
-		return
-	}
-	under.Serving()
 	ctx, r.stopUnder = context.WithCancel(ctx)
-	r.start(ctx, "offline", under.Run)
+	switch under := r.under.Load(); {
+	case under != nil:
+		under.Serving()
+		r.start(ctx, "offline", under.Run)
+	case r.m.Offline == config.OfflineIgnore:
+		r.start(ctx, "offline", r.ignoreUnderneath)
+	}
 }

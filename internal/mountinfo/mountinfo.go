@@ -11,6 +11,7 @@ import (
 
 // Mount is one mounted file system.
 type Mount struct {
+	Parent uint64 // the id of the mount that it is mounted in
 	Dev    string // MAJOR:MINOR
 	Type   string // "ext4", "fuse.ftfuse"
 	Source string // "/dev/sda1", or what the file system was called with
@@ -31,7 +32,8 @@ func on(text, point string) []Mount {
 		before, after, ok := strings.Cut(line, " - ")
 		fields, rest := strings.Fields(before), strings.Fields(after)
 		if ok && len(fields) >= 5 && len(rest) >= 2 && unescape(fields[4]) == point {
-			all = append(all, Mount{Dev: fields[2], Type: rest[0], Source: unescape(rest[1])})
+			parent, _ := strconv.ParseUint(fields[1], 10, 64) // the kernel writes a number
+			all = append(all, Mount{Parent: parent, Dev: fields[2], Type: rest[0], Source: unescape(rest[1])})
 		}
 	}
 	return all

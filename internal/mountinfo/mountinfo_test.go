@@ -11,7 +11,7 @@ func TestOnReadsTheList(t *testing.T) {
 91 90 0:52 / /a\040b\134c rw,nosuid shared:2 master:3 - fuse.ftfuse /etc/a\040b.toml rw,user_id=0
 92 24 0:53 / /a
 `
-	if got, want := on(text, `/a b\c`), []Mount{{"0:51", "tmpfs", "tmpfs"}, {"0:52", "fuse.ftfuse", "/etc/a b.toml"}}; !slices.Equal(got, want) {
+	if got, want := on(text, `/a b\c`), []Mount{{24, "0:51", "tmpfs", "tmpfs"}, {90, "0:52", "fuse.ftfuse", "/etc/a b.toml"}}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	if got := on(text, "/a"); got != nil {

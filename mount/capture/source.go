@@ -2,7 +2,6 @@ package capture
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +34,6 @@ type SourceKind uint8
 
 // Kinds of sources. Their numbers are stored.
 const (
-	SourceRoot   SourceKind = 1 // no bytes: the directory below the mount point, so that it is known again
 	SourceFile   SourceKind = 2 // a file below the mount point
 	SourceSent   SourceKind = 3 // a file of `ftfuse send`
 	SourceStream SourceKind = 4 // standard input of `ftfuse send`, which Name identifies
@@ -74,32 +72,16 @@ func isSource(n spool.Number) bool { return n&sourceBit != 0 }
 
 var fpFed = failpoint.New("capture/fed") // bytes of a source are on disk; whoever fed them does not know
 
-// Sources calls fn with every source, in the order of their ids, as the newest commit left
-// them. It may be called at any time after Recover.
-func (c *Capture) Sources(ctx context.Context, fn func(id uint64, s Source)) error {
-	type one struct {
-		id uint64
-		s  Source
-	}
-	var all []one
-	err := c.askSource(ctx, 0, "list sources", func() error {
-		for n, f := range c.files {
-			if f.src != nil {
-				s := *f.src
-				s.Pos, s.Begin = f.pos, bytes.Clone(s.Begin)
-				all = append(all, one{uint64(n &^ sourceBit), s})
-			}
+// Sources calls fn with every source, in the order of their ids, as the queue has them: what
+// Feed returned for is in it. It waits for nothing, and may be called at any time after New.
+func (c *Capture) Sources(fn func(id uint64, s Source)) error {
+	return c.eachFile(prefixSrc, func(n spool.Number, key string, v []byte) error {
+		s, err := parseSource(key, v)
+		if err == nil {
+			fn(uint64(n&^sourceBit), s)
 		}
-		return nil
-	})
-	if err != nil {
 		return err
-	}
-	slices.SortFunc(all, func(a, b one) int { return cmp.Compare(a.id, b.id) })
-	for _, x := range all {
-		fn(x.id, x.s)
-	}
-	return nil
+	})
 }
 
 // AddSource makes a source and returns its id once that is on disk. An id is used again only

@@ -15,7 +15,7 @@ import (
 // source returns what is stored of the source of that path, adding it where there is none.
 func (r *rig) source(path string) (id uint64, s Source) {
 	r.Helper()
-	r.must(r.c.Sources(r.ctx(), func(n uint64, x Source) {
+	r.must(r.c.Sources(func(n uint64, x Source) {
 		if x.Path == path {
 			id, s = n, x
 		}

@@ -49,14 +49,8 @@ func statOf(fd int) (stat, error) {
 func (s *stat) regular() bool { return s.mode&unix.S_IFMT == unix.S_IFREG }
 
 // source is a new source of the file.
-func (s *stat) source(kind capture.SourceKind, path string) capture.Source {
-	return capture.Source{Kind: kind, Path: path, Dev: s.dev, Ino: s.ino, Birth: s.birth}
-}
-
-// sameDir reports whether two directories are one. The number of a device can be another
-// after a boot.
-func sameDir(a, b *capture.Source) bool {
-	return a.Ino == b.Ino && a.Birth == b.Birth && (a.Dev == b.Dev || a.Birth != 0)
+func (s *stat) source(path string) capture.Source {
+	return capture.Source{Kind: capture.SourceFile, Path: path, Dev: s.dev, Ino: s.ino, Birth: s.birth}
 }
 
 var thisBoot = bootid.ID()
@@ -128,7 +122,7 @@ func (t *Taker) identify(ctx context.Context, f *os.File, st *stat, path string)
 		}
 	}
 	if k == nil {
-		s := st.source(capture.SourceFile, path)
+		s := st.source(path)
 		id, err := t.o.Capture.AddSource(ctx, s)
 		if err != nil {
 			return nil, err

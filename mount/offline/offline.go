@@ -26,7 +26,7 @@ import (
 
 // Capture is what a Taker uses of the capture; *capture.Capture has the meaning of each.
 type Capture interface {
-	Sources(ctx context.Context, fn func(id uint64, s capture.Source)) error
+	Sources(fn func(id uint64, s capture.Source)) error
 	AddSource(ctx context.Context, s capture.Source) (id uint64, err error)
 	ChangeSource(ctx context.Context, id uint64, change func(s *capture.Source)) error
 	Feed(ctx context.Context, id uint64, off int64, data []byte, hole bool, by capture.Fed) error
@@ -93,8 +93,8 @@ type Stats struct {
 	Open    int64  // files taken to their end that somebody still has open for writing
 }
 
-// New returns a Taker that knows what an earlier one took. The capture must be running.
-func New(ctx context.Context, o Options) (*Taker, error) {
+// New returns a Taker that knows what an earlier one took.
+func New(o Options) (*Taker, error) {
 	if o.Chunk <= 0 {
 		o.Chunk = 1 << 20
 	}
@@ -108,37 +108,22 @@ func New(ctx context.Context, o Options) (*Taker, error) {
 	if t.root, err = statOf(int(o.Dir.Fd())); err != nil {
 		return nil, errors.Join(fmt.Errorf("look at the directory below the mount point: %w", err), o.Dir.Close())
 	}
-	if err := t.load(ctx); err != nil {
+	if err := t.load(); err != nil {
 		return nil, errors.Join(err, o.Dir.Close())
 	}
 	t.watch = newWatcher(o.Logger)
 	return t, nil
 }
 
-// load reads what the queue knows. The directory itself is noted, for Reopen.
-func (t *Taker) load(ctx context.Context) error {
-	root := uint64(0)
-	var was capture.Source
-	err := t.o.Capture.Sources(ctx, func(id uint64, s capture.Source) {
-		switch s.Kind {
-		case capture.SourceRoot:
-			root, was = id, s
-		case capture.SourceFile:
+// load reads what the queue knows.
+func (t *Taker) load() error {
+	err := t.o.Capture.Sources(func(id uint64, s capture.Source) {
+		if s.Kind == capture.SourceFile {
 			t.know(&known{id: id, s: s, at: s.Path, punched: keptHead, ended: -1})
 		}
 	})
 	if err != nil {
 		return fmt.Errorf("read how far files were taken in: %w", err)
-	}
-	now := t.root.source(capture.SourceRoot, "")
-	switch {
-	case root == 0:
-		_, err = t.o.Capture.AddSource(ctx, now)
-	case !sameDir(&was, &now):
-		err = t.o.Capture.ChangeSource(ctx, root, func(s *capture.Source) { *s = now })
-	}
-	if err != nil {
-		return fmt.Errorf("note the directory below the mount point: %w", err)
 	}
 	return nil
 }

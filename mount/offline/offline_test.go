@@ -31,7 +31,7 @@ func newMemory() *memory {
 	return &memory{sources: map[uint64]capture.Source{}, bytes: map[string][]byte{}, ends: map[string]int{}, fed: make(chan struct{}, 1)}
 }
 
-func (m *memory) Sources(_ context.Context, fn func(uint64, capture.Source)) error {
+func (m *memory) Sources(fn func(uint64, capture.Source)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id, s := range m.sources {
@@ -134,7 +134,7 @@ func (r *rig) open(o Options) {
 	if o.Matches == nil {
 		o.Matches = func(string) bool { return true }
 	}
-	r.t, err = New(r.Context(), o)
+	r.t, err = New(o)
 	r.must(err)
 	t := r.t
 	r.Cleanup(func() { t.Close() })
@@ -350,7 +350,7 @@ func TestFilesInNewAndRenamedDirectoriesAreNoticed(t *testing.T) {
 // What the queue has no room for stays, and follows.
 func TestWithoutRoomFilesStay(t *testing.T) {
 	var mu sync.Mutex
-	room := 2
+	room := 3
 	r := newRig(t, Options{Chunk: 8 << 10, Room: func() bool {
 		mu.Lock()
 		defer mu.Unlock()

@@ -113,7 +113,7 @@ func (l *Local) Begin(ctx context.Context, r Request) (Begun, error) {
 	var id uint64
 	var have capture.Source
 	all := map[uint64]capture.Source{}
-	err := l.Capture.Sources(ctx, func(n uint64, s capture.Source) {
+	err := l.Capture.Sources(func(n uint64, s capture.Source) {
 		switch {
 		case s.Kind == capture.SourceSent && r.Name == "" && s.Path == r.Path && s.Ino == r.Ino && s.Birth == r.Birth,
 			s.Kind == capture.SourceStream && r.Name != "" && s.Path == r.Path && s.Name == r.Name:

@@ -25,6 +25,9 @@ func (t *Taker) take(ctx context.Context, f *os.File, path string) (k *known, mo
 	if err != nil || !st.regular() || t.inodes[inode{st.ino, st.birth}] == nil && st.size == 0 {
 		return nil, false, err
 	}
+	if k := t.inodes[inode{st.ino, st.birth}]; (k == nil || k.s.Pos != st.size) && t.o.Room != nil && !t.o.Room() {
+		return nil, false, ErrNoRoom // nor does anything else wait for a queue that is full
+	}
 	if k, err = t.identify(ctx, f, &st, path); err != nil {
 		return nil, false, err
 	}

@@ -1,7 +1,6 @@
 package offline
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ftfuse/mount/capture"
+	"ftfuse/internal/mountinfo"
 )
 
 // ErrHidden is returned by Reopen where the directory below a mount cannot be had.
@@ -26,35 +25,30 @@ func Open(point string) (*os.File, error) {
 
 // Reopen opens the directory below a mount point that a predecessor has mounted, and which
 // Open's descriptor was lost with: a copy of the mount that has the parent directory, without
-// what is mounted in it (open_tree(2), OPEN_TREE_CLONE), shows it. It is the directory that
-// was opened before, or the error is ErrHidden.
-func Reopen(ctx context.Context, point string, c Capture) (*os.File, error) {
-	var was *capture.Source
-	err := c.Sources(ctx, func(_ uint64, s capture.Source) {
-		if s.Kind == capture.SourceRoot {
-			was = &s
-		}
-	})
-	switch {
-	case err != nil:
-		return nil, err
-	case was == nil:
-		return nil, fmt.Errorf("%w: nobody has opened it before", ErrHidden)
+// what is mounted in it (open_tree(2), OPEN_TREE_CLONE), shows it. Where that is not the mount
+// in which point was mounted over, as where point is a mount point of its own besides, the
+// error is ErrHidden. It asks nothing of what is mounted.
+func Reopen(point string) (*os.File, error) {
+	parent := filepath.Dir(point)
+	all, err := mountinfo.On(point)
+	if err != nil || len(all) == 0 {
+		return nil, fmt.Errorf("%w: nothing is seen to be mounted on %s: %w", ErrHidden, point, errors.Join(err))
 	}
-	tree, err := unix.OpenTree(unix.AT_FDCWD, filepath.Dir(point), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	var x unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, parent, 0, unix.STATX_MNT_ID, &x); err != nil || x.Mask&unix.STATX_MNT_ID == 0 {
+		return nil, fmt.Errorf("%w: ask for the mount of %s: %w", ErrHidden, parent, errors.Join(err))
+	}
+	if all[0].Parent != x.Mnt_id {
+		return nil, fmt.Errorf("%w: %s is a mount point of its own", ErrHidden, point)
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, parent, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("%w: open_tree %s: %w", ErrHidden, filepath.Dir(point), err)
+		return nil, fmt.Errorf("%w: open_tree %s: %w", ErrHidden, parent, err)
 	}
 	defer unix.Close(tree)
 	fd, err := unix.Openat(tree, filepath.Base(point), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: open %s below the mount: %w", ErrHidden, filepath.Base(point), err)
-	}
-	st, err := statOf(fd)
-	now := st.source(capture.SourceRoot, "")
-	if err != nil || !sameDir(was, &now) {
-		unix.Close(fd)
-		return nil, fmt.Errorf("%w: another directory is there, perhaps since %s is a mount point of its own", ErrHidden, point)
 	}
 	return os.NewFile(uintptr(fd), point), nil
 }

@@ -113,7 +113,7 @@ func (w *watcher) events(b []byte) {
 		switch {
 		case mask&unix.IN_IGNORED != 0:
 			delete(w.dirs, wd)
-		case !ok:
+		case mask&(unix.IN_Q_OVERFLOW|unix.IN_ISDIR) != 0, !ok:
 			w.all = true
 		default:
 			w.dirty[path.Join(dir, string(name))] = true
