@@ -12,7 +12,7 @@ import (
 )
 
 // What K2HFTFUSE and K2HFTFUSESVR were configured to do, ftfuse does with what
-// `ftfuse convert` makes of their files: rules, filters and replacements on a real mount,
+// `ftfuse convert` makes of their files: rules, filters, replacements, local copies and plugins on a real mount,
 // FORMAT and FILE_UNIFY at the receiver.
 func TestAConvertedSiteDoesWhatItDid(t *testing.T) {
 	p := newPair(t)
@@ -28,12 +28,19 @@ DEFAULTALL = DENY
 ALLOW = INFO
 ALLOW = "(.*)([eE][rR][rR])(.*)", "$1 = ERROR = $3"
 ALLOW = "user=([[:alnum:]]+)"
+OUTPUTFILE = `+p.Dir+`/copy/
 [K2HFTFUSE_RULE]
 TARGET = log/access.log
 TRUNS = on
 DEFAULTALL = ALLOW
 DENY = "health[-_]?check"
 DENY = 127.0.0.1
+[K2HFTFUSE_RULE]
+TARGET = plugged.log
+TRUNS = off
+DEFAULTALL = ALLOW
+PLUGIN = LC_ALL=C /usr/bin/tr a-z A-Z
+OUTPUTFILE = `+p.Dir+`/plugged.out
 `, "--point", p.Point())
 	convertTo(t, p.ReceiveConfig(), p.ReceiveState, chmpx+`
 [K2HFTFUSESVR]
@@ -57,10 +64,19 @@ FORMAT = "%f: %L"
 		"log/access.log":    "GET /\nGET /health_check\nfrom 127.0.0.1\nfrom 127x0.0.1\n",
 		"log/deeper/no.log": "INFO of no rule\n",
 		"other.log":         "INFO of no rule\n",
+		"plugged.log":       "for the plugin\n",
 	} {
 		must(t, os.WriteFile(p.In(name), []byte(text), 0o644))
 	}
 	must(t, p.Stop())
+	for name, want := range map[string]string{
+		"copy/app.log": "an INFO line\nan  = ERROR =  or\nuser=bob\n",
+		"plugged.out":  "FOR THE PLUGIN\n",
+	} {
+		if got, err := os.ReadFile(filepath.Join(p.Dir, name)); err != nil || string(got) != want {
+			t.Errorf("%s has %q, want %q (%v)", name, got, want, err)
+		}
+	}
 	got, err := os.ReadFile(filepath.Join(p.OutDir(), "all.log"))
 	must(t, err)
 	want := map[string]string{
