@@ -174,3 +174,26 @@ func TestLocalOutputsChangeUnderLoad(t *testing.T) {
 	l.count(t, plan, results)
 	pieces(t, plan, paths...)
 }
+
+// A handover gives the local outputs to the next worker, too: their directories are locked by
+// one process at a time, and no line is lost or doubled in between.
+func TestLocalOutputsGoToTheNextWorker(t *testing.T) {
+	p := newPair(t)
+	local := filepath.Join(p.Dir, "local")
+	p.Rules = copied(local, "open")
+	start(t, p)
+	l := startLoad(t, p, "load.log", 2, rig.Job{Size: 64, Lines: tally.MaxLines, Rate: 20_000})
+	path := filepath.Join(local, "load.log")
+	for range 3 {
+		grows(t, path, 100_000)
+		if said, complaint, code := ftfuse(t, "mount", "--handover", "-c", p.MountConfig()); code != 0 {
+			t.Fatalf("handover: %d\n%s%s", code, said, complaint)
+		}
+	}
+	grows(t, path, 100_000)
+	plan, results := l.finish(t)
+	drained(t, l, results)
+	stop(t, p)
+	l.count(t, plan, results)
+	pieces(t, plan, path)
+}
