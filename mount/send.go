@@ -72,6 +72,7 @@ func openSend(ctx context.Context, cfg *config.Config, log *slog.Logger) (offlin
 		cfg: cfg, m: cfg.Mount, log: log, stopUnder: func() {}, procs: procs.New(), fail: make(chan error, 1), wiring: make(chan struct{}),
 	}
 	r.taken.fd = -1
+	r.now.Store(cfg)
 	r.wired = sync.OnceFunc(func() { close(r.wiring) })
 	r.wired() // nobody is told of losses but the queue's own account
 	if err := r.openStore(); err != nil {
