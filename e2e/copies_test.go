@@ -77,7 +77,7 @@ func TestClonedSourcesSendTheirBacklogOnceAndGoOn(t *testing.T) {
 // holdsLines says whether a source's queue holds as many lines.
 func holdsLines(t *testing.T, h *rig.Host, lines uint64) error {
 	for _, c := range statusOf(t, h).Queue.Cursors {
-		if c.Backlog.Bytes != 64*lines {
+		if c.Name != "apply" && c.Backlog.Bytes != 64*lines { // that of outputs, of which there are none
 			return fmt.Errorf("cursor %s of %s has %d lines, want %d", c.Name, h.Name, c.Backlog.Bytes/64, lines)
 		}
 	}

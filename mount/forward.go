@@ -31,7 +31,8 @@ func (r *role) openQueue() (err error) {
 			if r.routes == nil {
 				r.routes = &routes{}
 			}
-			r.useGroups(batch.Origin(q.Node()), r.m.Forwards)
+			r.origin = batch.Origin(q.Node())
+			r.useGroups(r.origin, r.m.Forwards)
 		},
 		Wants: r.wants,
 	})
@@ -62,7 +63,7 @@ func (r *role) useGroups(origin batch.Origin, groups []config.Forward) {
 // wants is queue.Options.Wants.
 func (r *role) wants(cursor string, lane batch.Lane) bool {
 	if isLocal(cursor) {
-		return wantsLocally(cursor, r.routes.of(lane.Route))
+		return lane.Origin == r.origin && wantsLocally(cursor, r.routes.of(lane.Route)) // another host's route means nothing here
 	}
 	return (*r.forGroup.Load())(cursor, lane)
 }
@@ -99,7 +100,7 @@ func (r *role) forwardOptions(c *config.Config) forward.Options {
 
 // leaves reports whether batches of a lane go to another node at all.
 func (r *role) leaves(lane batch.Lane) bool {
-	return slices.ContainsFunc(r.routes.of(lane.Route), func(member string) bool { return !isLocal(member) })
+	return lane.Origin != r.origin || slices.ContainsFunc(r.routes.of(lane.Route), func(member string) bool { return !isLocal(member) })
 }
 
 // losses are what the queue lost of a lane in the words of the next node.

@@ -102,8 +102,14 @@ func TestLocalConsumersAreMembers(t *testing.T) {
 		putRoute(t, r, route, 1)
 	}
 	wantWaiting(t, r, map[string][]uint32{"forward/a": {0, 1, 2, 4}, "forward/b": {0, 1, 4}, outputCursor: {1, 2, 3}, plug: {4}})
-	if lane := (batch.Lane{Route: 3}); r.leaves(lane) {
+	own := batch.Lane{Origin: batch.Origin(r.queue.Node()), Route: 3}
+	if r.leaves(own) {
 		t.Error("what is for an output alone is told to other nodes")
+	}
+	imported := own // the number is another host's, and means something else there
+	imported.Origin[0]++
+	if r.wants(outputCursor, imported) || !r.leaves(imported) || !r.wants(outputCursor, own) {
+		t.Error("the backlog of another host is taken for this one's")
 	}
 	for i, want := range []bool{true, true, true, true, false} {
 		if got := captureRules(m.Rules)[i].Transfer; got != want {

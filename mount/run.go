@@ -62,6 +62,7 @@ type role struct {
 
 	procs    *procs.Table
 	routes   *routes
+	origin   batch.Origin                      // of this host's lanes
 	byRule   []uint32                          // the route of each rule, at the start
 	forGroup atomic.Pointer[queue.CursorWants] // whether the cursor of a group wants a lane
 	fwd      *forward.Switch
