@@ -17,7 +17,6 @@ import (
 type reloading struct {
 	t       *testing.T
 	h       *rig.Host
-	n       int // reloads
 	text    string
 	writers []*rig.Writer
 	path    string // of the file that they have open

@@ -30,13 +30,12 @@ const pauseLimit = 2 * time.Second
 type Switch struct {
 	one sync.Mutex // held by Change
 
-	mu     sync.RWMutex // held for writing while one takes the other's place
-	f      *Forwarder
-	o      Options
-	stop   context.CancelFunc // ends the Run of f; nil: not begun
-	ended  chan struct{}      // closed when that returned
-	failed error              // what it returned
-	again  chan struct{}      // closed when another f is to be run
+	mu    sync.RWMutex // held for writing while one takes the other's place
+	f     *Forwarder
+	o     Options
+	stop  context.CancelFunc // ends the Run of f; nil: not begun
+	ended chan struct{}      // closed when that returned
+	again chan struct{}      // closed when another f is to be run
 }
 
 // NewSwitch is New.

@@ -72,8 +72,8 @@ type Taker struct {
 	serving bool
 	said    map[string]bool // once each
 
-	bytes, left, gone atomic.Uint64
-	open              atomic.Int64
+	bytes, gone atomic.Uint64
+	open        atomic.Int64
 }
 
 // known is a file that is a source.

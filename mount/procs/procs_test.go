@@ -33,8 +33,10 @@ func TestAProcessIsWhatProcSays(t *testing.T) {
 	if p := tab.Of(pid, Cgroup, false); *p != (record.Process{Cgroup: both.Cgroup}) {
 		t.Errorf("only the group: %+v", p)
 	}
-	if tab.Of(pid, Exe|Cgroup, true) != both || tab.Of(pid, Exe|Cgroup, true) != both {
-		t.Error("another pointer for the same process")
+	for range 2 {
+		if tab.Of(pid, Exe|Cgroup, true) != both {
+			t.Error("another pointer for the same process")
+		}
 	}
 	tab.Close()
 }
