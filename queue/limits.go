@@ -46,7 +46,8 @@ type CursorSet struct {
 // SetCursors changes who consumes a running queue. The consumers of cursors that go have
 // ended; those of new ones begin when it has returned. As with Open, a new cursor begins with
 // the oldest batch that some cursor needed, what only a gone one needed is dropped and counted
-// as LostNoCursor, and none needs what it does not want. It is on disk with the next commit,
+// as LostNoCursor, and none needs what it does not want; Wants may change its mind about a cursor only by the
+// call that adds it. It is on disk with the next commit,
 // within half a second; a start before that finds the old cursors, or does the same again.
 func (q *Queue) SetCursors(set CursorSet) error {
 	if n := len(set.Cursors); n == 0 || n > maxCursors {
@@ -66,23 +67,27 @@ func (q *Queue) SetCursors(set CursorSet) error {
 	for _, c := range q.cursors {
 		were[c.name] = c
 	}
-	all := make([]*Cursor, 0, len(set.Cursors))
+	all, added := make([]*Cursor, 0, len(set.Cursors)), false
 	for _, name := range set.Cursors {
 		c := were[name]
 		if delete(were, name); c == nil {
-			c = q.addCursor(name)
+			c, added = q.addCursor(name), true
 		}
 		all = append(all, c)
 	}
 	q.cursors = all
+	var going []*Cursor // those that went before may still be in retired, and are settled
 	for _, c := range were {
 		c.gone = true
-		q.retired = append(q.retired, c)
+		going = append(going, c)
 		c.signal()
 	}
+	q.retired = append(q.retired, going...)
 	q.o.Cursors, q.o.Copies, q.o.Wants = set.Cursors, set.Copies, set.Wants
-	if err := q.settleCursors(); err != nil {
-		return err
+	if added || len(going) > 0 { // else what each wants is as it was
+		if err := q.settleCursors(going); err != nil {
+			return err
+		}
 	}
 	q.ackLater()
 	q.moreRoom()

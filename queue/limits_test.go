@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -140,6 +141,47 @@ func TestABeginningCursorPassesWhatAllOthersPassedMeanwhile(t *testing.T) {
 
 // TestCursorsComeAndGoUnderLoad: who stays gets each batch once and in order, who comes gets
 // all from then on, and in the end nothing is left.
+// TestWhatAGoneCursorNeededIsPassedOnce: a second change that came before the commit of the
+// first passed it again, and what others had acked meanwhile: a segment went that was needed.
+func TestWhatAGoneCursorNeededIsPassedOnce(t *testing.T) {
+	dir := t.TempDir()
+	q := mustOpen(t, dir, Options{Cursors: []string{"a", "b", "x"}})
+	for n := uint64(1); n <= 10; n++ {
+		mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, n, 300)}})
+	}
+	take := func(name string, count int) {
+		c := mustCursor(t, q, name)
+		for range count {
+			it, err := c.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Ack(it.Seq)
+		}
+	}
+	take("a", 6)
+	take("b", 4) // 1 to 4 are x's alone
+	set := CursorSet{Cursors: []string{"a", "b"}}
+	if err := q.SetCursors(set); err != nil {
+		t.Fatal(err)
+	}
+	take("b", 2) // 5 and 6, which x never acked either
+	first := q.Stats()
+	if err := q.SetCursors(set); err != nil {
+		t.Fatal(err)
+	}
+	if s := q.Stats(); s.Live != first.Live || s.Live.Batches != 4 || !maps.Equal(s.Losses, first.Losses) {
+		t.Errorf("%+v lost %+v, and after the same once more %+v lost %+v; want 4 batches", first.Live, first.Losses, s.Live, s.Losses)
+	}
+	take("a", 4)
+	take("b", 4)
+	mustFlush(t, q)
+	if s := q.Stats(); s.Live != (Tally{}) {
+		t.Errorf("left: %+v", s.Live)
+	}
+	mustClose(t, q)
+}
+
 func TestCursorsComeAndGoUnderLoad(t *testing.T) {
 	dir := t.TempDir()
 	o := Options{Cursors: []string{"stays", "guest"}, SegmentBytes: 64 << 10, MemoryBytes: 8 << 10}

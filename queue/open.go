@@ -66,7 +66,7 @@ func (q *Queue) load() error {
 	if q.o.Begin != nil {
 		q.o.Begin(q)
 	}
-	if err := q.settleCursors(); err != nil {
+	if err := q.settleCursors(q.retired); err != nil {
 		return err
 	}
 	q.remakeReserve()

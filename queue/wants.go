@@ -37,23 +37,23 @@ func (q *Queue) skipUnwanted(seg *segment, it *memItem) {
 
 // settleCursors brings the entries that were stored before this start in line with the
 // cursors of this run: none needs what it does not want (one may be new, or its acks of that
-// were not stored), and what only a gone one needed is lost. The gone one stays stored until the commit that says so. Nobody else has
-// the queue yet.
-func (q *Queue) settleCursors() error {
-	if len(q.retired) == 0 && q.o.Wants == nil {
+// were not stored), and what only one of those that are going needed is lost. A gone one stays stored until the commit that says so. It is
+// called once for each that goes. Nobody else has the queue yet, or the caller holds mu.
+func (q *Queue) settleCursors(going []*Cursor) error {
+	if len(going) == 0 && q.o.Wants == nil {
 		return nil
 	}
 	var lost tally
 	for _, seg := range q.segs {
 		for seq := seg.first; seq <= seg.last; seq++ {
-			t, err := q.settleOld(seg, seq)
+			t, err := q.settleOld(seg, seq, going)
 			if err != nil {
 				return err
 			}
 			lost.add(t)
 		}
 	}
-	for _, c := range q.retired {
+	for _, c := range going {
 		q.ackLater()
 		q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", c.name))
 	}
@@ -65,9 +65,9 @@ func (q *Queue) settleCursors() error {
 }
 
 // settleOld is settleCursors for one entry; it returns what was lost.
-func (q *Queue) settleOld(seg *segment, seq uint64) (lost tally, err error) {
+func (q *Queue) settleOld(seg *segment, seq uint64, going []*Cursor) (lost tally, err error) {
 	gone, copies := false, true
-	for _, c := range q.retired {
+	for _, c := range going {
 		if !c.acked.Contains(seq) {
 			gone, copies = true, copies && q.copyOnly(c)
 		}
