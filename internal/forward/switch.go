@@ -36,6 +36,7 @@ type Switch struct {
 	stop  context.CancelFunc // ends the Run of f; nil: not begun
 	ended chan struct{}      // closed when that returned
 	again chan struct{}      // closed when another f is to be run
+	begun chan struct{}      // closed when f runs
 }
 
 // NewSwitch is New.
@@ -44,7 +45,7 @@ func NewSwitch(o Options) (*Switch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Switch{f: f, o: o}, nil
+	return &Switch{f: f, o: o, begun: make(chan struct{})}, nil
 }
 
 // Run forwards until ctx ends; see Forwarder.Run.
@@ -54,6 +55,7 @@ func (s *Switch) Run(ctx context.Context) error {
 		s.mu.Lock()
 		f, ended, again := s.f, make(chan struct{}), make(chan struct{})
 		s.stop, s.ended, s.again = stop, ended, again
+		close(s.begun)
 		s.mu.Unlock()
 		err := f.Run(run)
 		asked := run.Err() != nil // Change, or ctx
@@ -83,11 +85,9 @@ func (s *Switch) Change(ctx context.Context, o Options, cursors func() error) er
 	if _, err := o.withDefaults(); err != nil {
 		return err
 	}
-	s.mu.RLock()
-	f, stop, ended := s.f, s.stop, s.ended
-	s.mu.RUnlock()
-	if stop == nil {
-		return errors.New("change the groups of destinations: they do not run yet")
+	f, stop, ended, err := s.running(ctx)
+	if err != nil {
+		return err
 	}
 	f.sendOff(ctx, Cursors(o.Groups))
 	short, cancel := context.WithTimeout(context.Background(), pauseLimit)
@@ -98,14 +98,31 @@ func (s *Switch) Change(ctx context.Context, o Options, cursors func() error) er
 	if err := fpPaused.Inject(); err != nil {
 		return errors.Join(err, s.replace(s.o))
 	}
-	err := cursors()
-	if err == nil {
+	if err = cursors(); err == nil {
 		err = fpCursors.Inject()
 	}
 	if err != nil {
 		o = s.o
 	}
 	return errors.Join(err, s.replace(o))
+}
+
+// running returns what runs. It waits, until ctx ends, for one that another change has just put there.
+func (s *Switch) running(ctx context.Context) (f *Forwarder, stop context.CancelFunc, ended chan struct{}, err error) {
+	s.mu.RLock()
+	begun, never := s.begun, s.stop == nil
+	s.mu.RUnlock()
+	if never {
+		return nil, nil, nil, errors.New("change the groups of destinations: they do not run yet")
+	}
+	select {
+	case <-begun:
+	case <-ctx.Done():
+		return nil, nil, nil, fmt.Errorf("change the groups of destinations: wait for those of the last change to run: %w", ctx.Err())
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.f, s.stop, s.ended, nil
 }
 
 // replace puts a successor into the place of the Forwarder that has ended, and has it run.
@@ -116,7 +133,7 @@ func (s *Switch) replace(o Options) error {
 	if err != nil {
 		return fmt.Errorf("change the groups of destinations: %w; nothing is sent until a restart", err)
 	}
-	s.f, s.o = f, o
+	s.f, s.o, s.begun = f, o, make(chan struct{})
 	close(s.again)
 	return fpReplaced.Inject()
 }

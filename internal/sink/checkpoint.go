@@ -79,6 +79,17 @@ func (a *applier) due() bool {
 
 // trim acks batches to the queue and reports them as final.
 func (a *applier) trim(batches []done, final func(...batch.ID)) error {
+	// Acked first: a file counts as idle once it is settled, and may be removed with the acks there are.
+	a.mu.Lock() // over both, for settled
+	for i := range batches {
+		a.cur.Ack(batches[i].seq)
+		delete(a.known, batches[i].seq)
+		delete(a.ids, batches[i].id)
+		if a.late != nil {
+			a.late.did(batches[i].id)
+		}
+	}
+	a.mu.Unlock()
 	ids := make([]batch.ID, 0, len(batches))
 	var stale []queue.KV
 	for i := range batches {
@@ -96,16 +107,6 @@ func (a *applier) trim(batches []done, final func(...batch.ID)) error {
 		a.count.synced.records.Add(b.records)
 		a.count.synced.bytes.Add(b.bytes)
 	}
-	a.mu.Lock() // over both, for settled
-	for i := range batches {
-		a.cur.Ack(batches[i].seq)
-		delete(a.known, batches[i].seq)
-		delete(a.ids, batches[i].id)
-		if a.late != nil {
-			a.late.did(batches[i].id)
-		}
-	}
-	a.mu.Unlock()
 	if err := fpTrimmed.Inject(); err != nil {
 		return err
 	}

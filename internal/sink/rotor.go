@@ -48,6 +48,7 @@ type rotor struct {
 	log     *slog.Logger
 	outputs func() *outputs // those of the configuration
 	now     func() time.Time
+	aside   bool // what it stores passes those who wait for room: nobody else stores it on the way of a batch
 
 	storing sync.Mutex // held from encoding a series until it is in its place in the queue
 	mu      sync.Mutex
@@ -337,14 +338,16 @@ func (r *rotor) store(ctx context.Context, s *series) error {
 	}
 }
 
-// submit gives the state of s to the queue, in the order of its changes.
+// submit gives the state of s to the queue, in the order of its changes. Of a sink that places
+// bytes late it waits for no room in the queue: the applier, which makes it, may wait for storing.
+// Of others it must, since register's value comes in the order of who waits.
 func (r *rotor) submit(ctx context.Context, s *series, done func(error)) error {
 	r.storing.Lock()
 	defer r.storing.Unlock()
 	r.mu.Lock()
 	kv := queue.KV{Key: s.key(), Value: s.append(nil)}
 	r.mu.Unlock()
-	if _, err := r.q.Submit(ctx, &queue.Txn{Set: []queue.KV{kv}, Sync: true, Acks: true, Done: done}); err != nil {
+	if _, err := r.q.Submit(ctx, &queue.Txn{Set: []queue.KV{kv}, Sync: true, Acks: true, Done: done, Aside: r.aside}); err != nil {
 		return &stopError{fmt.Errorf("store %s: %w", s.key(), err)}
 	}
 	return nil

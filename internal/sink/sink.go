@@ -106,7 +106,7 @@ func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 	s.applier.limit = max(1, min(o.CheckpointBytes, o.Queue.Stats().MaxBytes/8))
 	s.applier.sets[first.set.id], s.applier.current = first.set, first.set.id
 	s.applier.trimmed, s.applier.members = s.trimmed, o.Members
-	if o.Late {
+	if s.rotor.aside = o.Late; o.Late {
 		s.applier.late, s.applier.handle = newLate(o.Former), s.applyLate
 	}
 	if err := s.rotor.load(ctx); err != nil { // before files are looked up by their names

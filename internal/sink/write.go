@@ -226,9 +226,10 @@ func (a *applier) move(ctx context.Context, g *generation, pos int64, id output.
 
 func shiftKey(era uint64) string { return fmt.Sprintf(shiftPrefix+"%016x", era) }
 
-// set changes one key of the queue's state.
+// set changes one key of the queue's state, past those who wait for the room that only this
+// applier can make.
 func (a *applier) set(ctx context.Context, key string, value []byte) error {
-	_, err := a.q.Submit(ctx, &queue.Txn{Set: []queue.KV{{Key: key, Value: value}}, Sync: true})
+	_, err := a.q.Submit(ctx, &queue.Txn{Set: []queue.KV{{Key: key, Value: value}}, Sync: true, Aside: true})
 	if err != nil {
 		return &stopError{fmt.Errorf("store %s: %w", key, err)}
 	}
@@ -238,7 +239,7 @@ func (a *applier) set(ctx context.Context, key string, value []byte) error {
 // stored waits until everything set before is on disk.
 func (a *applier) stored(ctx context.Context) error {
 	ch := make(chan error, 1)
-	if _, err := a.q.Submit(ctx, &queue.Txn{Sync: true, Done: func(err error) { ch <- err }}); err != nil {
+	if _, err := a.q.Submit(ctx, &queue.Txn{Sync: true, Aside: true, Done: func(err error) { ch <- err }}); err != nil {
 		return &stopError{fmt.Errorf("store the place in an output file: %w", err)}
 	}
 	select {
