@@ -3,6 +3,7 @@ package mount
 import (
 	"context"
 	"log/slog"
+	"math"
 	"os"
 	"strconv"
 	"sync"
@@ -276,6 +277,10 @@ func (t *throttle) over(now time.Time, n spool.Number, f *slowed) (ask bool) {
 // in which programs write megabytes, so it is there before it is needed.
 func (t *throttle) keepHelper(ctx context.Context) {
 	for ctx.Err() == nil {
+		if t.free() == math.MaxInt64 { // nobody is to be slowed down; a reload may change that
+			nap(ctx, helperAgain)
+			continue
+		}
 		h, err := startThrottleHelper(t.point, t.heard)
 		if err != nil {
 			t.said.Do(func() { t.log.Error("programs cannot be slowed down near max_bytes; said once", "err", err) })

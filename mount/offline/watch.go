@@ -36,8 +36,9 @@ func newWatcher(log *slog.Logger) *watcher {
 		w.cannot(fmt.Errorf("inotify_init1: %w; raise fs.inotify.max_user_instances", err))
 		return w
 	}
-	w.in = os.NewFile(uintptr(fd), "inotify")
-	w.wg.Go(w.read)
+	in := os.NewFile(uintptr(fd), "inotify")
+	w.in = in
+	w.wg.Go(func() { w.read(in) })
 	return w
 }
 
@@ -83,10 +84,10 @@ func (w *watcher) add(dir *os.File, at string) {
 }
 
 // read takes events until the descriptor is closed.
-func (w *watcher) read() {
+func (w *watcher) read(in *os.File) {
 	buf := make([]byte, 64<<10)
 	for {
-		n, err := w.in.Read(buf)
+		n, err := in.Read(buf)
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				w.mu.Lock()
