@@ -373,6 +373,11 @@ func TestOwnAndForeignRotation(t *testing.T) {
 			})
 		}
 	}
+	eventually(t, "a rotation of its own", func() bool { // the other program may always have been faster
+		want += r.feedLines(t, from, "f", next, 20, 1)
+		next += 20
+		return r.Stats().Rotations > 0
+	})
 	r.drain(t)
 	eventually(t, "compression", r.rotor.idle)
 	stop()
