@@ -146,6 +146,10 @@ func (a *applier) apply(ctx context.Context, item queue.Item) error {
 	if written { // given again after a Rewind
 		return nil
 	}
+	if a.over(item.Batch.ID) {
+		a.finish(item, nil)
+		return nil
+	}
 	if len(item.Note) == 0 { // it came before there was an output, or not by Take
 		a.count.passed.Add(1)
 		a.finish(item, nil)
@@ -246,6 +250,9 @@ func (a *applier) finish(item queue.Item, gens []*generation) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.known[item.Seq] = true
+	if a.late != nil {
+		a.late.written[item.Batch.ID] = struct{}{}
+	}
 	a.waiting = append(a.waiting, done{item.Seq, item.Batch.ID, gens, uint64(item.Batch.Records), item.Batch.Payload})
 	if len(a.waiting) == 1 {
 		signal(a.kick)

@@ -32,7 +32,6 @@ const (
 	lateBatches = 256
 	lateBytes   = 16 << 20
 	lateSoon    = 50 * time.Millisecond // the longest wait for a batch that was counted and is not given
-	lateRecent  = 4096                  // ids that are remembered after their batch was done
 )
 
 // lateRetry is how long placing rests after an output directory could not be looked at.
@@ -41,27 +40,30 @@ const lateRetry = time.Second
 func placeKey(id batch.ID) string { return placePrefix + hex.EncodeToString(id.Append(nil)) }
 
 // late is what a late sink keeps beside what any has. It belongs to the applier's goroutine,
-// but for recent, which a.mu guards.
+// but for written and acked, which a.mu guards.
 type late struct {
-	former func(batch.ID) (batch.ID, bool)
-	recent map[batch.ID]struct{} // done not long ago, their places are forgotten
-	ring   []batch.ID
-	at     int
+	former  func(batch.ID) (batch.ID, bool)
+	written map[batch.ID]struct{} // all of it is written, by this run; those acked are forgotten by forget
+	acked   []batch.ID
 }
 
 func newLate(former func(batch.ID) (batch.ID, bool)) *late {
 	if former == nil {
 		former = func(batch.ID) (batch.ID, bool) { return batch.ID{}, false }
 	}
-	return &late{former: former, recent: map[batch.ID]struct{}{}, ring: make([]batch.ID, lateRecent)}
+	return &late{former: former, written: map[batch.ID]struct{}{}}
 }
 
-// did notes a batch that is done. a.mu is held.
-func (l *late) did(id batch.ID) {
-	delete(l.recent, l.ring[l.at])
-	l.ring[l.at] = id
-	l.recent[id] = struct{}{}
-	l.at = (l.at + 1) % len(l.ring)
+// did notes a batch that is acked. a.mu is held.
+func (l *late) did(id batch.ID) { l.acked = append(l.acked, id) }
+
+// forget drops the ids of batches that are acked, when nothing is in hand: an ack goes to the
+// batch that came in the place of this one, so that it is not given any more. a.mu is held.
+func (l *late) forget() {
+	for _, id := range l.acked {
+		delete(l.written, id)
+	}
+	l.acked = nil
 }
 
 // stale is what to delete of a batch that is done.
@@ -74,22 +76,33 @@ func (l *late) stale(id batch.ID) []queue.KV {
 }
 
 // noteOf returns the stored note of a batch: under its own id or under the one that it had
-// before it was sealed again. over: it was written and acked under that one.
-func (a *applier) noteOf(id batch.ID) (note []byte, over bool) {
+// before it was sealed again.
+func (a *applier) noteOf(id batch.ID) []byte {
 	if v, ok := a.q.Get(placeKey(id)); ok {
-		return v, false
+		return v
 	}
 	old, ok := a.late.former(id)
 	if !ok {
-		return nil, false
+		return nil
 	}
-	if v, ok := a.q.Get(placeKey(old)); ok {
-		return v, false
+	v, _ := a.q.Get(placeKey(old))
+	return v
+}
+
+// over reports whether a batch is written, and its extents are settled or will be, under the
+// id that it had before it was sealed again.
+func (a *applier) over(id batch.ID) bool {
+	if a.late == nil {
+		return false
+	}
+	old, ok := a.late.former(id)
+	if !ok {
+		return false
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	_, over = a.late.recent[old]
-	return nil, over
+	_, ok = a.late.written[old]
+	return ok
 }
 
 // applyLate places and writes first and what is there behind it.
@@ -106,6 +119,9 @@ func (s *Sink) applyLate(ctx context.Context, first queue.Item) error {
 			return err
 		}
 	}
+	s.applier.mu.Lock()
+	defer s.applier.mu.Unlock()
+	s.applier.late.forget()
 	return nil
 }
 
@@ -163,18 +179,14 @@ func (s *Sink) fillLate(ctx context.Context, items []queue.Item, t *queue.Txn) e
 		a.mu.Lock()
 		known := a.known[item.Seq]
 		a.mu.Unlock()
-		if known {
+		if known || a.over(item.Batch.ID) {
 			continue
 		}
-		note, over := a.noteOf(item.Batch.ID)
+		note := a.noteOf(item.Batch.ID)
 		if old, ok := a.late.former(item.Batch.ID); ok && note == nil {
 			note = here[old]
 		}
-		switch {
-		case over:
-			a.finish(*item, nil)
-			continue
-		case note == nil:
+		if note == nil {
 			one, err := s.takeLate(ctx, item.Batch)
 			if err != nil {
 				return err
@@ -223,7 +235,7 @@ func (a *applier) redoLate(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the queue: %w", err)
 		}
-		note, _ := a.noteOf(item.Batch.ID)
+		note := a.noteOf(item.Batch.ID)
 		if note == nil {
 			early = true
 			continue

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"ftfuse/internal/batch"
-	"ftfuse/internal/record"
 	"ftfuse/queue"
 )
 
@@ -144,11 +143,7 @@ func TestABatchThatWasSealedAgainKeepsItsPlace(t *testing.T) {
 			from := newSealer(1)
 			from.lane.Route = 1
 			b := from.seal(rec{host: "h", path: "f", data: "line\n"})
-			id := b.ID
-			id.Lane.Epoch.Random++
-			again, err := record.Relabel(b, id)
-			must(t, err)
-			former := func(id batch.ID) (batch.ID, bool) { return b.ID, id == again.ID }
+			again, former := sealAgain(t, b)
 			r := openLate(t, dir, former)
 			r.submit(t, b)
 			must(t, r.q.Flush(t.Context()))
