@@ -60,15 +60,15 @@ func bothOutputs(now, next *config.Mount) []sink.Output {
 	return all
 }
 
-// endOutputs takes the outputs away that next has not, once what was captured for them is
-// written, or shutdown_timeout is over.
+// endOutputs takes the outputs away that next has not, once what was captured for them has its
+// places, or shutdown_timeout is over. What has them is written, whatever takes how long.
 func (r *role) endOutputs(ctx context.Context, now, next *config.Config) error {
 	outputs := mountOutputs(next.Mount)
 	if len(bothOutputs(now.Mount, next.Mount)) > len(outputs) {
 		short, cancel := context.WithTimeout(ctx, now.ShutdownTimeout)
 		defer cancel()
-		if err := r.sink.Drain(short); err != nil {
-			r.log.Warn("an output is taken away before all that was captured for it is written; the rest is dropped and counted", "err", err)
+		if err := r.sink.Placed(short); err != nil {
+			r.log.Warn("an output is taken away before all that was captured for it has its place in a file; the rest is dropped and counted", "err", err)
 		}
 	}
 	return r.sink.Reconfigure(outputs)

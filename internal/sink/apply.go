@@ -98,8 +98,12 @@ type applier struct {
 
 // run applies batches until ctx ends.
 func (a *applier) run(ctx context.Context) error {
+	next := a.nextDue
+	if a.late != nil {
+		next = a.nextLate
+	}
 	for {
-		item, err := a.next(ctx)
+		item, err := next(ctx)
 		switch {
 		case errors.Is(err, errRetry):
 			if err := a.retry(ctx); err != nil {
@@ -115,11 +119,11 @@ func (a *applier) run(ctx context.Context) error {
 	}
 }
 
-// errRetry is returned by next when files that could not be written to are due.
+// errRetry is returned by nextDue when files that could not be written to are due.
 var errRetry = errors.New("time to try again")
 
-// next waits for a batch, or for the next attempt at a held file.
-func (a *applier) next(ctx context.Context) (queue.Item, error) {
+// nextDue waits for a batch, or for the next attempt at a held file.
+func (a *applier) nextDue(ctx context.Context) (queue.Item, error) {
 	due, ok := a.nextRetry()
 	if !ok {
 		return a.cur.Next(ctx)

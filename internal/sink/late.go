@@ -40,11 +40,16 @@ const lateRetry = time.Second
 func placeKey(id batch.ID) string { return placePrefix + hex.EncodeToString(id.Append(nil)) }
 
 // late is what a late sink keeps beside what any has. It belongs to the applier's goroutine,
-// but for written and acked, which a.mu guards.
+// but for what a.mu guards: written, acked, asks and stir.
 type late struct {
 	former  func(batch.ID) (batch.ID, bool)
 	written map[batch.ID]struct{} // all of it is written, by this run; those acked are forgotten by forget
 	acked   []batch.ID
+
+	placed uint64 // what the cursor gave up to here has its places
+	early  uint64 // newest batch without places that was given before they could be made
+	asks   []*ask
+	stir   func() // interrupts the wait for a batch
 }
 
 func newLate(former func(batch.ID) (batch.ID, bool)) *late {
@@ -114,6 +119,7 @@ func (s *Sink) applyLate(ctx context.Context, first queue.Item) error {
 	if err := s.placeLate(ctx, items); err != nil {
 		return err
 	}
+	s.applier.late.placed = max(s.applier.late.placed, items[len(items)-1].Seq)
 	for i := range items {
 		if err := s.applier.apply(ctx, items[i]); err != nil {
 			return err
@@ -226,7 +232,6 @@ func (s *Sink) takeLate(ctx context.Context, b batch.Sealed) (*queue.Txn, error)
 func (a *applier) redoLate(ctx context.Context) error {
 	waits := map[string]bool{} // places of batches that were not seen yet
 	a.q.Range(placePrefix, func(key string, _ []byte) bool { waits[key] = true; return true })
-	early := false
 	for left := a.unread(); left > 0 && len(waits) > 0; left-- {
 		item, err := a.nextSoon(ctx)
 		if errors.Is(err, errRetry) {
@@ -237,7 +242,7 @@ func (a *applier) redoLate(ctx context.Context) error {
 		}
 		note := a.noteOf(item.Batch.ID)
 		if note == nil {
-			early = true
+			a.late.early = item.Seq
 			continue
 		}
 		for _, kv := range a.late.stale(item.Batch.ID) {
@@ -255,7 +260,7 @@ func (a *applier) redoLate(ctx context.Context) error {
 			}
 		}
 	}
-	if early {
+	if a.late.early > 0 {
 		a.cur.Rewind()
 	}
 	t := &queue.Txn{Aside: true}

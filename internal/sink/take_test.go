@@ -118,7 +118,7 @@ func TestABatchWithoutPlacesIsPassed(t *testing.T) {
 	_, err = r.q.Submit(t.Context(), txn)
 	must(t, err)
 	for range 2 {
-		item, err := r.applier.next(t.Context())
+		item, err := r.applier.nextDue(t.Context())
 		must(t, err)
 		must(t, r.applier.apply(t.Context(), item))
 	}
