@@ -386,6 +386,46 @@ func TestReservedRoomIsNoData(t *testing.T) {
 	}
 }
 
+// A program sizes its file ahead and fills it later. The block that it is writing ends in
+// zeros, and so do holes that it leaves for a while: neither is passed over.
+func TestAFileThatWasSizedAheadIsTakenAsItIsFilled(t *testing.T) {
+	r := newRig(t, Options{})
+	data := bytes.Repeat([]byte("a line of text\n"), 3000)
+	f, err := os.Create(filepath.Join(r.dir, "a.log"))
+	r.must(err)
+	defer f.Close()
+	write := func(from, to int) {
+		t.Helper()
+		_, err := f.WriteAt(data[from:to], int64(from))
+		r.must(err)
+	}
+	taken := func(upto int) {
+		t.Helper()
+		r.must(r.t.TakeAll(r.Context()))
+		if got := r.m.got("a.log"); got != string(data[:upto]) {
+			t.Errorf("%d bytes are taken, want the first %d: %.60q", len(got), upto, got[min(len(got), upto):])
+		}
+	}
+	r.must(f.Truncate(1 << 20))
+	write(0, 100)
+	taken(100)
+	write(100, 3000)
+	taken(3000)
+	write(8192, 9000) // before what lies in front of it
+	taken(3000)
+	write(3000, 8192)
+	taken(9000)
+	write(20480, 30000) // and never what does
+	taken(9000)
+	r.must(f.Close())
+	r.must(r.t.TakeAll(r.Context()))
+	zeros := bytes.Repeat([]byte{0}, 12288-9000) // to the end of the block; a hole is left out
+	r.want("a.log", string(data[:9000])+string(zeros)+string(data[20480:30000]))
+	if !r.there("a.log") {
+		t.Error("removed with room that was reserved")
+	}
+}
+
 func TestWhatRulesDoNotTransferIsLeft(t *testing.T) {
 	r := newRig(t, Options{Matches: func(path string) bool { return path != "no.log" }})
 	r.write("no.log", "one\n").Close()

@@ -1,6 +1,7 @@
 package offline
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -56,35 +57,28 @@ func (t *Taker) take(ctx context.Context, f *os.File, path string) (k *known, mo
 }
 
 // feed takes the next bytes of a file in; none where nothing but a hole is left, which may
-// be room that its writer has reserved.
+// be room that its writer has reserved, or a hole comes next that somebody may yet fill.
 func (t *Taker) feed(ctx context.Context, f *os.File, k *known, st *stat) (int64, error) {
 	if t.buf == nil {
 		t.buf = make([]byte, t.o.Chunk)
 	}
-	fd := int(f.Fd())
-	from, err := unix.Seek(fd, k.s.Pos, unix.SEEK_DATA)
-	switch err {
-	case nil:
-	case unix.ENXIO:
-		return 0, nil
-	default: // not known here
-		from = k.s.Pos
-	}
-	end := min(st.size, from+int64(len(t.buf)))
-	if hole, err := unix.Seek(fd, from, unix.SEEK_HOLE); err == nil && hole > from {
-		end = min(end, hole)
-	}
-	if end <= from {
-		return 0, nil
-	}
-	n, err := f.ReadAt(t.buf[:end-from], from)
-	if n == 0 {
-		if err == io.EOF { // it was truncated meanwhile
-			return 0, nil
+	x := t.extent(f, k.s.Pos, st.size)
+	free := func() {}
+	filling := false
+	if x.from > k.s.Pos || x.gap {
+		if filling, free = t.filling(f, k); filling && x.from > k.s.Pos {
+			return 0, nil // what lies between may be written yet
 		}
-		return 0, &fileError{err}
+		if !filling {
+			x = t.extent(f, k.s.Pos, st.size) // what was written until the last writer closed it
+		}
 	}
-	data := t.buf[:n]
+	data, err := x.read(f, t.buf, filling)
+	free()
+	if err != nil || len(data) == 0 {
+		return 0, err
+	}
+	from, n := x.from, len(data)
 	if err := t.o.Capture.Feed(ctx, k.id, from, data, true, capture.Fed{UID: st.uid, GID: st.gid, Time: st.mtime}); err != nil {
 		return 0, err
 	}
@@ -94,6 +88,68 @@ func (t *Taker) feed(ctx context.Context, f *os.File, k *known, st *stat) (int64
 	k.s.Pos, k.s.Boot, k.ended = from+int64(n), thisBoot, -1
 	t.bytes.Add(uint64(n))
 	return int64(n), fpTaken.Inject()
+}
+
+// extent is the next data of a file.
+type extent struct {
+	from, end int64
+	gap       bool // a hole follows
+}
+
+// extent returns the first data at or behind pos, at most a chunk of it.
+func (t *Taker) extent(f *os.File, pos, size int64) extent {
+	fd := int(f.Fd())
+	x := extent{from: pos}
+	switch from, err := unix.Seek(fd, pos, unix.SEEK_DATA); err {
+	case nil:
+		x.from = from
+	case unix.ENXIO:
+		return extent{from: pos, end: pos}
+	default: // not known here
+	}
+	x.end = min(size, x.from+int64(len(t.buf)))
+	if hole, err := unix.Seek(fd, x.from, unix.SEEK_HOLE); err == nil && hole > x.from && hole <= x.end {
+		x.end, x.gap = hole, hole < size
+	}
+	return x
+}
+
+// read returns what the extent has; nothing where it was truncated meanwhile. Data begins and
+// ends with a block: zeros in front of a hole may be the rest of a block that its writer has
+// not come to. They are left out while somebody is filling the file, and where nothing but
+// room that was reserved follows.
+func (x extent) read(f *os.File, buf []byte, filling bool) ([]byte, error) {
+	if x.end <= x.from {
+		return nil, nil
+	}
+	n, err := f.ReadAt(buf[:x.end-x.from], x.from)
+	if n == 0 && err != io.EOF {
+		return nil, &fileError{err}
+	}
+	data := buf[:n]
+	if !x.gap {
+		return data, nil
+	}
+	if _, err := unix.Seek(int(f.Fd()), x.end, unix.SEEK_DATA); filling || err == unix.ENXIO {
+		data = bytes.TrimRight(data, "\x00")
+	}
+	return data, nil
+}
+
+// filling reports whether somebody may be writing to f. If not, nobody opens it for that
+// until free.
+func (t *Taker) filling(f *os.File, k *known) (filling bool, free func()) {
+	if has, err := unix.FcntlInt(f.Fd(), unix.F_GETLEASE, 0); err == nil && has == unix.F_RDLCK {
+		return false, func() {} // it is the caller's
+	}
+	busy, err := written(f)
+	if err != nil {
+		t.once("filling", "of a file below the mount point that has holes nothing behind one is taken: the file system tells nobody whether a file is open for writing", "path", k.at, "err", err)
+	}
+	if busy || err != nil {
+		return true, func() {}
+	}
+	return false, func() { release(f) }
 }
 
 // punch gives the space of what is committed back, but for the beginning and the block at
