@@ -23,6 +23,7 @@ type memory struct {
 	bytes   map[string][]byte // by path, holes left out
 	ends    map[string]int    // lines that were ended
 	fed     chan struct{}     // capacity 1
+	after   func()            // called once, by Feed when it is done
 }
 
 var _ Capture = (*memory)(nil)
@@ -76,6 +77,10 @@ func (m *memory) Feed(_ context.Context, id uint64, off int64, data []byte, hole
 	select {
 	case m.fed <- struct{}{}:
 	default:
+	}
+	if after := m.after; after != nil {
+		m.after = nil
+		after()
 	}
 	return nil
 }
@@ -261,10 +266,10 @@ func TestAFileWithSeveralNamesIsTakenOnceAndLeft(t *testing.T) {
 func TestSpaceIsGivenBackAndTheFileIsStillKnown(t *testing.T) {
 	r := newRig(t, Options{Chunk: 64 << 10})
 	data := string(bytes.Repeat([]byte("a line of text\n"), 100_000))
-	f := r.write("a.log", data)
+	r.write("a.log", data).Close()
 	r.must(r.t.TakeAll(r.Context()))
 	var st unix.Stat_t
-	r.must(unix.Fstat(int(f.Fd()), &st))
+	r.must(unix.Stat(filepath.Join(r.dir, "a.log"), &st))
 	if st.Size != int64(len(data)) || st.Blocks*512 > 16<<10 {
 		t.Errorf("%d bytes take %d of disk, want at most 16 KiB", st.Size, st.Blocks*512)
 	}
@@ -279,6 +284,33 @@ func TestSpaceIsGivenBackAndTheFileIsStillKnown(t *testing.T) {
 	r.open(Options{})
 	r.must(r.t.TakeAll(r.Context()))
 	r.want("a.log", data+"more\n"+data)
+}
+
+// While a file is taken somebody truncates it and writes it anew: what stands there then is
+// neither punched out nor taken for what would have come next.
+func TestAFileThatIsWrittenAnewWhileItIsTaken(t *testing.T) {
+	for name, keepOpen := range map[string]bool{"and closed": false, "and kept open": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, Options{Chunk: 64 << 10})
+			first, second := bytes.Repeat([]byte("the first text\n"), 20_000), bytes.Repeat([]byte("another text\n"), 30_000)
+			r.write("a.log", string(first)).Close()
+			r.m.after = func() {
+				f, err := os.OpenFile(filepath.Join(r.dir, "a.log"), os.O_WRONLY|os.O_TRUNC, 0)
+				r.must(err)
+				_, err = f.Write(second)
+				r.must(err)
+				if !keepOpen {
+					r.must(f.Close())
+				}
+				r.Cleanup(func() { f.Close() })
+			}
+			r.must(r.t.TakeAll(r.Context()))
+			r.run() // what is marked is looked at
+			want := string(first[:64<<10]) + string(second)
+			r.until("all of it", func() bool { return len(r.m.got("a.log")) >= len(want) })
+			r.want("a.log", want)
+		})
+	}
 }
 
 // A file stays while it is open for writing, and before the mount; then it goes, and with it

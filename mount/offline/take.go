@@ -40,11 +40,14 @@ func (t *Taker) take(ctx context.Context, f *os.File, path string) (k *known, mo
 			return k, false, ErrNoRoom
 		}
 		n, err := t.feed(ctx, f, k, &st)
-		if err != nil || n == 0 {
-			return k, false, err
+		if err == nil && n > 0 {
+			took += n
+			err = t.punch(f, k, &st)
 		}
-		took += n
-		if err := t.punch(f, k, &st); err != nil {
+		if errors.Is(err, errAnew) {
+			return k, true, nil // identify decides
+		}
+		if err != nil || n == 0 {
 			return k, false, err
 		}
 		if k.s.Pos >= st.size {
@@ -76,6 +79,9 @@ func (t *Taker) feed(ctx context.Context, f *os.File, k *known, st *stat) (int64
 	data, err := x.read(f, t.buf, filling)
 	free()
 	if err != nil || len(data) == 0 {
+		return 0, err
+	}
+	if err := unchanged(f, k); err != nil {
 		return 0, err
 	}
 	from, n := x.from, len(data)
@@ -152,19 +158,48 @@ func (t *Taker) filling(f *os.File, k *known) (filling bool, free func()) {
 	return false, func() { release(f) }
 }
 
+// errAnew is of a file that was truncated or written anew while it is taken.
+var errAnew = errors.New("truncated or written anew")
+
+// unchanged returns errAnew if f is not what was taken of it any more. Whatever was read
+// before is of the file that k knows.
+func unchanged(f *os.File, k *known) error {
+	st, err := statOf(int(f.Fd()))
+	if err != nil {
+		return err
+	}
+	head, err := Head(f)
+	if err != nil {
+		return err
+	}
+	if Judge(&k.s, st.dev, st.size, head, thisBoot) != Same {
+		return errAnew
+	}
+	return nil
+}
+
 // punch gives the space of what is committed back, but for the beginning and the block at
-// the position. A file with several names is somebody else's, too.
+// the position. A file with several names is somebody else's, too, and one that somebody has
+// open for writing may be written anew at any moment: what would be punched out then is not
+// what was taken.
 func (t *Taker) punch(f *os.File, k *known, st *stat) error {
 	upto := k.s.Pos / keptHead * keptHead
 	if t.o.Keep || st.links != 1 || upto <= k.punched {
 		return nil
 	}
+	if busy, err := written(f); busy || err != nil {
+		return nil // finish says where nobody can know who writes
+	}
+	release(f) // else the next open would wait for it
 	w, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_WRONLY, 0)
 	if err != nil {
 		t.once("punch", "space of files that were taken in is not given back before they are removed", "path", k.at, "err", err)
 		return nil
 	}
 	defer w.Close()
+	if err := unchanged(f, k); err != nil {
+		return err
+	}
 	err = unix.Fallocate(int(w.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, k.punched, upto-k.punched)
 	if err != nil {
 		t.once("punch", "space of files that were taken in is not given back before they are removed", "path", k.at, "err", err)
