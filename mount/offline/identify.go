@@ -134,13 +134,23 @@ func (t *Taker) identify(ctx context.Context, f *os.File, st *stat, path string)
 	if k.s.Dev == st.dev {
 		return k, nil
 	}
-	k.s.Dev = st.dev // the devices were numbered anew
-	return k, t.o.Capture.ChangeSource(ctx, k.id, func(s *capture.Source) { s.Dev = st.dev })
+	// The devices were numbered anew.
+	if err := t.o.Capture.ChangeSource(ctx, k.id, func(s *capture.Source) { s.Dev = st.dev }); err != nil {
+		return nil, err
+	}
+	k.s.Dev = st.dev
+	return k, nil
 }
 
-// move sets the position of a source.
+// move sets the position of a source. After an error k is as it was, whatever became of the
+// change: the file is compared again.
 func (t *Taker) move(ctx context.Context, k *known, pos int64, begin []byte) error {
-	k.s.Pos, k.s.Begin, k.s.Boot = pos, bytes.Clone(begin), thisBoot
+	begin = bytes.Clone(begin)
+	err := t.o.Capture.ChangeSource(ctx, k.id, func(s *capture.Source) { s.Pos, s.Begin = pos, bytes.Clone(begin) })
+	if err != nil {
+		return err
+	}
+	k.s.Pos, k.s.Begin, k.s.Boot = pos, begin, thisBoot
 	k.punched, k.ended = keptHead, -1
-	return t.o.Capture.ChangeSource(ctx, k.id, func(s *capture.Source) { s.Pos, s.Begin = pos, bytes.Clone(begin) })
+	return nil
 }

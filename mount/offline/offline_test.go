@@ -24,6 +24,7 @@ type memory struct {
 	ends    map[string]int    // lines that were ended
 	fed     chan struct{}     // capacity 1
 	after   func()            // called once, by Feed when it is done
+	refuse  error             // returned once, by ChangeSource, which changes nothing
 }
 
 var _ Capture = (*memory)(nil)
@@ -55,6 +56,10 @@ func (m *memory) AddSource(_ context.Context, s capture.Source) (uint64, error) 
 func (m *memory) ChangeSource(_ context.Context, id uint64, change func(*capture.Source)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err := m.refuse; err != nil {
+		m.refuse = nil
+		return err
+	}
 	s := m.sources[id]
 	change(&s)
 	m.sources[id] = s
@@ -310,6 +315,37 @@ func TestAFileThatIsWrittenAnewWhileItIsTaken(t *testing.T) {
 			r.until("all of it", func() bool { return len(r.m.got("a.log")) >= len(want) })
 			r.want("a.log", want)
 		})
+	}
+}
+
+// What the queue did not commit in time the Taker does not hold for done: else bytes of a
+// file that was written anew are passed over as taken.
+func TestAChangeThatIsNotCommittedIsMadeAgain(t *testing.T) {
+	r := newRig(t, Options{Keep: true})
+	r.write("a.log", "the first text\n").Close()
+	r.must(r.t.TakeAll(r.Context()))
+	r.must(os.WriteFile(filepath.Join(r.dir, "a.log"), []byte("another text, and longer\n"), 0o644))
+	refuse := func() {
+		t.Helper()
+		r.m.refuse = context.DeadlineExceeded
+		if err := r.t.TakeAll(r.Context()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v, want the error of the change", err)
+		}
+	}
+	refuse()
+	r.must(r.t.TakeAll(r.Context()))
+	r.want("a.log", "the first text\nanother text, and longer\n")
+
+	r.must(r.t.Close())
+	was := r.m.sources[1].Dev
+	s := r.m.sources[1]
+	s.Dev++ // the devices are numbered anew
+	r.m.sources[1] = s
+	r.open(Options{Keep: true})
+	refuse()
+	r.must(r.t.TakeAll(r.Context()))
+	if got := r.m.sources[1].Dev; got != was {
+		t.Errorf("the source is of device %d, want %d", got, was)
 	}
 }
 
