@@ -5,15 +5,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"ftfuse/internal/record"
 	"ftfuse/mount/capture"
+	"ftfuse/mount/spool"
 )
 
 // memory is a capture that keeps what it is fed, by source.
@@ -43,6 +47,9 @@ func (m *memory) Sources(fn func(uint64, capture.Source)) error {
 }
 
 func (m *memory) AddSource(_ context.Context, s capture.Source) (uint64, error) {
+	if len(s.Path) >= record.MaxString {
+		return 0, errors.New("the queue does not take that path")
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	id := uint64(1)
@@ -504,6 +511,42 @@ func TestWhatRulesDoNotTransferIsLeft(t *testing.T) {
 	r.want("yes.log", "two\n")
 	if r.m.files() != 1 || !r.there("no.log") {
 		t.Errorf("%d files are known, want 1", r.m.files())
+	}
+}
+
+// A tree that is deeper than any path on the mount keeps nothing else from being taken, and
+// the mount from starting.
+func TestPathsLongerThanTheMountTakesAreLeft(t *testing.T) {
+	var log bytes.Buffer
+	r := newRig(t, Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	r.write("z.log", "one\n").Close()
+	dir, err := unix.Open(r.dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	r.must(err)
+	name := strings.Repeat("d", 250)
+	at := 0
+	for ; at <= record.MaxString+len(name); at += len(name) + 1 {
+		file, err := unix.Openat(dir, "a.log", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+		r.must(err)
+		_, err = unix.Write(file, []byte("deep\n"))
+		r.must(errors.Join(err, unix.Close(file), unix.Mkdirat(dir, name, 0o755)))
+		sub, err := unix.Openat(dir, name, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		r.must(errors.Join(err, unix.Close(dir)))
+		dir = sub
+	}
+	r.must(unix.Close(dir))
+	r.must(r.t.TakeAll(r.Context()))
+	r.must(r.t.TakeAll(r.Context()))
+	r.want("z.log", "one\n")
+	for path := range r.m.bytes {
+		if len(path) > spool.MaxPath {
+			t.Fatalf("a path of %d bytes was taken", len(path))
+		}
+	}
+	if got, want := r.m.files(), 2+spool.MaxPath/(len(name)+1); got != want {
+		t.Errorf("%d files were taken, want %d", got, want)
+	}
+	if n := strings.Count(log.String(), "cannot be taken in"); n != 1 {
+		t.Errorf("%d warnings, want 1 of the directory that is too deep: %.300s", n, log.String())
 	}
 }
 

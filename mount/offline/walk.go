@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/mount/spool"
 )
 
 // pass looks at every file below the directory. What the queue knows and is not there any
@@ -66,6 +68,8 @@ func (t *Taker) directory(ctx context.Context, dir *os.File, at string) (whole b
 // entry looks at one name.
 func (t *Taker) entry(ctx context.Context, dir *os.File, e fs.DirEntry, at string) (whole bool, err error) {
 	switch {
+	case len(at) > spool.MaxPath && (e.IsDir() || e.Type().IsRegular()):
+		return t.skipped(at, errLong), nil
 	case e.IsDir():
 		sub, err := openAt(dir, e.Name(), unix.O_DIRECTORY)
 		if err != nil {
@@ -104,6 +108,10 @@ func (t *Taker) file(ctx context.Context, dir *os.File, name, at string) (whole 
 	}
 	return true, t.finish(ctx, dir, f, name, k)
 }
+
+// errLong is of what no program could write by that path on the mount: neither the queue nor
+// a receiver takes paths of any length.
+var errLong = fmt.Errorf("%w: its path has more than %d bytes; move it up", unix.ENAMETOOLONG, spool.MaxPath)
 
 // fileError is of one file, and does not keep others from being taken.
 type fileError struct{ err error }
@@ -148,6 +156,10 @@ func (t *Taker) some(ctx context.Context) error {
 
 // one looks at the file at a path, if there is one.
 func (t *Taker) one(ctx context.Context, at string) error {
+	if len(at) > spool.MaxPath {
+		t.skipped(at, errLong)
+		return nil
+	}
 	how := &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
