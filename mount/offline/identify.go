@@ -31,9 +31,12 @@ type inode struct {
 }
 
 // statOf is statx(2) of a descriptor.
-func statOf(fd int) (stat, error) {
+func statOf(fd int) (stat, error) { return statAt(fd, "", unix.AT_EMPTY_PATH) }
+
+// statAt is statx(2) of a name in the directory fd.
+func statAt(fd int, name string, flags int) (stat, error) {
 	var x unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &x); err != nil {
+	if err := unix.Statx(fd, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &x); err != nil {
 		return stat{}, &fileError{fmt.Errorf("statx: %w", err)}
 	}
 	s := stat{
@@ -130,7 +133,7 @@ func (t *Taker) identify(ctx context.Context, f *os.File, st *stat, path string)
 		k = &known{id: id, s: s, punched: keptHead, ended: -1}
 		t.know(k)
 	}
-	k.at, k.seen = path, true
+	k.at, k.seen, k.missed = path, true, 0
 	if k.s.Dev == st.dev {
 		return k, nil
 	}

@@ -84,6 +84,7 @@ type known struct {
 	punched int64  // everything from keptHead on below is a hole
 	ended   int64  // the position at which its line was ended; -1: none
 	seen    bool   // in the pass that is under way
+	missed  int    // whole passes in a row that did not see it
 }
 
 // Stats are what a Taker did since it was made.

@@ -550,6 +550,55 @@ func TestPathsLongerThanTheMountTakesAreLeft(t *testing.T) {
 	}
 }
 
+// A pass does not meet a file that is renamed while it runs from a directory that is to come
+// to one that it has listed; that file is no other one, and is not taken again.
+func TestAFileThatIsRenamedDuringAPassIsTakenOnce(t *testing.T) {
+	var during func()
+	r := newRig(t, Options{Keep: true, Matches: func(path string) bool {
+		if do := during; do != nil && path == "a/first.log" {
+			during = nil
+			do()
+		}
+		return true
+	}})
+	for _, name := range []string{"a", "b"} {
+		r.must(os.Mkdir(filepath.Join(r.dir, name), 0o755))
+	}
+	r.write("a/first.log", "first\n").Close()
+	r.write("b/x.log", "one\n").Close()
+	r.must(r.t.TakeAll(r.Context()))
+	during = func() { r.must(os.Rename(filepath.Join(r.dir, "b/x.log"), filepath.Join(r.dir, "a/x.log"))) }
+	r.must(r.t.pass(r.Context()))
+	if during != nil || r.there("b/x.log") {
+		t.Fatal("it was not renamed during the pass")
+	}
+	r.write("a/x.log", "two\n").Close()
+	for range 3 {
+		r.must(r.t.pass(r.Context()))
+	}
+	r.want("b/x.log", "one\ntwo\n")
+	r.want("a/x.log", "")
+	r.must(os.Remove(filepath.Join(r.dir, "a/x.log")))
+	r.run()
+	r.until("what is gone is forgotten", func() bool { return r.m.files() == 1 })
+}
+
+// Rules that stop transferring a file, and do so again, go on where it was.
+func TestAFileThatRulesExcludeForAWhileIsTakenOnce(t *testing.T) {
+	transfer := true
+	r := newRig(t, Options{Keep: true, Matches: func(string) bool { return transfer }})
+	r.write("a.log", "one\n").Close()
+	r.must(r.t.TakeAll(r.Context()))
+	transfer = false
+	for range 3 {
+		r.must(r.t.pass(r.Context()))
+	}
+	transfer = true
+	r.write("a.log", "two\n").Close()
+	r.must(r.t.TakeAll(r.Context()))
+	r.want("a.log", "one\ntwo\n")
+}
+
 // After a power loss a file that is shorter than what was taken of it goes on at its end.
 func TestBytesThatAPowerLossTookAreNotWaitedFor(t *testing.T) {
 	r := newRig(t, Options{Keep: true})

@@ -15,6 +15,10 @@ import (
 	"ftfuse/mount/spool"
 )
 
+// forgetAfter is how many passes in a row have to miss a file for it to be forgotten: one misses a
+// file that is renamed meanwhile from a directory that is to come to one that was listed.
+const forgetAfter = 2
+
 // pass looks at every file below the directory. What the queue knows and is not there any
 // more is forgotten.
 func (t *Taker) pass(ctx context.Context) error {
@@ -29,10 +33,17 @@ func (t *Taker) pass(ctx context.Context) error {
 		return err
 	}
 	for _, k := range t.files {
-		if whole && !k.seen {
-			if err := t.forget(ctx, k); err != nil {
-				return err
-			}
+		switch {
+		case k.seen || !whole:
+			k.missed = 0
+			continue
+		case k.missed+1 < forgetAfter:
+			k.missed++
+			t.watch.everything()
+			continue
+		}
+		if err := t.forget(ctx, k); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -89,7 +100,7 @@ func (t *Taker) entry(ctx context.Context, dir *os.File, e fs.DirEntry, at strin
 // file takes one file.
 func (t *Taker) file(ctx context.Context, dir *os.File, name, at string) (whole bool, err error) {
 	if !t.o.Matches(at) {
-		return true, nil
+		return t.left(dir, name, at), nil
 	}
 	f, err := openAt(dir, name, unix.O_NONBLOCK)
 	if err != nil {
@@ -107,6 +118,22 @@ func (t *Taker) file(ctx context.Context, dir *os.File, name, at string) (whole 
 		return true, err
 	}
 	return true, t.finish(ctx, dir, f, name, k)
+}
+
+// left sees a file that is not to be taken. What was taken of it while it was, or under
+// another path, stays known.
+func (t *Taker) left(dir *os.File, name, at string) (whole bool) {
+	if len(t.files) == 0 {
+		return true
+	}
+	st, err := statAt(int(dir.Fd()), name, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return t.skipped(at, err)
+	}
+	if k := t.inodes[inode{st.ino, st.birth}]; k != nil {
+		k.seen = true
+	}
+	return true
 }
 
 // errLong is of what no program could write by that path on the mount: neither the queue nor
