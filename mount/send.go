@@ -22,7 +22,8 @@ const roomEvery = 50 * time.Millisecond
 
 // sendTarget takes what `ftfuse send` hands over while the mount runs.
 func (r *role) sendTarget() *offline.Local {
-	return &offline.Local{Capture: r.cap, Matches: r.transfers, Room: r.spareRoom, Wait: func(ctx context.Context) error {
+	chunk := int(min(r.roomToSpare(), offline.MaxData))
+	return &offline.Local{Capture: r.cap, Matches: r.transfers, Room: r.spareRoom, Chunk: chunk, Wait: func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

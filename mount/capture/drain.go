@@ -21,6 +21,7 @@ type request struct {
 	// The queue takes what it needs beyond its limit: the bytes are in the spool already,
 	// and whoever waits holds a lock of the kernel.
 	beyond  bool
+	yields  bool         // is beyond once its ctx ends: what it cut cannot be taken back
 	owed    bool         // a note of before is not in the journal yet: until is to be looked up again
 	looked  bool         // targets are known
 	targets []target     // how far the kernel's bytes have to be cut
@@ -91,6 +92,7 @@ func (c *Capture) ask(r *request, what string) error {
 		case r.state.CompareAndSwap(waiting, left):
 			err = r.ctx.Err()
 		default:
+			c.press(r)
 			err = <-r.res // it is being submitted under ctx, or on its way to the disk
 		}
 	}
@@ -98,6 +100,24 @@ func (c *Capture) ask(r *request, what string) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
+}
+
+// press has r, which yields, not wait for room any longer.
+func (c *Capture) press(r *request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r.yields {
+		r.beyond = true
+		c.hurryUp()
+	}
+}
+
+// hurryUp ends the wait of a submit for room, and needs c.mu.
+func (c *Capture) hurryUp() {
+	if c.hurry != nil {
+		c.hurry()
+	}
+	poke(c.wake)
 }
 
 // post has r done, and nobody has to wait for it.
@@ -111,10 +131,11 @@ func (c *Capture) post(r *request) error {
 		return c.stopped
 	}
 	c.requests = append(c.requests, r)
-	if r.beyond && c.hurry != nil {
-		c.hurry()
+	if r.beyond {
+		c.hurryUp()
+	} else {
+		poke(c.wake)
 	}
-	poke(c.wake)
 	return nil
 }
 

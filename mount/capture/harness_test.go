@@ -116,7 +116,7 @@ func (q *memQueue) Submit(ctx context.Context, t *queue.Txn) (queue.Status, erro
 	defer stop()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.refuse != nil && len(t.Entries) > 0 {
+	if q.refuse != nil && !t.Beyond && len(t.Entries) > 0 {
 		return 0, q.refuse
 	}
 	for q.full && !t.Beyond && !q.dead && len(t.Entries) > 0 {

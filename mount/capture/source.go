@@ -127,9 +127,15 @@ func (c *Capture) ChangeSource(ctx context.Context, id uint64, change func(s *So
 // the source's path, and returns when they are in the queue, on disk, and the position with
 // them. What lies before the position was fed before and is passed over; off behind it is
 // ErrAhead, unless hole says that nobody wrote what lies between. An unfinished line waits
-// for the rest. After an error the same bytes may be fed again. data is not kept.
+// for the rest. After an error the same bytes may be fed again. data is not kept. Of all that
+// is done with sources this alone waits for room in the queue, and no longer than ctx: what is
+// cut by then goes beyond the queue's limit.
 func (c *Capture) Feed(ctx context.Context, id uint64, off int64, data []byte, hole bool, by Fed) error {
-	err := c.askSource(ctx, id, "feed a source", func() error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("feed a source: %w", err) // else one piece after another would go beyond it
+	}
+	r := &request{ctx: ctx, yields: true}
+	err := c.askOf(r, id, "feed a source", func() error {
 		f := c.sourceOf(id)
 		end := off + int64(len(data))
 		switch {
@@ -235,9 +241,15 @@ func (c *Capture) dropSource(f *file) error {
 func (c *Capture) sourceOf(id uint64) *file { return c.files[sourceBit|spool.Number(id)] }
 
 // askSource has do done by Run's goroutine, and what it changed committed. An id other than
-// 0 has to be a source's.
+// 0 has to be a source's. It waits for no room in the queue: that may come only with the mount
+// that whoever asks is about to make, and what is added, unfinished lines, is there already.
 func (c *Capture) askSource(ctx context.Context, id uint64, what string, do func() error) error {
-	r := &request{ctx: ctx, file: sourceBit | spool.Number(id)}
+	return c.askOf(&request{ctx: ctx, beyond: true}, id, what, do)
+}
+
+// askOf is askSource with a request of which nothing else is set than how it waits.
+func (c *Capture) askOf(r *request, id uint64, what string, do func() error) error {
+	r.file = sourceBit | spool.Number(id)
 	r.run = func() error {
 		if id != 0 && c.sourceOf(id) == nil {
 			return ErrNoSource

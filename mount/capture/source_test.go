@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"ftfuse/internal/failpoint"
 	"ftfuse/internal/record"
@@ -197,5 +198,69 @@ func TestFeedingEndsWithItsContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.must(r.c.Feed(r.ctx(), id, 0, []byte("one\n"), false, Fed{}))
+	r.want("a", "one\n")
+}
+
+// stillAnswered fails unless call returns: it is to wait for no room.
+func (r *rig) stillAnswered(what string, call func() error) {
+	r.Helper()
+	done := make(chan error, 1)
+	go func() { done <- call() }()
+	select {
+	case err := <-done:
+		r.must(err)
+	case <-time.After(20 * time.Second):
+		r.Fatalf("%s waits for room in a full queue", what)
+	}
+}
+
+// The end of a line waited for room in a full queue, whatever became of its caller: a mount
+// that took files in was not made until its destination was back.
+func TestSourcesOfAFullQueueAreEndedAndForgotten(t *testing.T) {
+	for name, fill := range map[string]func(q *memQueue){
+		"blocks":  func(q *memQueue) { q.full = true },
+		"refuses": func(q *memQueue) { q.refuse = queue.ErrFull },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, Options{FullRetry: time.Millisecond})
+			r.start()
+			for _, path := range []string{"ended", "dropped", "anew"} {
+				r.must(r.feed(path, "one\nno end", 100))
+			}
+			ended, _ := r.source("ended")
+			dropped, _ := r.source("dropped")
+			anew, _ := r.source("anew")
+			r.q.set(func() { fill(r.q) })
+			r.stillAnswered("EndLine", func() error { return r.c.EndLine(r.ctx(), ended, true) })
+			r.stillAnswered("DropSource", func() error { return r.c.DropSource(r.ctx(), dropped) })
+			r.stillAnswered("ChangeSource", func() error {
+				return r.c.ChangeSource(r.ctx(), anew, func(s *Source) { s.Pos = 0 })
+			})
+			r.stillAnswered("AddSource", func() error {
+				_, err := r.c.AddSource(r.ctx(), Source{Kind: SourceFile, Path: "new"})
+				return err
+			})
+			for _, path := range []string{"ended", "dropped", "anew"} {
+				r.want(path, "one\nno end")
+			}
+		})
+	}
+}
+
+// What is cut cannot be taken back, and its caller cannot wait for ever.
+func TestFeedingAFullQueueEndsWithItsContext(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	id, _ := r.source("a")
+	r.q.set(func() { r.q.full = true })
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.c.Feed(ctx, id, 0, []byte("one\n"), false, Fed{}) }()
+	r.waitFor("blocked capture", func() bool { return r.c.Stats().InFlight > 0 })
+	cancel()
+	r.stillAnswered("Feed", func() error { return <-done })
+	if err := r.c.Feed(ctx, id, 4, []byte("two\n"), false, Fed{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("fed after the end of the context: %v", err)
+	}
 	r.want("a", "one\n")
 }

@@ -29,6 +29,7 @@ type memory struct {
 	fed     chan struct{}     // capacity 1
 	after   func()            // called once, by Feed when it is done
 	refuse  error             // returned once, by ChangeSource, which changes nothing
+	unfed   error             // returned by Feed, which takes nothing
 }
 
 var _ Capture = (*memory)(nil)
@@ -76,6 +77,9 @@ func (m *memory) ChangeSource(_ context.Context, id uint64, change func(*capture
 func (m *memory) Feed(_ context.Context, id uint64, off int64, data []byte, hole bool, _ capture.Fed) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.unfed != nil {
+		return m.unfed
+	}
 	s, ok := m.sources[id]
 	if !ok || off < s.Pos || off > s.Pos && !hole {
 		return fmt.Errorf("fed source %d at %d, which is at %d", id, off, s.Pos)
@@ -109,6 +113,12 @@ func (m *memory) DropSource(_ context.Context, id uint64) error {
 	defer m.mu.Unlock()
 	delete(m.sources, id)
 	return nil
+}
+
+func (m *memory) set(fn func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fn()
 }
 
 func (m *memory) got(path string) string {

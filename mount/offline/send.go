@@ -86,6 +86,7 @@ type Local struct {
 	Matches func(path string) bool                // whether the rules transfer a path
 	Room    func() bool                           // whether the queue has room to spare
 	Wait    func(ctx context.Context) (err error) // until it may have; an error ends the sending
+	Chunk   int                                   // bytes fed at once, at most what Room leaves; MaxData
 
 	mu sync.Mutex // one Begin at a time
 }
@@ -201,6 +202,21 @@ func AnonymousName(random string) string { return anonymous + random }
 
 // Data hands bytes over. It waits for room in the queue.
 func (l *Local) Data(ctx context.Context, id uint64, off int64, data []byte, by capture.Fed) error {
+	chunk := l.Chunk
+	if chunk <= 0 {
+		chunk = MaxData
+	}
+	for len(data) > chunk {
+		if err := l.feed(ctx, id, off, data[:chunk], by); err != nil {
+			return err
+		}
+		off, data = off+int64(chunk), data[chunk:]
+	}
+	return l.feed(ctx, id, off, data, by)
+}
+
+// feed hands over what is fed at once.
+func (l *Local) feed(ctx context.Context, id uint64, off int64, data []byte, by capture.Fed) error {
 	for {
 		err := error(queue.ErrFull)
 		if l.Room() {
@@ -215,7 +231,7 @@ func (l *Local) Data(ctx context.Context, id uint64, off int64, data []byte, by 
 	}
 }
 
-// End says that nothing follows: an unfinished line ends.
+// End says that nothing follows: an unfinished line ends. It waits for no room.
 func (l *Local) End(ctx context.Context, id uint64, forget bool) error {
 	if forget {
 		return l.Capture.DropSource(ctx, id)

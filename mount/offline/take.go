@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/mount/capture"
+	"ftfuse/queue"
 )
 
 // keptHead is how much of a file's beginning is never punched out: it is known by it.
@@ -86,7 +87,7 @@ func (t *Taker) feed(ctx context.Context, f *os.File, k *known, st *stat) (int64
 	}
 	from, n := x.from, len(data)
 	if err := t.o.Capture.Feed(ctx, k.id, from, data, true, capture.Fed{UID: st.uid, GID: st.gid, Time: st.mtime}); err != nil {
-		return 0, err
+		return 0, refused(err)
 	}
 	if have := len(k.s.Begin); k.s.Pos < capture.MaxBegin && int64(have) == k.s.Pos && from == k.s.Pos {
 		k.s.Begin = append(k.s.Begin, data[:min(n, capture.MaxBegin-have)]...)
@@ -225,4 +226,12 @@ func written(f *os.File) (bool, error) {
 
 func release(f *os.File) {
 	_, _ = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+}
+
+// refused is what a Taker makes of an error of Feed.
+func refused(err error) error {
+	if errors.Is(err, queue.ErrFull) {
+		return fmt.Errorf("%w: %w", ErrNoRoom, err) // of a queue that does not block
+	}
+	return err
 }
