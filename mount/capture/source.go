@@ -27,6 +27,8 @@ var (
 	ErrNoSource = errors.New("capture: no such source")
 	// ErrAhead: bytes were fed that lie behind the position, with something between.
 	ErrAhead = errors.New("capture: bytes ahead of the source's position")
+	// ErrSkipped: the rule of the source's path does not transfer. The position is as before.
+	ErrSkipped = errors.New("capture: a rule keeps the source from being transferred")
 )
 
 // SourceKind says who feeds a source.
@@ -126,7 +128,8 @@ func (c *Capture) ChangeSource(ctx context.Context, id uint64, change func(s *So
 // Feed makes data, which stands at off of source id, records flagged Offline, by the rules of
 // the source's path, and returns when they are in the queue, on disk, and the position with
 // them. What lies before the position was fed before and is passed over; off behind it is
-// ErrAhead, unless hole says that nobody wrote what lies between. An unfinished line waits
+// ErrAhead, unless hole says that nobody wrote what lies between. A path that is not
+// transferred is ErrSkipped: only here it is known for certain, while rules change. An unfinished line waits
 // for the rest. After an error the same bytes may be fed again. data is not kept. Of all that
 // is done with sources this alone waits for room in the queue, and no longer than ctx: what is
 // cut by then goes beyond the queue's limit.
@@ -143,6 +146,8 @@ func (c *Capture) Feed(ctx context.Context, id uint64, off int64, data []byte, h
 			return nil
 		case off > f.pos && !hole:
 			return fmt.Errorf("%w: at %d, position %d", ErrAhead, off, f.pos)
+		case c.pathOf(0, f.src.Path).skip:
+			return fmt.Errorf("%w: path %q", ErrSkipped, f.src.Path)
 		case off > f.pos:
 			c.hole(off - f.pos)
 			c.moveTo(f, off)
@@ -165,11 +170,6 @@ func (c *Capture) cutFed(f *file, data []byte, by Fed) error {
 	}
 	s.Done = false
 	p := c.pathOf(0, s.Path)
-	if p.skip {
-		c.skip(p, uint64(len(data)))
-		c.moveTo(f, f.pos+int64(len(data)))
-		return nil
-	}
 	c.leaveContested()
 	c.turn(p)
 	w := f.writerOf(uint64(f.number), p)
@@ -255,7 +255,7 @@ func (c *Capture) askOf(r *request, id uint64, what string, do func() error) err
 			return ErrNoSource
 		}
 		err := do()
-		if err != nil && !errors.Is(err, ErrAhead) {
+		if err != nil && !errors.Is(err, ErrAhead) && !errors.Is(err, ErrSkipped) {
 			c.fail(err) // something of it may be in a batch
 		}
 		return err

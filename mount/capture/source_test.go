@@ -264,3 +264,29 @@ func TestFeedingAFullQueueEndsWithItsContext(t *testing.T) {
 	}
 	r.want("a", "one\n")
 }
+
+// Bytes that were fed while the rules changed, or of a file with another name by now, were
+// passed over as taken: whoever fed them removed their file.
+func TestWhatARuleDoesNotTransferIsNotTaken(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	r.must(r.feed("a", "one\nno end", 100))
+	id, _ := r.source("a")
+	r.must(r.c.SetRules(r.ctx(), []Rule{{Path: "a", Transfer: false}}))
+	for _, hole := range []bool{false, true} {
+		off := int64(10)
+		if hole {
+			off = 4096
+		}
+		if err := r.c.Feed(r.ctx(), id, off, []byte(" of it\n"), hole, Fed{}); !errors.Is(err, ErrSkipped) {
+			t.Fatalf("fed at %d: %v, want %v", off, err, ErrSkipped)
+		}
+	}
+	if _, s := r.source("a"); s.Pos != 10 || r.c.Stats().HoleBytes != 0 {
+		t.Fatalf("the position is %d, %d bytes of holes; want 10, 0", s.Pos, r.c.Stats().HoleBytes)
+	}
+	r.must(r.c.Feed(r.ctx(), id, 0, []byte("one\n"), false, Fed{})) // what is taken is taken
+	r.must(r.c.SetRules(r.ctx(), nil))
+	r.must(r.c.Feed(r.ctx(), id, 0, []byte("one\nno end of it\n"), false, Fed{}))
+	r.want("a", "one\nno end of it\n")
+}

@@ -30,6 +30,7 @@ type memory struct {
 	after   func()            // called once, by Feed when it is done
 	refuse  error             // returned once, by ChangeSource, which changes nothing
 	unfed   error             // returned by Feed, which takes nothing
+	skip    string            // a path that its rules do not transfer
 }
 
 var _ Capture = (*memory)(nil)
@@ -81,6 +82,9 @@ func (m *memory) Feed(_ context.Context, id uint64, off int64, data []byte, hole
 		return m.unfed
 	}
 	s, ok := m.sources[id]
+	if ok && s.Path == m.skip {
+		return fmt.Errorf("feed: %w", capture.ErrSkipped)
+	}
 	if !ok || off < s.Pos || off > s.Pos && !hole {
 		return fmt.Errorf("fed source %d at %d, which is at %d", id, off, s.Pos)
 	}
@@ -626,4 +630,48 @@ func TestBytesThatAPowerLossTookAreNotWaitedFor(t *testing.T) {
 	r.write("a.log", "four\n").Close()
 	r.must(r.t.TakeAll(r.Context()))
 	r.want("a.log", "one\ntwo\nfour\n")
+}
+
+// While rules change, and where a file was renamed, the Taker and the capture judge a file by
+// different rules or paths: bytes that the capture did not transfer counted as taken, and the
+// file was removed.
+func TestAFileThatTheCaptureDoesNotTransferIsLeft(t *testing.T) {
+	r := newRig(t, Options{})
+	first := r.write("a.log", "one\n")
+	r.must(r.t.TakeAll(r.Context()))
+	_, err := first.WriteString("two\n")
+	r.must(err)
+	r.must(first.Close())
+	r.write("b.log", "b\n").Close()
+	r.must(os.Rename(filepath.Join(r.dir, "a.log"), filepath.Join(r.dir, "a.log.1")))
+	r.m.set(func() { r.m.skip = "a.log" })
+	r.run()
+	r.until("another file is taken", func() bool { return !r.there("b.log") && r.m.files() == 1 })
+	if got, err := os.ReadFile(filepath.Join(r.dir, "a.log.1")); err != nil || string(got) != "one\ntwo\n" {
+		t.Errorf("it has %q (%v), want it as it was", got, err)
+	}
+	r.m.set(func() { r.m.skip = "" })
+	r.write("a.log.1", "three\n").Close()
+	r.until("it is taken when the rules say so", func() bool { return r.m.got("a.log") == "one\ntwo\nthree\n" && !r.there("a.log.1") })
+}
+
+// Nor does it keep the Taker from going on that a file is removed already.
+func TestWhatALateOpenerWritesMayNotBeTransferred(t *testing.T) {
+	r := newRig(t, Options{})
+	r.write("a.log", "one\n").Close()
+	r.must(r.t.TakeAll(r.Context()))
+	r.t.Serving()
+	r.must(r.t.pass(r.Context()))
+	late, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", r.t.removed[0].file.Fd()), os.O_WRONLY|os.O_APPEND, 0)
+	r.must(err)
+	_, err = late.WriteString("late\n")
+	r.must(err)
+	r.m.set(func() { r.m.skip = "a.log" })
+	r.t.removed[0].since = time.Time{}
+	r.must(r.t.letGo(r.Context()))
+	r.must(late.Close())
+	r.must(r.t.letGo(r.Context()))
+	if r.m.files() != 0 || len(r.t.removed) != 0 {
+		t.Errorf("%d files are known, %d removed ones watched", r.m.files(), len(r.t.removed))
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/mount/capture"
 )
 
 // removed is a file without a name that is watched for a while: who had begun to open it
@@ -121,11 +123,14 @@ func (t *Taker) letGoOne(ctx context.Context, r *removed) (bool, error) {
 	busy, err := written(r.file)
 	if busy || err != nil {
 		_, _, takeErr := t.take(ctx, r.file, r.k.at)
+		if errors.Is(takeErr, capture.ErrSkipped) {
+			takeErr = nil
+		}
 		return false, takeErr
 	}
 	defer release(r.file)
 	_, more, err := t.take(ctx, r.file, r.k.at)
-	if err != nil || more {
+	if err != nil && !errors.Is(err, capture.ErrSkipped) || more {
 		return false, err
 	}
 	if err := t.forget(ctx, r.k); err != nil {

@@ -200,7 +200,8 @@ func Anonymous(name string) bool { return strings.HasPrefix(name, anonymous) }
 // AnonymousName is the name of a stream that only its sender can go on with.
 func AnonymousName(random string) string { return anonymous + random }
 
-// Data hands bytes over. It waits for room in the queue.
+// Data hands bytes over. It waits for room in the queue. Rules may have come into force that
+// do not transfer the path: that is ErrPath, as for Begin.
 func (l *Local) Data(ctx context.Context, id uint64, off int64, data []byte, by capture.Fed) error {
 	chunk := l.Chunk
 	if chunk <= 0 {
@@ -221,6 +222,9 @@ func (l *Local) feed(ctx context.Context, id uint64, off int64, data []byte, by 
 		err := error(queue.ErrFull)
 		if l.Room() {
 			err = l.Capture.Feed(ctx, id, off, data, false, by)
+		}
+		if errors.Is(err, capture.ErrSkipped) {
+			return fmt.Errorf("%w: %w", ErrPath, err)
 		}
 		if !errors.Is(err, queue.ErrFull) {
 			return err

@@ -55,3 +55,16 @@ func TestAQueueThatRefusesHasNoRoom(t *testing.T) {
 	r.m.set(func() { r.m.unfed = nil })
 	r.until("it is taken and removed", func() bool { return r.m.got("a.log") == "one\n" && !r.there("a.log") })
 }
+
+// Rules that came into force while a file was sent made its bytes count as sent.
+func TestSendIsToldThatThePathIsNotTransferredAnyMore(t *testing.T) {
+	l, m := local()
+	b, err := l.Begin(t.Context(), Request{Path: "a.log"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.skip = "a.log"
+	if err := l.Data(t.Context(), b.ID, 0, []byte("one\n"), capture.Fed{}); !errors.Is(err, ErrPath) {
+		t.Errorf("got %v, want %v", err, ErrPath)
+	}
+}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ftfuse/mount/capture"
 	"ftfuse/mount/spool"
 )
 
@@ -110,6 +111,10 @@ func (t *Taker) file(ctx context.Context, dir *os.File, name, at string) (whole 
 	k, more, err := t.take(ctx, f, at)
 	if broken := (*fileError)(nil); errors.As(err, &broken) {
 		return t.skipped(at, err), nil
+	}
+	if errors.Is(err, capture.ErrSkipped) { // as one that does not match
+		t.once("rules "+at, "a file below the mount point is left: the rules that are in force do not transfer what was written by its first path", "path", at, "first", k.s.Path)
+		return true, nil
 	}
 	if more {
 		t.watch.mark(at)
