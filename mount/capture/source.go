@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 
 	"ftfuse/internal/failpoint"
@@ -86,18 +87,20 @@ func (c *Capture) Sources(fn func(id uint64, s Source)) error {
 	})
 }
 
-// AddSource makes a source and returns its id once that is on disk. An id is used again only
-// when nothing of its former source is left.
+// AddSource makes a source and returns its id once that is on disk. Its 63 bits are random: no
+// id is used again, so that who feeds a source that was forgotten does not reach another one.
 func (c *Capture) AddSource(ctx context.Context, s Source) (id uint64, err error) {
 	if len(s.Path) > maxSourceText || len(s.Name) > maxSourceText || len(s.Begin) > MaxBegin {
 		return 0, fmt.Errorf("capture: source %.40q: path of %d bytes, name of %d, the limit is %d", s.Path, len(s.Path), len(s.Name), maxSourceText)
 	}
-	return id, c.askSource(ctx, 0, "add a source", func() error {
-		for id = 1; c.files[sourceBit|spool.Number(id)] != nil; id++ {
+	err = c.askSource(ctx, 0, "add a source", func() error {
+		for id == 0 || c.sourceOf(id) != nil {
+			id = uint64(rand.Int64())
 		}
 		c.setSource(c.fileOf(sourceBit|spool.Number(id)), s)
 		return nil
 	})
+	return id, err
 }
 
 // setSource makes f the source s.

@@ -135,8 +135,9 @@ func TestAForgottenSourceLeavesNothing(t *testing.T) {
 			t.Errorf("%d values in the queue, want %d as before: %v", len(r.q.disk), before, r.q.disk)
 		}
 	})
-	if again, _ := r.source("b"); again != id {
-		t.Errorf("the next source is %d, want %d again", again, id)
+	r.source("b")
+	if err := r.c.Feed(r.ctx(), id, 0, []byte("of a\n"), false, Fed{}); !errors.Is(err, ErrNoSource) {
+		t.Errorf("the forgotten source is fed: %v, want %v, since its id is no other's", err, ErrNoSource)
 	}
 	r.restart()
 	r.must(r.feed("b", "of b\n", 10))

@@ -24,6 +24,7 @@ import (
 type memory struct {
 	mu      sync.Mutex
 	sources map[uint64]capture.Source
+	newest  uint64            // id
 	bytes   map[string][]byte // by path, holes left out
 	ends    map[string]int    // lines that were ended
 	fed     chan struct{}     // capacity 1
@@ -54,12 +55,9 @@ func (m *memory) AddSource(_ context.Context, s capture.Source) (uint64, error) 
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	id := uint64(1)
-	for m.sources[id].Kind != 0 {
-		id++
-	}
-	m.sources[id] = s
-	return id, nil
+	m.newest++
+	m.sources[m.newest] = s
+	return m.newest, nil
 }
 
 func (m *memory) ChangeSource(_ context.Context, id uint64, change func(*capture.Source)) error {
@@ -105,10 +103,16 @@ func (m *memory) Feed(_ context.Context, id uint64, off int64, data []byte, hole
 	return nil
 }
 
-func (m *memory) EndLine(_ context.Context, id uint64, _ bool) error {
+func (m *memory) EndLine(_ context.Context, id uint64, done bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.ends[m.sources[id].Path]++
+	s, ok := m.sources[id]
+	if !ok {
+		return capture.ErrNoSource
+	}
+	m.ends[s.Path]++
+	s.Done = s.Done || done
+	m.sources[id] = s
 	return nil
 }
 

@@ -18,7 +18,7 @@ import (
 //
 //	POST /send/begin                          Request, answers Begun; JSON
 //	POST /send/data?id=N&off=N&by=P,U,G,T     at most MaxData bytes
-//	POST /send/end?id=N[&forget=1]
+//	POST /send/end?id=N
 //
 // An error is a text; 422 says that the request itself cannot be, 503 that it is to begin again.
 func Handler(t Target) http.Handler {
@@ -52,7 +52,7 @@ func Handler(t Target) http.Handler {
 	mux.HandleFunc("POST /send/end", func(w http.ResponseWriter, q *http.Request) {
 		id, err := strconv.ParseUint(q.FormValue("id"), 10, 64)
 		if err == nil {
-			err = t.End(q.Context(), id, q.FormValue("forget") != "")
+			err = t.End(q.Context(), id)
 		}
 		answer(w, struct{}{}, err)
 	})
@@ -98,12 +98,8 @@ func (r Remote) Data(ctx context.Context, id uint64, off int64, data []byte, by 
 }
 
 // End tells the mount.
-func (r Remote) End(ctx context.Context, id uint64, forget bool) error {
-	path := fmt.Sprintf("/send/end?id=%d", id)
-	if forget {
-		path += "&forget=1"
-	}
-	return r.ask(ctx, path, nil, nil)
+func (r Remote) End(ctx context.Context, id uint64) error {
+	return r.ask(ctx, fmt.Sprintf("/send/end?id=%d", id), nil, nil)
 }
 
 func (r Remote) ask(ctx context.Context, path string, body []byte, v any) error {

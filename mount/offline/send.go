@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -34,9 +35,12 @@ const (
 	MaxData = 2 << 20
 	// maxSent is how many files and streams are remembered; the oldest are forgotten.
 	maxSent = 4096
-	// staleStream is after how long without a byte a stream without a name is forgotten,
-	// whose sender must have gone.
+	// staleStream is after how long without a word from its sender, who must have gone, a
+	// stream without a name is forgotten.
 	staleStream = time.Hour
+	// endedStream is how long one that has ended is remembered: its sender may not have been
+	// answered, and ends it again.
+	endedStream = 5 * time.Minute
 )
 
 // Request says what is to be sent.
@@ -59,11 +63,12 @@ type Begun struct {
 	Head []byte // how what was sent began, of a stream
 }
 
-// Target takes what is sent. Its methods are safe for concurrent use.
+// Target takes what is sent. Its methods are safe for concurrent use. Data without bytes says
+// that whoever sends is still there.
 type Target interface {
 	Begin(ctx context.Context, r Request) (Begun, error)
 	Data(ctx context.Context, id uint64, off int64, data []byte, by capture.Fed) error
-	End(ctx context.Context, id uint64, forget bool) error
+	End(ctx context.Context, id uint64) error
 }
 
 // FileRequest is the Request of an open file, but for Again.
@@ -88,7 +93,9 @@ type Local struct {
 	Wait    func(ctx context.Context) (err error) // until it may have; an error ends the sending
 	Chunk   int                                   // bytes fed at once, at most what Room leaves; MaxData
 
-	mu sync.Mutex // one Begin at a time
+	mu      sync.Mutex // one Begin at a time
+	heardMu sync.Mutex
+	heard   map[uint64]time.Time // of a source's sender last, in this process
 }
 
 var _ Target = (*Local)(nil)
@@ -130,6 +137,7 @@ func (l *Local) Begin(ctx context.Context, r Request) (Begun, error) {
 		all[id], id = have, 0
 	}
 	if id != 0 {
+		l.hear(id)
 		return l.resume(ctx, id, have, r)
 	}
 	if err := l.prune(ctx, all); err != nil {
@@ -142,6 +150,7 @@ func (l *Local) Begin(ctx context.Context, r Request) (Begun, error) {
 	if id, err = l.Capture.AddSource(ctx, s); err != nil {
 		return Begun{}, err
 	}
+	l.hear(id)
 	return Begun{ID: id}, nil
 }
 
@@ -174,21 +183,52 @@ func (l *Local) resume(ctx context.Context, id uint64, s capture.Source, r Reque
 // prune forgets the oldest of what was sent where there is too much of it, and streams that
 // nobody can go on with.
 func (l *Local) prune(ctx context.Context, all map[uint64]capture.Source) error {
-	var ids []uint64
-	for id, s := range all {
-		if Anonymous(s.Name) && time.Since(time.Unix(0, s.Seen)) > staleStream {
-			if err := l.Capture.DropSource(ctx, id); err != nil {
-				return err
-			}
-			continue
+	last := l.lastOf(all)
+	ids := slices.Collect(maps.Keys(all))
+	ids = slices.DeleteFunc(ids, func(id uint64) bool {
+		s := all[id]
+		silent := time.Since(last[id])
+		return Anonymous(s.Name) && (silent > staleStream || s.Done && silent > endedStream)
+	})
+	if len(ids) >= maxSent {
+		oldest := slices.MinFunc(ids, func(a, b uint64) int { return last[a].Compare(last[b]) })
+		ids = slices.DeleteFunc(ids, func(id uint64) bool { return id == oldest })
+	}
+	for _, id := range ids {
+		delete(all, id)
+	}
+	for id := range all {
+		if err := l.Capture.DropSource(ctx, id); err != nil && !errors.Is(err, capture.ErrNoSource) {
+			return err
 		}
-		ids = append(ids, id)
 	}
-	if len(ids) < maxSent {
-		return nil
+	return nil
+}
+
+// hear notes that the sender of a source is there.
+func (l *Local) hear(id uint64) {
+	l.heardMu.Lock()
+	defer l.heardMu.Unlock()
+	if l.heard == nil {
+		l.heard = map[uint64]time.Time{}
 	}
-	oldest := slices.MinFunc(ids, func(a, b uint64) int { return int(min(max(all[a].Seen-all[b].Seen, -1), 1)) })
-	return l.Capture.DropSource(ctx, oldest)
+	l.heard[id] = time.Now()
+}
+
+// lastOf returns when each source's sender was there last, as far as is known, and forgets the
+// senders of others, which are no more.
+func (l *Local) lastOf(all map[uint64]capture.Source) map[uint64]time.Time {
+	l.heardMu.Lock()
+	defer l.heardMu.Unlock()
+	maps.DeleteFunc(l.heard, func(id uint64, _ time.Time) bool { return all[id].Kind == 0 })
+	last := map[uint64]time.Time{}
+	for id, s := range all {
+		last[id] = time.Unix(0, s.Seen)
+		if t := l.heard[id]; t.After(last[id]) {
+			last[id] = t
+		}
+	}
+	return last
 }
 
 // anonymous begins the name of a stream that has none.
@@ -203,6 +243,10 @@ func AnonymousName(random string) string { return anonymous + random }
 // Data hands bytes over. It waits for room in the queue. Rules may have come into force that
 // do not transfer the path: that is ErrPath, as for Begin.
 func (l *Local) Data(ctx context.Context, id uint64, off int64, data []byte, by capture.Fed) error {
+	l.hear(id)
+	if len(data) == 0 {
+		return nil
+	}
 	chunk := l.Chunk
 	if chunk <= 0 {
 		chunk = MaxData
@@ -235,10 +279,9 @@ func (l *Local) feed(ctx context.Context, id uint64, off int64, data []byte, by 
 	}
 }
 
-// End says that nothing follows: an unfinished line ends. It waits for no room.
-func (l *Local) End(ctx context.Context, id uint64, forget bool) error {
-	if forget {
-		return l.Capture.DropSource(ctx, id)
-	}
+// End says that nothing follows: an unfinished line ends. It waits for no room. What was sent
+// is remembered: whoever is not answered begins again, and finds that all of it is there.
+func (l *Local) End(ctx context.Context, id uint64) error {
+	l.hear(id)
 	return l.Capture.EndLine(ctx, id, true)
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"ftfuse/mount/capture"
 	"ftfuse/queue"
@@ -66,5 +68,122 @@ func TestSendIsToldThatThePathIsNotTransferredAnyMore(t *testing.T) {
 	m.skip = "a.log"
 	if err := l.Data(t.Context(), b.ID, 0, []byte("one\n"), capture.Fed{}); !errors.Is(err, ErrPath) {
 		t.Errorf("got %v, want %v", err, ErrPath)
+	}
+}
+
+// begin begins a stream and fails the test where it cannot.
+func begin(t *testing.T, l *Local, name string) Begun {
+	t.Helper()
+	b, err := l.Begin(t.Context(), Request{Path: "a.log", Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (m *memory) knows(id uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sources[id].Kind != 0
+}
+
+// A stream that gave no byte for an hour was forgotten while its sender was there, and what
+// it gave then went to another one's source, or nowhere. (The sources of memory were never
+// seen, as after any time.)
+func TestAStreamWhoseSenderIsThereIsNotForgotten(t *testing.T) {
+	l, m := local()
+	quiet := begin(t, l, AnonymousName("quiet"))
+	gone := begin(t, l, AnonymousName("gone"))
+	begin(t, l, AnonymousName("another"))
+	if !m.knows(quiet.ID) || !m.knows(gone.ID) {
+		t.Fatal("a stream of this process was forgotten")
+	}
+	restarted := &Local{Capture: m, Matches: l.Matches, Room: l.Room, Wait: l.Wait}
+	if err := restarted.Data(t.Context(), quiet.ID, 0, nil, capture.Fed{}); err != nil { // it says that it is there
+		t.Fatal(err)
+	}
+	begin(t, restarted, AnonymousName("a third"))
+	if !m.knows(quiet.ID) || m.knows(gone.ID) {
+		t.Errorf("known: %v of who is there, %v of who is gone", m.knows(quiet.ID), m.knows(gone.ID))
+	}
+}
+
+// reminded is a Target that tells of each Data without bytes.
+type reminded struct {
+	Target
+	ch chan struct{} // capacity 1
+}
+
+func (r *reminded) Data(ctx context.Context, id uint64, off int64, data []byte, by capture.Fed) error {
+	if len(data) == 0 {
+		select {
+		case r.ch <- struct{}{}:
+		default:
+		}
+	}
+	return r.Target.Data(ctx, id, off, data, by)
+}
+
+func sendTo(t Target) *Sender {
+	return &Sender{Patience: time.Minute, Find: func(context.Context) (Target, func() error, error) {
+		return t, func() error { return nil }, nil
+	}}
+}
+
+func TestAQuietStreamSaysThatItsSenderIsThere(t *testing.T) {
+	l, m := local()
+	target := &reminded{l, make(chan struct{}, 1)}
+	s := sendTo(target)
+	s.remind = time.Millisecond
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Stream(t.Context(), r, "a.log", "")
+		done <- err
+	}()
+	for _, line := range []string{"one\n", "two\n"} {
+		for range 2 {
+			<-target.ch
+		}
+		if _, err := io.WriteString(w, line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Close()
+	if err := <-done; err != nil || m.got("a.log") != "one\ntwo\n" {
+		t.Errorf("got %q: %v", m.got("a.log"), err)
+	}
+}
+
+// deaf is a Target whose first answer to End is lost.
+type deaf struct {
+	Target
+	ends int
+}
+
+func (d *deaf) End(ctx context.Context, id uint64) error {
+	err := d.Target.End(ctx, id)
+	if d.ends++; d.ends == 1 {
+		return errors.Join(err, errors.New("the mount went away"))
+	}
+	return err
+}
+
+// A stream whose end was not answered was said to be another one, though all of it was in the
+// queue: the end had made it forgotten.
+func TestALostAnswerToTheEndOfAStream(t *testing.T) {
+	l, m := local()
+	d := &deaf{Target: l}
+	sent, err := sendTo(d).Stream(t.Context(), strings.NewReader("one\ntwo"), "a.log", "")
+	if err != nil || sent != 7 || m.got("a.log") != "one\ntwo" || d.ends != 2 {
+		t.Errorf("%d bytes sent, %q taken, %d ends: %v", sent, m.got("a.log"), d.ends, err)
+	}
+	if len(m.sources) != 1 {
+		t.Errorf("%d sources, want the one that ended", len(m.sources))
+	}
+	restarted := &Local{Capture: m, Matches: l.Matches, Room: l.Room, Wait: l.Wait} // never seen: long ago
+	b := begin(t, restarted, AnonymousName("next"))
+	if len(m.sources) != 1 || !m.knows(b.ID) {
+		t.Errorf("%d sources, want the stream that ended forgotten", len(m.sources))
 	}
 }

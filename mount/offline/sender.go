@@ -22,7 +22,8 @@ type Sender struct {
 
 	target Target
 	leave  func() error
-	since  time.Time // when the target was lost; zero: it is there
+	since  time.Time     // when the target was lost; zero: it is there
+	remind time.Duration // remindEvery; tests set it
 }
 
 // retryEvery is how often a target that is away is looked for.
@@ -107,7 +108,7 @@ func (s *Sender) File(ctx context.Context, f *os.File, as string, again bool) (s
 		for pos := b.Pos; ; {
 			n, err := f.ReadAt(buf, pos)
 			if n == 0 && err == io.EOF {
-				return t.End(ctx, b.ID, false)
+				return t.End(ctx, b.ID)
 			}
 			if n == 0 {
 				return fmt.Errorf("%w: %w", errLocal, err)
@@ -126,17 +127,20 @@ func (s *Sender) File(ctx context.Context, f *os.File, as string, again bool) (s
 // sent again from its beginning: what is in the queue is passed over. It returns how many
 // bytes were sent now.
 func (s *Sender) Stream(ctx context.Context, r io.Reader, as, name string) (sent int64, err error) {
-	once := name == ""
-	if once {
+	if name == "" {
 		name = AnonymousName(rand.Text())
 	}
-	in := &stream{ch: make(chan []byte, 8)}
+	in := &stream{ch: make(chan []byte, 8), every: s.remind}
+	if in.every <= 0 {
+		in.every = remindEvery
+	}
 	go in.read(ctx, r)
 	return sent, s.do(ctx, func(t Target) error {
 		b, err := t.Begin(ctx, Request{Path: as, Name: name})
 		if err != nil {
 			return err
 		}
+		in.idle = func() { remind(ctx, t, b.ID, in.at) }
 		if err := in.skip(ctx, b); err != nil {
 			return err
 		}
@@ -144,7 +148,7 @@ func (s *Sender) Stream(ctx context.Context, r io.Reader, as, name string) (sent
 			s.at(in.at, -1)
 			data, err := in.more(ctx)
 			if err == io.EOF {
-				return t.End(ctx, b.ID, once)
+				return t.End(ctx, b.ID)
 			}
 			if err != nil {
 				return err
@@ -159,12 +163,26 @@ func (s *Sender) Stream(ctx context.Context, r io.Reader, as, name string) (sent
 	})
 }
 
+// remindEvery is how often a stream that gives nothing reminds its target of its sender.
+const remindEvery = staleStream / 6
+
+// remind tells t that the sender of a stream is there. A target that does not hear it, or is
+// another one by now, is no concern until there are bytes for it.
+func remind(ctx context.Context, t Target, id uint64, at int64) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_ = t.Data(ctx, id, at, nil, capture.Fed{})
+}
+
 // stream is what was read and is not known to be in the queue.
 type stream struct {
 	ch   chan []byte // closed at the end
 	err  error       // of the reading; good once ch is closed
 	at   int64       // of have[0]
 	have []byte
+
+	idle  func() // called every so often while there is nothing to read
+	every time.Duration
 }
 
 // read reads ahead until the end.
@@ -214,6 +232,8 @@ func (in *stream) more(ctx context.Context) ([]byte, error) {
 				return nil, io.EOF
 			}
 			in.have = append(in.have, b...)
+		case <-time.After(in.every):
+			in.idle()
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
