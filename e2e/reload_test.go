@@ -333,7 +333,7 @@ func TestANextWorkerGoesOnWithWhatWasReloaded(t *testing.T) {
 // TestAKilledReloadLosesAndDoublesNothing: the mount's worker and a relay are killed at each
 // step of a change of groups, and the next one goes on.
 func TestAKilledReloadLosesAndDoublesNothing(t *testing.T) {
-	for _, point := range []string{"forward/paused", "forward/cursors", "forward/replaced"} {
+	for _, point := range []string{"forward/added", "forward/paused", "forward/cursors", "forward/replaced"} {
 		t.Run(filepath.Base(point), func(t *testing.T) {
 			s := newSite(t)
 			g1, g2 := s.agg("g1"), s.agg("g2")

@@ -52,15 +52,46 @@ func (r *role) reloadConsumers(ctx context.Context, now, next *config.Config) er
 	c := forward.Consumers{Queue: r.queue, Copies: copies, Was: cursors(now.Mount), Now: cursors(next.Mount), Wants: r.wants}
 	r.useGroups(origin, slices.Concat(now.Mount.Forwards, next.Mount.Forwards))
 	if err := r.begin(ctx, &c, next); err != nil {
-		err = errors.Join(err, r.setRules(ctx, now), r.sink.Reconfigure(mountOutputs(now.Mount)))
+		err = errors.Join(err, r.sink.Reconfigure(mountOutputs(now.Mount)))
 		r.useGroups(origin, now.Mount.Forwards)
 		return errors.Join(err, c.Undo())
+	}
+	err := r.goOver(ctx, &c, now, next)
+	if err != nil && ctx.Err() == nil {
+		r.failed(fmt.Errorf("take over a configuration of which a part is in force: %w; the next start has all of it", err))
+	}
+	return err
+}
+
+// begin is what may be refused. The rules are its last step: nothing is captured for who is new
+// before all of it is sure, since what was could go nowhere.
+func (r *role) begin(ctx context.Context, c *forward.Consumers, next *config.Config) error {
+	if err := r.plugins.Check(service.RulePlugins(next.Mount.Rules, pluginMember)); err != nil {
+		return err
+	}
+	if err := c.Begin(); err != nil {
+		return err
+	}
+	if err := r.sink.Reconfigure(bothOutputs(r.now.Load().Mount, next.Mount)); err != nil {
+		return err
+	}
+	return r.setRules(ctx, next)
+}
+
+// goOver is what follows when the rules of next are in force, and is not taken back: an error
+// ends the role, and a start handles each step of it.
+func (r *role) goOver(ctx context.Context, c *forward.Consumers, now, next *config.Config) error {
+	if err := r.queue.Flush(ctx); err != nil { // what was captured before is there for who goes
+		return err
+	}
+	if err := r.plugins.Reconfigure(service.RulePlugins(next.Mount.Rules, pluginMember)); err != nil {
+		return err
 	}
 	if err := r.endOutputs(ctx, now, next); err != nil {
 		return err
 	}
 	end := func() error {
-		r.useGroups(origin, next.Mount.Forwards)
+		r.useGroups(batch.Origin(r.queue.Node()), next.Mount.Forwards)
 		return c.End()
 	}
 	if service.SameForward(now, next, config.RoleMount) {
@@ -71,22 +102,8 @@ func (r *role) reloadConsumers(ctx context.Context, now, next *config.Config) er
 	return r.fwd.Change(short, r.forwardOptions(next), end)
 }
 
-// begin is what may be refused.
-func (r *role) begin(ctx context.Context, c *forward.Consumers, next *config.Config) error {
-	if err := c.Begin(); err != nil {
-		return err
-	}
-	if err := r.sink.Reconfigure(bothOutputs(r.now.Load().Mount, next.Mount)); err != nil {
-		return err
-	}
-	if err := r.setRules(ctx, next); err != nil {
-		return err
-	}
-	return r.plugins.Reconfigure(service.RulePlugins(next.Mount.Rules, pluginMember))
-}
-
-// setRules has everything captured from now on go by the rules of c, and what was before be
-// in the queue.
+// setRules has everything captured from now on go by the rules of c. On an error it goes by
+// those of before.
 func (r *role) setRules(ctx context.Context, c *config.Config) error {
 	byRule, err := r.routes.number(c.Mount.Rules)
 	if err != nil {
@@ -95,10 +112,7 @@ func (r *role) setRules(ctx context.Context, c *config.Config) error {
 	if err := r.routes.store(ctx, r.queue); err != nil {
 		return err
 	}
-	if err := r.cap.SetRules(ctx, withRoutes(captureRules(c.Mount.Rules), byRule)); err != nil {
-		return err
-	}
-	return r.queue.Flush(ctx)
+	return r.cap.SetRules(ctx, withRoutes(captureRules(c.Mount.Rules), byRule))
 }
 
 func (r *role) setLimits(q config.Queue) error {

@@ -29,6 +29,8 @@ type Cursor struct {
 	epoch uint64 // counts Rewinds
 	base  uint64 // what was submitted when it was added
 	gone  bool   // the queue has it no more
+
+	unbegun bool // nor had it a consumer: see CursorSet
 }
 
 type givenItem struct {

@@ -41,6 +41,9 @@ type CursorSet struct {
 	// Again names cursors that were added before, and whose consumers have not begun yet:
 	// they begin anew, without what all others passed meanwhile.
 	Again []string
+	// Unbegun tells that the consumers of the cursors that go never began: another one that
+	// wanted a batch and passed it had it for them too, and nothing of that is lost.
+	Unbegun bool
 }
 
 // SetCursors changes who consumes a running queue. The consumers of cursors that go have
@@ -78,7 +81,7 @@ func (q *Queue) SetCursors(set CursorSet) error {
 	q.cursors = all
 	var going []*Cursor // those that went before may still be in retired, and are settled
 	for _, c := range were {
-		c.gone = true
+		c.gone, c.unbegun = true, set.Unbegun
 		going = append(going, c)
 		c.signal()
 	}

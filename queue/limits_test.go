@@ -297,3 +297,49 @@ func TestChangedLimitsHoldForWhoWaits(t *testing.T) {
 		})
 	}
 }
+
+// TestAnUndoneCursorLosesNothing: one that was added, never had a consumer and goes again was
+// owed nothing that another cursor wanted and has passed. It was counted as lost.
+func TestAnUndoneCursorLosesNothing(t *testing.T) {
+	dir := t.TempDir()
+	twoCursors(t, dir) // a needs 3, 4, 5, b needs 1, 3, 5
+	wants := func(name string, lane batch.Lane) bool { return lane != testLane(2) || name == "x" }
+	var told []Loss
+	q := mustOpen(t, dir, Options{Cursors: []string{"a", "b"}, Wants: wants, OnLoss: func(l Loss) { told = append(told, l) }})
+	if err := q.SetCursors(CursorSet{Cursors: []string{"a", "b", "x"}, Wants: wants}); err != nil {
+		t.Fatal(err)
+	}
+	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, 6, 100), testEntry(2, 7, 100)}}) // the second for x alone
+	mustFlush(t, q)
+	ackSome(t, q, "a", 3, 4, 6)
+	ackSome(t, q, "b", 1, 3, 6)
+	undo := CursorSet{Cursors: []string{"a", "b"}, Wants: wants, Unbegun: true}
+	for range 2 {
+		if err := q.SetCursors(undo); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantLeft(t, q, []uint64{5}, []uint64{5})
+	if got := lostText(q, 1); len(got) != 0 {
+		t.Errorf("named as lost: %v", got)
+	}
+	if got := lostText(q, 2); !slices.Equal(got, []string{"no_cursor 7"}) {
+		t.Errorf("of what was for x alone %v is named as lost", got)
+	}
+	if s := q.Stats(); s.Losses[LostNoCursor].Batches != 1 || s.Live.Batches != 1 {
+		t.Errorf("stats %+v", s)
+	}
+	mustClose(t, q)
+	if len(told) != 1 || told[0].ID.N != 7 {
+		t.Errorf("told of %+v", told)
+	}
+	q = mustOpen(t, dir, Options{Cursors: []string{"a", "b"}, Wants: wants})
+	wantLeft(t, q, []uint64{5}, []uint64{5})
+	ackSome(t, q, "a", 5)
+	ackSome(t, q, "b", 5)
+	mustFlush(t, q)
+	if s := q.Stats(); s.Live != (Tally{}) || s.Losses[LostNoCursor].Batches != 1 {
+		t.Errorf("after a restart: stats %+v", s)
+	}
+	mustClose(t, q)
+}

@@ -3,6 +3,7 @@ package queue
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"ftfuse/internal/batch"
 )
@@ -54,8 +55,9 @@ func (q *Queue) settleCursors(going []*Cursor) error {
 		}
 	}
 	for _, c := range going {
-		q.ackLater()
-		q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", c.name))
+		if q.ackLater(); !c.unbegun {
+			q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", c.name))
+		}
 	}
 	if lost.Batches > 0 {
 		q.log.Error("batches that only cursors needed which are no longer configured are dropped", slog.String("reason", LostNoCursor),
@@ -66,9 +68,13 @@ func (q *Queue) settleCursors(going []*Cursor) error {
 
 // settleOld is settleCursors for one entry; it returns what was lost.
 func (q *Queue) settleOld(seg *segment, seq uint64, going []*Cursor) (lost tally, err error) {
-	gone, copies := false, true
+	gone, copies, had := false, true, false
 	for _, c := range going {
-		if !c.acked.Contains(seq) {
+		switch {
+		case c.acked.Contains(seq):
+		case q.hadFor(c, seg, seq):
+			had = true
+		default:
 			gone, copies = true, copies && q.copyOnly(c)
 		}
 	}
@@ -97,8 +103,27 @@ func (q *Queue) settleOld(seg *segment, seq uint64, going []*Cursor) (lost tally
 		return q.loseUnneeded(seg, seq, gone && copies)
 	case took.Batches > 0:
 		q.pass(seg, seq, took)
+	case had:
+		t, err := q.tallyOf(seg, seq)
+		if isDamage(err) {
+			return q.loseUnneeded(seg, seq, true)
+		} else if err != nil {
+			return lost, fmt.Errorf("read the head of entry %d: %w", seq, err)
+		}
+		q.pass(seg, seq, t)
 	}
 	return lost, nil
+}
+
+// hadFor reports whether another cursor wants seq for c, which goes and never had a consumer.
+func (q *Queue) hadFor(c *Cursor, seg *segment, seq uint64) bool {
+	if !c.unbegun {
+		return false
+	}
+	id, ok := seg.ids.id(seq)
+	return q.o.Wants == nil || ok && slices.ContainsFunc(q.cursors, func(other *Cursor) bool {
+		return q.wants(other, id.Lane) && (q.copyOnly(c) || !q.copyOnly(other))
+	})
 }
 
 // loseUnneeded drops an entry that only retired cursors have not acked.

@@ -17,6 +17,7 @@ import (
 
 // Steps of a change.
 var (
+	fpAdded    = failpoint.New("forward/added")    // the queue has the new cursors, too, and nobody has begun with them
 	fpPaused   = failpoint.New("forward/paused")   // nothing is sent; the queue has the old cursors and the new ones
 	fpCursors  = failpoint.New("forward/cursors")  // it has the new ones, on disk with the next commit
 	fpReplaced = failpoint.New("forward/replaced") // the next Forwarder is about to run
@@ -208,7 +209,11 @@ type Consumers struct {
 
 // Begin adds the cursors that are new: what is committed from then on is for them too.
 func (c *Consumers) Begin() error {
-	return c.Queue.SetCursors(queue.CursorSet{Cursors: union(c.Was, c.Now), Copies: c.Copies, Wants: c.Wants})
+	err := c.Queue.SetCursors(queue.CursorSet{Cursors: union(c.Was, c.Now), Copies: c.Copies, Wants: c.Wants})
+	if err != nil {
+		return err
+	}
+	return fpAdded.Inject()
 }
 
 // End removes those that are gone. The lines of groups that are new begin; other consumers
@@ -223,7 +228,8 @@ func (c *Consumers) End() error {
 	return c.Queue.SetCursors(queue.CursorSet{Cursors: c.Now, Copies: c.Copies, Wants: c.Wants, Again: fresh})
 }
 
-// Undo takes Begin back.
+// Undo takes Begin back, before a consumer of what is new has begun: what the old ones have
+// passed meanwhile has been where it was to go, and none of it is lost.
 func (c *Consumers) Undo() error {
-	return c.Queue.SetCursors(queue.CursorSet{Cursors: c.Was, Copies: c.Copies, Wants: c.Wants})
+	return c.Queue.SetCursors(queue.CursorSet{Cursors: c.Was, Copies: c.Copies, Wants: c.Wants, Unbegun: true})
 }

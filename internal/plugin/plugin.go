@@ -269,6 +269,12 @@ func (s *Set) Reopen() {
 // whose successor waits.
 func (s *Set) Abandon() { s.once.Do(func() { close(s.abandoned) }) }
 
+// Check tells why Reconfigure would refuse plugins. It changes nothing.
+func (s *Set) Check(plugins []Plugin) error {
+	_, err := s.make(plugins)
+	return err
+}
+
 // Reconfigure makes plugins the ones that run, in place of those before. One that is the
 // same goes on undisturbed; one that changed, or is gone, gets the end of its input and is
 // waited for, or forced after ExitGrace. The queue must have the cursors of the new ones, and
