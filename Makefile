@@ -80,7 +80,7 @@ install: build
 	for name in mount.ftfuse mount.fuse.ftfuse umount.fuse.ftfuse; do ln -sfn $(BINDIR)/ftfuse $(DESTDIR)$(SBINDIR)/$$name || exit 1; done
 	for role in mount relay receive; do \
 		sed -e 's|@bindir@|$(BINDIR)|; s|@docdir@|$(DOCDIR)|; s|@sysconfdir@|$(SYSCONFDIR)|' \
-			-e '$(if $(filter yes,$(NOTIFYRELOAD)),s|@type@|Type=notify-reload|,s|@type@|Type=notify\nExecReload=/bin/kill -HUP $$MAINPID|)' \
+			-e '$(if $(filter yes,$(NOTIFYRELOAD)),s|@type@|Type=notify-reload|; /^@sighup@$$/d,s|@type@|Type=notify|; s|^@sighup@$$|ExecReload=/bin/kill -HUP $$MAINPID|)' \
 			dist/ftfuse-$$role.service.in >$(DESTDIR)$(UNITDIR)/ftfuse-$$role.service || exit 1; \
 		install -m 0644 testdata/$$role.toml $(DESTDIR)$(DOCDIR)/examples || exit 1; \
 	done

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -75,5 +76,41 @@ func TestUnitsAreGoodAndHardened(t *testing.T) {
 	private := regexp.MustCompile(`(?m)^(Private(Tmp|Devices|Mounts|IPC)|Protect(System|Home|Proc|ControlGroups|Kernel\w+)|ProcSubset|MountFlags|(ReadWrite|ReadOnly|Inaccessible|Exec|NoExec)Paths|Bind\w*Paths|TemporaryFileSystem|Root\w+|DynamicUser)=`)
 	if found := private.FindString(string(read(t, dir+"/lib/systemd/system/ftfuse-mount.service"))); found != "" {
 		t.Errorf("the mount's unit has %s: nobody else would see the mount", found)
+	}
+}
+
+// TestAReloadOfABadFileFails: systemd tells of a reload by signal only that it has ended
+// (systemd.service(5), Type=notify-reload; sd_notify(3) knows no failure of it), so the unit has the file
+// checked by a command, whose exit status is that of `systemctl reload`.
+func TestAReloadOfABadFileFails(t *testing.T) {
+	for _, notifyReload := range []string{"yes", "no"} {
+		dir := t.TempDir()
+		makeInstall(t, "PREFIX="+dir, "SBINDIR="+dir+"/sbin", "SYSCONFDIR="+dir+"/etc", "NOTIFYRELOAD="+notifyReload)
+		file := dir + "/etc/ftfuse/ftfuse.toml"
+		for _, role := range []string{"mount", "relay", "receive"} {
+			unit := string(read(t, dir+"/lib/systemd/system/ftfuse-"+role+".service"))
+			var commands []string
+			for line := range strings.Lines(unit) {
+				if command, ok := strings.CutPrefix(line, "ExecReload="); ok {
+					commands = append(commands, strings.TrimSpace(command))
+				}
+			}
+			want := []string{dir + "/bin/ftfuse check -c " + file}
+			if notifyReload == "no" { // in their order, and none after one that failed
+				want = append(want, "/bin/kill -HUP $MAINPID")
+			}
+			if !slices.Equal(commands, want) {
+				t.Fatalf("%s reloads by %q, want %q", role, commands, want)
+			}
+			must(t, os.WriteFile(file, read(t, "../testdata/"+role+".toml"), 0o644))
+			if out, err := exec.Command("sh", "-c", commands[0]).CombinedOutput(); err != nil {
+				t.Errorf("%s: a good file: %v\n%s", role, err, out)
+			}
+			must(t, os.WriteFile(file, []byte("host = \"h\"\nnonsense = 1\n"), 0o644))
+			out, err := exec.Command("sh", "-c", commands[0]).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), file+":2: ") || !strings.Contains(string(out), "nonsense") {
+				t.Errorf("%s: a bad file: %v\n%s", role, err, out)
+			}
+		}
 	}
 }
