@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"ftfuse/internal/filter"
@@ -106,16 +105,14 @@ func TestBadRulesChangeNothing(t *testing.T) {
 }
 
 // TestRulesChangeUnderLoad: writers of many files never lose or double a byte, whatever the
-// rules are at the moment. They write until the rules have changed often enough, and the rules
-// change again when something was written.
+// rules are at the moment. Nobody is more than some lines ahead of the changes.
 func TestRulesChangeUnderLoad(t *testing.T) {
 	r := newRig(t, Options{BatchBytes: 10_000})
 	r.start()
-	const lines, changes = 1000, 40 // at least
+	const lines, perChange = 4000, 100 // at most
 	var wg sync.WaitGroup
-	var sets atomic.Int32
-	var wrote [4]int // lines
-	written := make(chan struct{}, 1)
+	var mu sync.Mutex
+	sets, changed := 0, sync.NewCond(&mu)
 	for i := range 4 {
 		h := r.writer(fmt.Sprint("f", i))
 		wg.Go(func() {
@@ -129,40 +126,44 @@ func TestRulesChangeUnderLoad(t *testing.T) {
 					t.Errorf("write %d bytes: %d, %v", len(text), n, err)
 				}
 			}
-			for n := 0; n < lines || sets.Load() < changes; n++ {
+			for n := range lines {
+				mu.Lock()
+				for sets < n/perChange {
+					changed.Wait()
+				}
+				mu.Unlock()
 				text := fmt.Sprintf("%d of %d\n", n, i)
 				if n%2 == 0 { // in two writes
 					write(text[:3])
 					text = text[3:]
 				}
 				write(text)
-				wrote[i]++
-				select {
-				case written <- struct{}{}:
-				default:
-				}
 			}
 		})
 	}
 	done := make(chan struct{})
 	go func() { wg.Wait(); close(done) }()
-	for running := true; running; sets.Add(1) {
+	for running := true; running; {
 		select {
 		case <-done:
 			running = false
-		case <-written:
+		default:
 		}
 		r.must(r.c.SetRules(r.ctx(), [][]Rule{
 			nil,
 			{{Path: "f*", Transfer: true, Filter: denyAll("^no such line$")}},
 			{{Path: "f[01]", Transfer: true, Route: 3}, {Path: "**", Transfer: true, MaxLine: 4}},
 			{{Path: "*", Transfer: true, Route: 4, Filter: denyAll("x")}},
-		}[sets.Load()%4]))
+		}[sets%4]))
+		mu.Lock()
+		sets++
+		mu.Unlock()
+		changed.Broadcast()
 	}
 	r.drain()
 	for i := range 4 {
 		name, want := fmt.Sprint("f", i), ""
-		for n := range wrote[i] {
+		for n := range lines {
 			want += fmt.Sprintf("%d of %d\n", n, i)
 		}
 		r.want(name, want)
