@@ -86,6 +86,7 @@ func ruleCounters(rules []capture.RuleStats) (all []status.Counter) {
 		add("unmatched_lines", "Lines that matched nothing of a rule with default = deny.", r.UnmatchedLines, r.UnmatchedLines)
 		add("unmatched_bytes", "Bytes of them.", r.UnmatchedBytes, r.UnmatchedLines)
 		add("replaced_lines", "Lines that a rule's replace changed.", r.ReplacedLines, r.ReplacedLines)
+		add("overgrown_lines", "Those of them that would have become too long: their matches were taken out instead.", r.OvergrownLines, r.OvergrownLines)
 	}
 	return all
 }

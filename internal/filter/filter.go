@@ -2,13 +2,11 @@
 //
 // A line is given without its end. An entry of Deny that matches it drops it; else the
 // first entry of Allow that matches keeps it and, where it has a replacement, replaces all
-// its matches; else Default decides. What is changed nowhere is not copied.
+// its matches; else Default decides. What is changed nowhere is not copied, and what is changed
+// has a length that whoever asks for it chooses.
 package filter
 
-import (
-	"bytes"
-	"regexp"
-)
+import "regexp"
 
 // Entry is one pattern: a regular expression, or bytes that are looked for as they stand
 // where that is nil.
@@ -80,28 +78,6 @@ func (f *Filter) Judge(line []byte) (v Verdict, r *Rewrite) {
 		return Keep, nil
 	}
 	return Unmatched, nil
-}
-
-// Rewrite replaces what an entry matches.
-type Rewrite struct {
-	pattern *regexp.Regexp
-	literal []byte
-	with    []byte
-}
-
-// Append appends line with every match replaced to dst.
-func (r *Rewrite) Append(dst, line []byte) []byte {
-	if r.pattern != nil {
-		return append(dst, r.pattern.ReplaceAll(line, r.with)...)
-	}
-	for {
-		i := bytes.Index(line, r.literal)
-		if i < 0 {
-			return append(dst, line...)
-		}
-		dst = append(append(dst, line[:i]...), r.with...)
-		line = line[i+len(r.literal):]
-	}
 }
 
 // Content is line without its end: a newline, and a carriage return before that.

@@ -57,7 +57,8 @@ func judge(f *Filter, line []byte) (Verdict, []byte) {
 	case r == nil:
 		return v, line
 	}
-	return v, r.Append(nil, line)
+	out, _ := r.Append(nil, line, 1<<30)
+	return v, out
 }
 
 func TestDenyComesFirstThenTheFirstAllowThenTheDefault(t *testing.T) {
@@ -260,7 +261,7 @@ func BenchmarkJudge(b *testing.B) {
 			for i := 0; b.Loop(); i++ {
 				l := lines[i%100]
 				if _, r := f.Judge(l); r != nil {
-					out = r.Append(out[:0], l)
+					out, _ = r.Append(out[:0], l, 16<<20)
 				}
 			}
 		})

@@ -67,7 +67,7 @@ func newMatcher(e Entry) matcher {
 		}
 	}
 	if e.Replace != nil {
-		m.replace = &Rewrite{pattern: e.Pattern, literal: []byte(e.Literal), with: []byte(*e.Replace)}
+		m.replace = newRewrite(e)
 	}
 	return m
 }

@@ -66,6 +66,7 @@ type Capture struct {
 	lossy      bool                     // a start: the journal lost notes, so gaps may have bytes
 	live       func(writer uint64) bool // of a start: see Recover
 	collecting bool                     // an overwrite: sealed batches are kept together
+	rewritten  int                      // bytes that a filter made of an overwrite's lines so far
 	again      bool                     // a wake-up was used elsewhere
 	dirtySince time.Time
 	swept      time.Time // when giveBack looked last,

@@ -10,8 +10,8 @@ import (
 // A rule with a filter has each line judged once: when its end comes, when its writer ends
 // it unterminated, or, where it is too long to be held, when its first piece goes out. What
 // is dropped moves the position like what is kept, in the same transaction. A line that is
-// rewritten goes into one transaction whatever its length: no position stands for a place
-// inside of it.
+// rewritten goes into one transaction: no position stands for a place inside of it. So there
+// is a limit to what it may become.
 
 // keptRun is how much of what a filter leaves is one record.
 const keptRun = 256 << 10
@@ -70,7 +70,7 @@ func (c *Capture) filterLine(r *filtered, at, next int) error {
 		return nil
 	}
 	before := len(c.kept)
-	c.kept = append(rewrite.Append(c.kept, content), line[len(content):]...)
+	c.kept = append(c.rewrite(r.w.path, rewrite, c.kept, content), line[len(content):]...)
 	if len(c.kept)-before <= keptRun {
 		return nil
 	}
@@ -135,6 +135,21 @@ func (p *path) judge(content []byte, n int) (filter.Verdict, *filter.Rewrite) {
 		p.counts.replacedLines.Add(1)
 	}
 	return v, rewrite
+}
+
+// rewrite appends what r makes of content, a line of p, to dst, as far as that is not too long,
+// and counts where it is. The lines of an overwrite are in one transaction, too, and have the
+// limit together.
+func (c *Capture) rewrite(p *path, r *filter.Rewrite, dst, content []byte) []byte {
+	most := max(p.rewritten-c.rewritten, len(content))
+	out, whole := r.Append(dst, content, most)
+	if !whole {
+		p.counts.overgrownLines.Add(1)
+	}
+	if c.collecting {
+		c.rewritten += len(out) - len(dst)
+	}
+	return out
 }
 
 // judgeEnded judges w's unfinished line, which the window's bytes a to b end. It reports
@@ -202,7 +217,7 @@ func (c *Capture) judgeLine(w *writer, line []byte) (out []byte, changed bool) {
 	case rewrite == nil:
 		return nil, false
 	}
-	c.kept = append(rewrite.Append(c.kept[:0], content), line[len(content):]...)
+	c.kept = append(c.rewrite(w.path, rewrite, c.kept[:0], content), line[len(content):]...)
 	return c.kept, true
 }
 
@@ -222,7 +237,7 @@ func (c *Capture) judgeBeginning(w *writer) (dropped bool, err error) {
 	if rewrite == nil {
 		return false, nil
 	}
-	c.kept = rewrite.Append(c.kept[:0], head)
+	c.kept = c.rewrite(w.path, rewrite, c.kept[:0], head)
 	if err := c.addPieces(w, &w.attr, record.PieceMiddle, c.kept); err != nil {
 		return false, err
 	}

@@ -83,6 +83,7 @@ type Options struct {
 	InFlight     int64         // most bytes given to the queue and not yet committed, 8 MiB; see pace
 	MaxLine      int           // for rules that name none, 1 MiB
 	MaxHold      int           // an unfinished line longer than this goes out in pieces as it comes, 16 MiB
+	MaxRewritten int           // what a filter's replacements may make of a line, 16 MiB or twice its MaxLine; more, and matches are taken out instead
 	MaxPending   int64         // all unfinished lines together, 64 MiB, or twice the longest Rule.MaxLine
 	LazyCommit   time.Duration // a commit without batches may wait so long, 10 ms
 	FullRetry    time.Duration // between attempts while the queue says ErrFull, 20 ms
@@ -109,6 +110,7 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.InFlight, 8<<20)
 	setDefault(&o.MaxLine, DefaultMaxLine)
 	setDefault(&o.MaxHold, 16<<20)
+	setDefault(&o.MaxRewritten, 16<<20)
 	setDefault(&o.MaxPending, 64<<20)
 	setDefault(&o.LazyCommit, 10*time.Millisecond)
 	setDefault(&o.FullRetry, 20*time.Millisecond)

@@ -82,8 +82,8 @@ func (c *Capture) overwrite(ctx context.Context, n spool.Number, e *spool.Entry,
 	}
 	u.old.pend = append([]byte(nil), w.pend...)
 	u.old.chunks = append([]int64(nil), w.chunks...)
-	c.collecting = true
-	defer func() { c.collecting = false }()
+	c.collecting, c.rewritten = true, 0
+	defer func() { c.collecting, c.rewritten = false, 0 }()
 	err := c.cutOverwrite(w, &it, data)
 	f.pos = max(u.file.pos, newEnd)
 	f.known = max(f.known, f.pos)

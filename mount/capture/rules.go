@@ -58,18 +58,19 @@ func Match(rules []Rule, name string) int {
 
 // path is a path that a handle was opened with, and what the rules say about it.
 type path struct {
-	id      uint32 // in Capture.pathList
-	name    string
-	counts  *ruleCounts // of the rule that matches, nil for none
-	route   uint32
-	lane    *lane // nil: not asked for yet, see laneOf
-	skip    bool
-	binary  bool
-	maxLine int            // of a line that is held until its end comes, at least 1
-	piece   int            // of a record; maxLine at most
-	most    int64          // of a binary record; 0: any
-	filter  *filter.Filter // nil: nobody looks at its lines
-	ask     procs.Ask      // what its records tell of processes
+	id        uint32 // in Capture.pathList
+	name      string
+	counts    *ruleCounts // of the rule that matches, nil for none
+	route     uint32
+	lane      *lane // nil: not asked for yet, see laneOf
+	skip      bool
+	binary    bool
+	maxLine   int            // of a line that is held until its end comes, at least 1
+	piece     int            // of a record; maxLine at most
+	most      int64          // of a binary record; 0: any
+	filter    *filter.Filter // nil: nobody looks at its lines
+	rewritten int            // what a line may become by it
+	ask       procs.Ask      // what its records tell of processes
 
 	files int     // that have it as their newest
 	users []*file // those, and some that had it
@@ -126,6 +127,7 @@ func (c *Capture) applyRule(p *path) {
 		p.maxLine = r.MaxLine
 	}
 	p.piece = min(p.maxLine, maxPiece)
+	p.rewritten = max(c.o.MaxRewritten, 2*p.maxLine)
 }
 
 // ruleSet is what is in force. It is replaced as a whole.

@@ -31,6 +31,7 @@ type RuleStats struct {
 	DeniedLines, DeniedBytes       uint64 // by its filter
 	UnmatchedLines, UnmatchedBytes uint64 // that its filter drops by default
 	ReplacedLines                  uint64 // that its filter rewrote
+	OvergrownLines                 uint64 // those of them that would have become too long: what matched was taken out
 }
 
 // counters are written by Run's goroutine and read by any.
@@ -46,7 +47,7 @@ type counters struct {
 type ruleCounts struct {
 	skippedWrites, skippedBytes                              atomic.Uint64
 	deniedLines, deniedBytes, unmatchedLines, unmatchedBytes atomic.Uint64
-	replacedLines                                            atomic.Uint64
+	replacedLines, overgrownLines                            atomic.Uint64
 }
 
 func (n *ruleCounts) stats(path string) RuleStats {
@@ -54,7 +55,7 @@ func (n *ruleCounts) stats(path string) RuleStats {
 		Path: path, SkippedWrites: n.skippedWrites.Load(), SkippedBytes: n.skippedBytes.Load(),
 		DeniedLines: n.deniedLines.Load(), DeniedBytes: n.deniedBytes.Load(),
 		UnmatchedLines: n.unmatchedLines.Load(), UnmatchedBytes: n.unmatchedBytes.Load(),
-		ReplacedLines: n.replacedLines.Load(),
+		ReplacedLines: n.replacedLines.Load(), OvergrownLines: n.overgrownLines.Load(),
 	}
 }
 
@@ -67,6 +68,7 @@ func (n *ruleCounts) restore(s RuleStats) {
 	n.unmatchedLines.Store(s.UnmatchedLines)
 	n.unmatchedBytes.Store(s.UnmatchedBytes)
 	n.replacedLines.Store(s.ReplacedLines)
+	n.overgrownLines.Store(s.OvergrownLines)
 }
 
 // tally is what Run's goroutine counted since it last published.
