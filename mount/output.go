@@ -7,7 +7,6 @@ import (
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
-	"ftfuse/internal/forward"
 	"ftfuse/internal/service"
 	"ftfuse/internal/sink"
 	"ftfuse/internal/status"
@@ -31,7 +30,7 @@ func mountOutputs(m *config.Mount) []sink.Output {
 func (r *role) openOutputs(ctx context.Context) (err error) {
 	r.sink, err = sink.Open(ctx, sink.Options{
 		Queue: r.queue, Cursor: outputCursor, Outputs: mountOutputs(r.m), DeadDir: r.cfg.DeadDir(config.RoleMount), Logger: r.log,
-		Late: true, Members: r.routes.of, Former: forward.Former(r.queue),
+		Late: true, Members: r.routes.of,
 	})
 	if err != nil {
 		return fmt.Errorf("open outputs: %w", err)

@@ -269,6 +269,7 @@ type Queue struct {
 	cursors   []*Cursor       // in order of Options.Cursors
 	retired   []*Cursor       // stored, and not configured any more; until that is stored
 	replacing map[uint64]bool // entries in whose place others were submitted
+	replaced  uint64          // newest entry that took another's place
 	delivered *DeliveredSet
 	losses    losses
 	lost      lostLanes

@@ -74,6 +74,7 @@ func (q *Queue) tallyOf(seg *segment, seq uint64) (tally, error) {
 // caller holds mu.
 func (q *Queue) replace(seg *segment, it *memItem) {
 	old := it.replaces
+	q.replaced = max(q.replaced, it.seq)
 	delete(q.replacing, old.seq)
 	from := q.segmentOf(old.seq)
 	open := false
@@ -84,6 +85,11 @@ func (q *Queue) replace(seg *segment, it *memItem) {
 		}
 		if _, had := c.given[old.seq]; had {
 			c.late[old.seq] = it.seq
+		}
+		for seq, now := range c.late { // few, if any
+			if now == old.seq { // old took the place of seq itself
+				c.late[seq] = it.seq
+			}
 		}
 		c.take(from, old.seq, old.t)
 		open = true

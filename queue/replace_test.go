@@ -271,3 +271,22 @@ func checkReplaced(t *testing.T, dir string) {
 	mustClose(t, q)
 	checkBolt(t, dir)
 }
+
+// TestALateAckCountsForWhatWasReplacedTwice: the entry that it is for took the place of the one
+// in the place of the one that was given; it was given a second time.
+func TestALateAckCountsForWhatWasReplacedTwice(t *testing.T) {
+	q, _, b := replaceQueue(t, t.TempDir())
+	one := mustNext(t, b).Seq
+	two := mustNext(t, b).Seq
+	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(2, 1, 900)}, Replace: []uint64{two}})
+	mustFlush(t, q)
+	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(2, 2, 900)}, Replace: []uint64{4}})
+	mustFlush(t, q)
+	if s := q.Stats(); s.Replaced != 5 {
+		t.Errorf("the newest replacement is %d, want 5", s.Replaced)
+	}
+	wantLeft(t, q, []uint64{3, relabelled + 2}, []uint64{1, 3, relabelled + 2})
+	b.Ack(two)
+	b.Ack(one)
+	wantLeft(t, q, []uint64{3, relabelled + 2}, []uint64{3})
+}

@@ -197,6 +197,9 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 	}
 	id, again := r.newID(content{c.id, it.Batch.CRC, it.Batch.Host})
 	b, err := r.f.o.Relabel(it.Batch, id)
+	if err == nil && r.f.o.Renote != nil {
+		it.Note, err = r.f.o.Renote(it.Note, c.id)
+	}
 	if err != nil {
 		r.f.log.Error("a batch whose id is taken cannot be sealed again; it stays queued, refused", "batch", c.id.String(), "error", err)
 		return true, nil

@@ -40,6 +40,7 @@ type cursor interface {
 type done struct {
 	seq     uint64
 	id      batch.ID
+	former  []batch.ID // of a late sink: see formerOf
 	gens    []*generation
 	records uint64
 	bytes   uint64
@@ -150,7 +151,7 @@ func (a *applier) apply(ctx context.Context, item queue.Item) error {
 	if written { // given again after a Rewind
 		return nil
 	}
-	if a.over(item.Batch.ID) {
+	if a.over(&item) {
 		a.finish(item, nil)
 		return nil
 	}
@@ -254,10 +255,13 @@ func (a *applier) finish(item queue.Item, gens []*generation) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.known[item.Seq] = true
+	d := done{seq: item.Seq, id: item.Batch.ID, gens: gens, records: uint64(item.Batch.Records), bytes: item.Batch.Payload}
 	if a.late != nil {
 		a.late.written[item.Batch.ID] = struct{}{}
+		d.former = a.late.former[item.Seq]
+		delete(a.late.former, item.Seq)
 	}
-	a.waiting = append(a.waiting, done{item.Seq, item.Batch.ID, gens, uint64(item.Batch.Records), item.Batch.Payload})
+	a.waiting = append(a.waiting, d)
 	if len(a.waiting) == 1 {
 		signal(a.kick)
 	}

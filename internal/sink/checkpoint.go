@@ -101,7 +101,9 @@ func (a *applier) trim(batches []done, final func(...batch.ID)) error {
 		}
 		ids = append(ids, b.id)
 		if a.late != nil {
-			stale = append(stale, a.late.stale(b.id)...)
+			for _, key := range placeKeys(b.id, b.former) {
+				stale = append(stale, queue.KV{Key: key})
+			}
 		}
 		a.count.synced.batches.Add(1)
 		a.count.synced.records.Add(b.records)

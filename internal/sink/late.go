@@ -42,7 +42,7 @@ func placeKey(id batch.ID) string { return placePrefix + hex.EncodeToString(id.A
 // late is what a late sink keeps beside what any has. It belongs to the applier's goroutine,
 // but for what a.mu guards: written, acked, asks and stir.
 type late struct {
-	former  func(batch.ID) (batch.ID, bool)
+	former  map[uint64][]batch.ID // by seq, of those in hand that have some: see formerOf
 	written map[batch.ID]struct{} // all of it is written, by this run; those acked are forgotten by forget
 	acked   []batch.ID
 
@@ -52,11 +52,8 @@ type late struct {
 	stir   func() // interrupts the wait for a batch
 }
 
-func newLate(former func(batch.ID) (batch.ID, bool)) *late {
-	if former == nil {
-		former = func(batch.ID) (batch.ID, bool) { return batch.ID{}, false }
-	}
-	return &late{former: former, written: map[batch.ID]struct{}{}}
+func newLate() *late {
+	return &late{former: map[uint64][]batch.ID{}, written: map[batch.ID]struct{}{}}
 }
 
 // did notes a batch that is acked. a.mu is held.
@@ -69,45 +66,6 @@ func (l *late) forget() {
 		delete(l.written, id)
 	}
 	l.acked = nil
-}
-
-// stale is what to delete of a batch that is done.
-func (l *late) stale(id batch.ID) []queue.KV {
-	kv := []queue.KV{{Key: placeKey(id)}}
-	if old, ok := l.former(id); ok {
-		kv = append(kv, queue.KV{Key: placeKey(old)})
-	}
-	return kv
-}
-
-// noteOf returns the stored note of a batch: under its own id or under the one that it had
-// before it was sealed again.
-func (a *applier) noteOf(id batch.ID) []byte {
-	if v, ok := a.q.Get(placeKey(id)); ok {
-		return v
-	}
-	old, ok := a.late.former(id)
-	if !ok {
-		return nil
-	}
-	v, _ := a.q.Get(placeKey(old))
-	return v
-}
-
-// over reports whether a batch is written, and its extents are settled or will be, under the
-// id that it had before it was sealed again.
-func (a *applier) over(id batch.ID) bool {
-	if a.late == nil {
-		return false
-	}
-	old, ok := a.late.former(id)
-	if !ok {
-		return false
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_, ok = a.late.written[old]
-	return ok
 }
 
 // applyLate places and writes first and what is there behind it.
@@ -179,18 +137,20 @@ func (s *Sink) placeLate(ctx context.Context, items []queue.Item) error {
 // fillLate puts the notes of items into them, and those that are new into t.
 func (s *Sink) fillLate(ctx context.Context, items []queue.Item, t *queue.Txn) error {
 	a := s.applier
-	here := map[batch.ID][]byte{} // placed by this call
+	here := map[string][]byte{} // placed by this call
 	for i := range items {
 		item := &items[i]
 		a.mu.Lock()
 		known := a.known[item.Seq]
 		a.mu.Unlock()
-		if known || a.over(item.Batch.ID) {
+		if known || a.over(item) {
 			continue
 		}
-		note := a.noteOf(item.Batch.ID)
-		if old, ok := a.late.former(item.Batch.ID); ok && note == nil {
-			note = here[old]
+		note := a.noteOf(item)
+		for _, key := range placeKeys(item.Batch.ID, a.formerOf(item)) {
+			if note == nil {
+				note = here[key]
+			}
 		}
 		if note == nil {
 			one, err := s.takeLate(ctx, item.Batch)
@@ -198,7 +158,7 @@ func (s *Sink) fillLate(ctx context.Context, items []queue.Item, t *queue.Txn) e
 				return err
 			}
 			note = one.Entries[0].Note
-			here[item.Batch.ID] = note
+			here[placeKey(item.Batch.ID)] = note
 			t.Set = append(append(t.Set, one.Set...), queue.KV{Key: placeKey(item.Batch.ID), Value: note})
 		}
 		item.Note = note
@@ -240,13 +200,13 @@ func (a *applier) redoLate(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the queue: %w", err)
 		}
-		note := a.noteOf(item.Batch.ID)
+		note := a.noteOf(&item)
 		if note == nil {
 			a.late.early = item.Seq
 			continue
 		}
-		for _, kv := range a.late.stale(item.Batch.ID) {
-			delete(waits, kv.Key)
+		for _, key := range placeKeys(item.Batch.ID, a.formerOf(&item)) {
+			delete(waits, key)
 		}
 		item.Note = note
 		a.fresh = max(a.fresh, item.Seq)

@@ -20,7 +20,7 @@ type lateRig struct {
 
 // openLate opens the queue and the sink below dir. Route 1 is for the output "output/a", 2 for
 // "output/b", 3 for both.
-func openLate(t *testing.T, dir string, former func(batch.ID) (batch.ID, bool)) *lateRig {
+func openLate(t *testing.T, dir string) *lateRig {
 	t.Helper()
 	r := &lateRig{dir: dir}
 	var err error
@@ -31,7 +31,7 @@ func openLate(t *testing.T, dir string, former func(batch.ID) (batch.ID, bool)) 
 		output1(filepath.Join(dir, "out"), func(o *Output) { o.File, o.Name = "b/%F", "output/b" }),
 	}
 	r.Sink, err = Open(t.Context(), Options{
-		Queue: r.q, Cursor: "apply", Outputs: outs, DeadDir: filepath.Join(dir, "dead"), Late: true, Former: former,
+		Queue: r.q, Cursor: "apply", Outputs: outs, DeadDir: filepath.Join(dir, "dead"), Late: true,
 		Members: func(route uint32) []string {
 			return map[uint32][]string{1: {"output/a"}, 2: {"output/b"}, 3: {"output/a", "output/b"}}[route]
 		},
@@ -72,7 +72,7 @@ func places(q *queue.Queue) (n int) {
 // that was queued before the sink was there is written too.
 func TestALateSinkWritesWhatItsRouteNames(t *testing.T) {
 	dir := t.TempDir()
-	r := openLate(t, dir, nil)
+	r := openLate(t, dir)
 	from := newSealer(1)
 	put := func(route uint32, line string) {
 		from.lane.Route = route
@@ -81,7 +81,7 @@ func TestALateSinkWritesWhatItsRouteNames(t *testing.T) {
 	put(1, "one\n")
 	must(t, r.q.Flush(t.Context()))
 	r.close(t)
-	r = openLate(t, dir, nil)
+	r = openLate(t, dir)
 	stop := (&rig{Sink: r.Sink}).runs(t)
 	for _, route := range []uint32{2, 3, 0, 1} {
 		put(route, fmt.Sprintf("route %d\n", route))
@@ -107,7 +107,7 @@ func TestPlacesOutliveTheProcess(t *testing.T) {
 	dir := t.TempDir()
 	from := newSealer(1)
 	from.lane.Route = 1
-	r := openLate(t, dir, nil)
+	r := openLate(t, dir)
 	for i := range 3 {
 		r.submit(t, from.seal(rec{host: "h", path: "f", data: fmt.Sprintf("line %d\n", i)}))
 	}
@@ -122,7 +122,7 @@ func TestPlacesOutliveTheProcess(t *testing.T) {
 	}
 	r.close(t)
 	must(t, os.WriteFile(filepath.Join(dir, "out/a/f"), []byte("line 0\nli"), 0o644)) // or in the middle of the second
-	r = openLate(t, dir, nil)
+	r = openLate(t, dir)
 	r.want(t, "a/f", "line 0\nline 1\n")
 	stop := (&rig{Sink: r.Sink}).runs(t)
 	must(t, r.Drain(t.Context()))
@@ -143,13 +143,13 @@ func TestABatchThatWasSealedAgainKeepsItsPlace(t *testing.T) {
 			from := newSealer(1)
 			from.lane.Route = 1
 			b := from.seal(rec{host: "h", path: "f", data: "line\n"})
-			again, former := sealAgain(t, b)
-			r := openLate(t, dir, former)
+			again := sealAgain(t, queue.Entry{Batch: b})
+			r := openLate(t, dir)
 			r.submit(t, b)
 			must(t, r.q.Flush(t.Context()))
 			item, err := r.applier.cur.Next(t.Context())
 			must(t, err)
-			_, err = r.q.Submit(t.Context(), &queue.Txn{Entries: []queue.Entry{{Batch: again}}, Replace: []uint64{item.Seq}})
+			_, err = r.q.Submit(t.Context(), &queue.Txn{Entries: []queue.Entry{again}, Replace: []uint64{item.Seq}})
 			must(t, err)
 			items := []queue.Item{item}
 			must(t, r.placeLate(t.Context(), items))
@@ -158,7 +158,7 @@ func TestABatchThatWasSealedAgainKeepsItsPlace(t *testing.T) {
 			}
 			must(t, r.q.Flush(t.Context()))
 			r.close(t)
-			r = openLate(t, dir, former)
+			r = openLate(t, dir)
 			stop := (&rig{Sink: r.Sink}).runs(t)
 			must(t, r.Drain(t.Context()))
 			stop()
@@ -175,14 +175,14 @@ func TestABatchThatWasSealedAgainKeepsItsPlace(t *testing.T) {
 // TestALateSinkLeavesTheNoteOfARepair to who fills the queue, and counts what may stand twice.
 func TestALateSinkLeavesTheNoteOfARepair(t *testing.T) {
 	dir := t.TempDir()
-	r := openLate(t, dir, nil)
+	r := openLate(t, dir)
 	_, err := r.q.Submit(t.Context(), &queue.Txn{Set: []queue.KV{{Key: queue.RepairedKey, Value: []byte("{}")}}})
 	must(t, err)
 	must(t, r.q.Flush(t.Context()))
 	r.close(t)
 	must(t, os.MkdirAll(filepath.Join(dir, "out/a"), 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "out/a/f"), []byte("old\n"), 0o644))
-	r = openLate(t, dir, nil)
+	r = openLate(t, dir)
 	if _, ok := r.q.Get(queue.RepairedKey); !ok {
 		t.Error("the note is gone before capture has read it")
 	}
@@ -203,12 +203,12 @@ func TestALateSinkLeavesTheNoteOfARepair(t *testing.T) {
 // TestPlacesOfADroppedBatchAreForgotten by the next start.
 func TestPlacesOfADroppedBatchAreForgotten(t *testing.T) {
 	dir := t.TempDir()
-	r := openLate(t, dir, nil)
+	r := openLate(t, dir)
 	_, err := r.q.Submit(t.Context(), &queue.Txn{Set: []queue.KV{{Key: placePrefix + strings.Repeat("0", 8), Value: []byte("x")}}})
 	must(t, err)
 	must(t, r.q.Flush(t.Context()))
 	r.close(t)
-	r = openLate(t, dir, nil)
+	r = openLate(t, dir)
 	if n := places(r.q); n != 0 {
 		t.Errorf("%d places are left", n)
 	}

@@ -12,7 +12,7 @@ import (
 // TestPlacedAnswersASinkWithNothingToDo: what is committed is acked, and nothing comes.
 func TestPlacedAnswersASinkWithNothingToDo(t *testing.T) {
 	dir := t.TempDir()
-	r := openLate(t, dir, nil)
+	r := openLate(t, dir)
 	must(t, (&rig{Sink: r.Sink}).placedRunning(t))
 	from := newSealer(1)
 	from.lane.Route = 1
@@ -20,7 +20,7 @@ func TestPlacedAnswersASinkWithNothingToDo(t *testing.T) {
 	must(t, r.q.Flush(t.Context()))
 	must(t, (&rig{Sink: r.Sink}).placedRunning(t)) // the checkpoint at its end acks it
 	r.close(t)
-	r = openLate(t, dir, nil)
+	r = openLate(t, dir)
 	must(t, (&rig{Sink: r.Sink}).placedRunning(t))
 	r.want(t, "a/f", "line\n")
 	r.close(t)
@@ -35,7 +35,7 @@ func (r *rig) placedRunning(t *testing.T) error {
 // TestPlacedWaitsForWhatTheStartLeft: the cursor has given it, and gives it again.
 func TestPlacedWaitsForWhatTheStartLeft(t *testing.T) {
 	dir := t.TempDir()
-	r := openLate(t, dir, nil)
+	r := openLate(t, dir)
 	from := newSealer(1)
 	from.lane.Route = 1
 	for i := range 3 {
@@ -45,7 +45,7 @@ func TestPlacedWaitsForWhatTheStartLeft(t *testing.T) {
 	items := []queue.Item{r.next(t), r.next(t), r.next(t)}
 	must(t, r.placeLate(t.Context(), items[2:])) // the others are damaged in the state, say
 	r.close(t)
-	r = openLate(t, dir, nil)
+	r = openLate(t, dir)
 	q := &ask{upTo: 3, yes: make(chan struct{})}
 	r.applier.late.asks = []*ask{q}
 	for i := range 3 {
@@ -68,7 +68,7 @@ func TestPlacedWaitsForWhatTheStartLeft(t *testing.T) {
 
 // TestPlacedIsGivenUp with its context, and is not asked any more.
 func TestPlacedIsGivenUp(t *testing.T) {
-	r := openLate(t, t.TempDir(), nil)
+	r := openLate(t, t.TempDir())
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := r.Placed(ctx); !errors.Is(err, context.Canceled) {

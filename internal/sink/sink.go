@@ -34,14 +34,12 @@ type Options struct {
 	DeadDir string   // where dead letters are put; made when the first one is
 
 	// Late has batches come by the cursor alone, whoever submits them: they get their places
-	// when they are in the queue. Take is not to be called then.
+	// when they are in the queue. Take is not to be called then. Their notes are the sink's: none,
+	// or that of Renote.
 	Late bool
 	// Members is for outputs that have a Name: they get the batches of the routes of which
 	// it is a member. It must say the same of a route for ever, but for names of others.
 	Members func(route uint32) []string
-	// Former returns, with Late, under which id a batch was in the queue before it was sealed
-	// again under another; nil: that never happens.
-	Former func(id batch.ID) (batch.ID, bool)
 
 	OpenFiles       int           // descriptors kept open; default output.DefaultOpenFiles
 	CheckpointEvery time.Duration // default 500 ms
@@ -107,7 +105,7 @@ func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 	s.applier.sets[first.set.id], s.applier.current = first.set, first.set.id
 	s.applier.trimmed, s.applier.members = s.trimmed, o.Members
 	if s.rotor.aside = o.Late; o.Late {
-		s.applier.late, s.applier.handle = newLate(o.Former), s.applyLate
+		s.applier.late, s.applier.handle = newLate(), s.applyLate
 	}
 	if err := s.rotor.load(ctx); err != nil { // before files are looked up by their names
 		return nil, err
