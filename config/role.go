@@ -60,10 +60,21 @@ func (c *Config) checkRelay(ps *problems) {
 	}
 }
 
+// checkMount refuses a mount without destinations, unless its rules keep everything on this
+// host: each of them, and the last one has what no other matches.
 func (c *Config) checkMount(ps *problems) {
 	m := c.Mount
-	if len(m.Forwards) == 0 {
-		ps.add(ErrMissing, "mount", "add [[mount.forward]] with primary = [\"HOST:7401\"]", "the mount has nowhere to send to")
+	if len(m.Forwards) > 0 {
+		return
+	}
+	const fix = "add [[mount.forward]] with primary = [\"HOST:7401\"]"
+	if i := slices.IndexFunc(m.Rules, func(r Rule) bool { return r.Transfer }); i >= 0 {
+		r := &m.Rules[i]
+		ps.add(ErrMissing, r.key, fix+", or transfer = false here", "the mount has nowhere to send what the rule for %q matches", r.Path)
+		return
+	}
+	if !slices.ContainsFunc(m.Rules, func(r Rule) bool { return r.Path == "**" }) {
+		ps.add(ErrMissing, "mount", fix+", or a last [[mount.rule]] with path = \"**\" and transfer = false", "the mount has nowhere to send to what no rule matches")
 	}
 }
 

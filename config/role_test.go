@@ -69,6 +69,7 @@ func TestRoleAcceptsWhatItDoesAnyway(t *testing.T) {
 		"allow":            with(t, `host = "h"`, `tls = { cert = "/a", key = "/b", ca = "/c" }`) + "[receive.allow]\n\"relay-*\" = [\"*\"]\n",
 		"relay":            good + "[relay]\n[[relay.forward]]\nprimary = [\"c:1\"]\n[relay.queue]\nkeep_until = \"final\"\n",
 		"relay's copy":     good + "[relay]\n[[relay.forward]]\nprimary = [\"c:1\"]\n[[relay.output]]\n",
+		"all stays here":   "host = \"h\"\n[mount]\n[[mount.rule]]\npath = \"a/*\"\ntransfer = false\noutput = \"/o/%F\"\n[[mount.rule]]\npath = \"**\"\ntransfer = false\n",
 		"another role's":   good + "[mount.queue]\ncompression = \"none\"\n",
 	} {
 		c := parse(t, text)
@@ -87,6 +88,8 @@ func TestRoleRefusesWhatItWouldIgnore(t *testing.T) {
 		want []want
 	}{
 		"no group":       {RoleMount, "host = \"h\"\n[mount]\n", []want{{2, ErrMissing, "mount", "nowhere", "[[mount.forward]]"}}},
+		"a rule without": {RoleMount, "host = \"h\"\n[mount]\n[[mount.rule]]\npath = \"**\"\noutput = \"/o/%F\"\n", []want{{3, ErrMissing, "mount.rule", "nowhere", "transfer = false"}}},
+		"no last rule":   {RoleMount, "host = \"h\"\n[mount]\n[[mount.rule]]\npath = \"a/*\"\ntransfer = false\n", []want{{2, ErrMissing, "mount", "no rule matches", "[[mount.forward]]"}}},
 		"receiver's own": {RoleReceive, good + "[receive.queue]\ncompression = \"zstd\"\n", []want{{12, ErrUnsupported, "receive.queue.compression", "no effect", "[mount.queue]"}}},
 		"last node":      {RoleReceive, good + "[receive.queue]\nkeep_until = \"final\"\n", []want{{12, ErrUnsupported, "receive.queue.keep_until", "no effect", "[relay.queue]"}}},
 		"relay":          {RoleRelay, good + "[relay]\n", []want{{11, ErrMissing, "relay", "nowhere", "[[relay.forward]]"}}},

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -212,6 +213,48 @@ func TestGroupsChangeUnderLoad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAMountThatKeepsEverythingNeedsNoGroup: it writes its local output; a reload gives it a
+// group, and takes that away again, and each line stands once in the copy, and once at the
+// receiver if it was written while there was one.
+func TestAMountThatKeepsEverythingNeedsNoGroup(t *testing.T) {
+	s := newSite(t)
+	g, src := s.agg("g1"), s.source("s1", "")
+	r := &reloading{t: t, h: src}
+	copies := t.TempDir()
+	rule := fmt.Sprintf("[mount]\npoint = %q\n[[mount.rule]]\npath = \"**\"\noutput = %q\ntransfer = ", src.Point(), copies+"/%F")
+	way := rule + "true\n" + forwards("mount", []group{{name: "one", mode: "any", primary: []*rig.Host{g}}})
+	r.set("%s", rule+"false\n")
+	s.start()
+	line := func(text, all string) {
+		t.Helper()
+		sh(t, `echo "$2" >>"$1"`, filepath.Join(src.Point(), "a.log"), text)
+		arrives(t, copies+"/a.log", []byte(all))
+	}
+	received := func(want string) {
+		t.Helper()
+		eventually(t, patience, func() error {
+			came, err := exec.Command("sh", "-c", `cut -d' ' -f2- "$1"`, "sh", filepath.Join(g.Out(), "s1", "a.log")).Output() // behind the names of the lines
+			if err != nil || string(came) != want {
+				return fmt.Errorf("received %q, %w, want %q", came, err, want)
+			}
+			return nil
+		})
+	}
+	line("alone", "alone\n")
+	r.taken("%s", way)
+	line("sent", "alone\nsent\n")
+	received("sent\n")
+	r.taken("%s", rule+"false\n")
+	line("here", "alone\nsent\nhere\n")
+	r.taken("%s", way)
+	line("again", "alone\nsent\nhere\nagain\n")
+	received("sent\nagain\n")
+	if s := r.reload("%s", rule+"true\n"); len(s.Refused) == 0 {
+		t.Error("a rule that has nowhere to send to was taken")
+	}
+	s.stop()
 }
 
 // TestRulesChangeUnderLoad while programs have the file open: what they write goes by the new

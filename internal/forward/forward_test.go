@@ -309,7 +309,6 @@ func target0(t *testing.T, l *line) target {
 // TestOptionsThatCannotBe are refused by name.
 func TestOptionsThatCannotBe(t *testing.T) {
 	for name, groups := range map[string][]GroupConfig{
-		"no group":       nil,
 		"no name":        {{Mode: Any, Primary: []string{"a:1"}}},
 		"a name twice":   {{Name: "g", Mode: Any, Primary: []string{"a:1"}}, {Name: "g", Mode: Any, Primary: []string{"b:1"}}},
 		"no primary":     {{Name: "g", Mode: Any}},

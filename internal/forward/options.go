@@ -49,8 +49,8 @@ const (
 
 // Options of a Forwarder.
 type Options struct {
-	Queue    *queue.Queue // opened with the cursors that Cursors names
-	Groups   []GroupConfig
+	Queue    *queue.Queue  // opened with the cursors that Cursors names
+	Groups   []GroupConfig // none: nothing is sent
 	Identity transport.Identity
 	// Routes returns the names of the groups that a route has; nil: every group.
 	// It is called with locks held and must not call back.
@@ -95,9 +95,6 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if len(o.Groups) == 0 {
-		return o, fmt.Errorf("%w: no group of destinations", ErrOptions)
 	}
 	o.Groups = slices.Clone(o.Groups)
 	seen := map[string]bool{}
