@@ -148,16 +148,43 @@ func checkRules(rules []Rule) error {
 
 // SetRules makes rules the ones that are in force, while programs write: what is cut from
 // then on goes by them, whatever file was open. A line or a binary record that had begun to go
-// out is ended as it began. Counters stay with the rules of the same Path. It does not wait
+// out is ended as it began; one that nothing more is transferred of ends where it is, by the rules
+// of before. Counters stay with the rules of the same Path. It does not wait
 // for room in the queue. On an error, ctx's among them, the rules stay as they were.
 func (c *Capture) SetRules(ctx context.Context, rules []Rule) error {
 	if err := checkRules(rules); err != nil {
 		return err
 	}
 	return c.ask(&request{ctx: ctx, beyond: true, run: func() error {
+		if err := c.endSkipped(rules); err != nil {
+			return err
+		}
 		c.setRules(slices.Clone(rules))
 		return nil
 	}}, "change the rules")
+}
+
+// endSkipped ends the unfinished lines and records of paths that rules keep from being
+// transferred, while those of before are in force: what is skipped is not looked at, and would
+// end none of them.
+func (c *Capture) endSkipped(rules []Rule) error {
+	was := c.collecting
+	c.collecting = true // into the transaction of the change
+	defer func() { c.collecting = was }()
+	for _, f := range c.files {
+		for _, w := range f.writers {
+			if !w.open() || w.path.skip {
+				continue
+			}
+			if i := Match(rules, w.path.name); i < 0 || rules[i].Transfer {
+				continue
+			}
+			if err := c.end(w, c.newest); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (c *Capture) setRules(rules []Rule) {
