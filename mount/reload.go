@@ -24,6 +24,7 @@ func (r *role) Reload(ctx context.Context, now, next *config.Config) (restart []
 		return nil, err
 	}
 	r.now.Store(next)
+	limitMemory(next.Mount)
 	r.srv.o.rules.set(next.Mount.Rules)
 	return restart, r.setLimits(next.QueueFor(config.RoleMount))
 }

@@ -1,15 +1,18 @@
 package mount
 
 import (
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"testing"
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/internal/failpoint"
 	"ftfuse/internal/service"
+	"ftfuse/mount/procs"
 )
 
 // TestARefusedReloadLosesNothing: what the groups that there are pass on while a reload is under
@@ -72,5 +75,51 @@ func TestARefusedReloadLosesNothing(t *testing.T) {
 	pass()
 	if s := r.queue.Stats(); s.Live.Batches != 0 {
 		t.Errorf("%d batches are left when the group has all", s.Live.Batches)
+	}
+}
+
+// TestAReloadRaisesTheMemoryLimit: what outputs and windows that a reload brings may hold was
+// taken from a limit for those of the start, and the garbage collector ran without an end.
+func TestAReloadRaisesTheMemoryLimit(t *testing.T) {
+	t.Setenv("GOMEMLIMIT", "")
+	was := debug.SetMemoryLimit(-1)
+	t.Cleanup(func() { debug.SetMemoryLimit(was) })
+	base := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := routed([]string{"a"}, nil)
+	m.Queue.Compression = config.CompressionNone
+	limitMemory(m)
+	r := &role{
+		cfg: &config.Config{StateDir: filepath.Join(base, "state"), Mount: m}, m: m, log: slog.New(slog.DiscardHandler),
+		wiring: make(chan struct{}), procs: procs.New(), mounted: true,
+		srv: &server{o: settings{rules: newRuleView(m.Rules)}},
+	}
+	close(r.wiring)
+	must(r.openStore())
+	r.now.Store(r.cfg)
+	must(r.openOutputs(t.Context()))
+	t.Cleanup(func() { _ = r.store.Close(); _ = r.queue.Close(); _ = r.sink.Close() })
+	var err error
+	r.plugins, err = service.OpenPlugins(r.cfg, config.RoleMount, r.queue, nil, r.log)
+	must(err)
+	must(r.cap.Recover(t.Context(), nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer r.wg.Wait()
+	defer cancel()
+	r.start(ctx, "capture", r.cap.Run)
+
+	next := *r.cfg
+	next.Mount = routed([]string{"a"}, nil)
+	next.Mount.Rules[0].Output = filepath.Join(base, "out", "%F")
+	before := debug.SetMemoryLimit(-1)
+	_, err = r.Reload(t.Context(), r.cfg, &next)
+	must(err)
+	if got, want := debug.SetMemoryLimit(-1), before+outputMemory; got != want {
+		t.Errorf("after a reload with an output the limit is %d, want %d", got, want)
 	}
 }

@@ -103,7 +103,7 @@ type role struct {
 // With a holder it takes over the connection that the holder has, if it has one, and
 // leaves it, mounted, to a successor when it is told to.
 func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (err error) {
-	debug.SetMemoryLimit(memoryLimit(cfg.Mount))
+	limitMemory(cfg.Mount)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
@@ -162,6 +162,13 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 	}
 	r.unmount()
 	return err
+}
+
+// limitMemory sets memoryLimit for the process, unless the operator did.
+func limitMemory(m *config.Mount) {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit(m))
+	}
 }
 
 // memoryLimit is memoryBase and the windows of the destinations that are used at once.
