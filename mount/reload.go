@@ -40,7 +40,7 @@ func (r *role) keepAtStart(now, next *config.Config) (restart []string) {
 		restart = append(restart, fmt.Sprintf("mount.buckets: %d stay in force; the groups as they are now have use for %d", had, wants))
 	}
 	if why := daemonOnly(r.cfg); why != "" && daemonOnly(next) == "" {
-		restart = append(restart, "mount.rule: the daemon goes on answering each write(2) itself, as it began because "+why+"; the kernel writes after a restart")
+		restart = append(restart, "mount.rule.attribution: the daemon goes on answering each write(2) itself, as it began because "+why+"; the kernel writes after a restart")
 	}
 	return restart
 }

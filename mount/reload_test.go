@@ -6,11 +6,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"testing"
 
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/internal/failpoint"
+	"ftfuse/internal/reload"
 	"ftfuse/internal/service"
 	"ftfuse/mount/procs"
 )
@@ -78,22 +80,16 @@ func TestARefusedReloadLosesNothing(t *testing.T) {
 	}
 }
 
-// TestAReloadRaisesTheMemoryLimit: what outputs and windows that a reload brings may hold was
-// taken from a limit for those of the start, and the garbage collector ran without an end.
-func TestAReloadRaisesTheMemoryLimit(t *testing.T) {
-	t.Setenv("GOMEMLIMIT", "")
-	was := debug.SetMemoryLimit(-1)
-	t.Cleanup(func() { debug.SetMemoryLimit(was) })
-	base := t.TempDir()
+// reloadable is a role that has everything but a mount and destinations.
+func reloadable(t *testing.T, base string, m *config.Mount) *role {
+	t.Helper()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	m := routed([]string{"a"}, nil)
 	m.Queue.Compression = config.CompressionNone
-	limitMemory(m)
 	r := &role{
 		cfg: &config.Config{StateDir: filepath.Join(base, "state"), Mount: m}, m: m, log: slog.New(slog.DiscardHandler),
 		wiring: make(chan struct{}), procs: procs.New(), mounted: true,
@@ -108,18 +104,52 @@ func TestAReloadRaisesTheMemoryLimit(t *testing.T) {
 	r.plugins, err = service.OpenPlugins(r.cfg, config.RoleMount, r.queue, nil, r.log)
 	must(err)
 	must(r.cap.Recover(t.Context(), nil))
-	ctx, cancel := context.WithCancel(t.Context())
-	defer r.wg.Wait()
-	defer cancel()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() { cancel(); r.wg.Wait() })
 	r.start(ctx, "capture", r.cap.Run)
+	return r
+}
 
+// TestAReloadRaisesTheMemoryLimit: what outputs and windows that a reload brings may hold was
+// taken from a limit for those of the start, and the garbage collector ran without an end.
+func TestAReloadRaisesTheMemoryLimit(t *testing.T) {
+	t.Setenv("GOMEMLIMIT", "")
+	was := debug.SetMemoryLimit(-1)
+	t.Cleanup(func() { debug.SetMemoryLimit(was) })
+	base := t.TempDir()
+	m := routed([]string{"a"}, nil)
+	limitMemory(m)
+	r := reloadable(t, base, m)
 	next := *r.cfg
 	next.Mount = routed([]string{"a"}, nil)
 	next.Mount.Rules[0].Output = filepath.Join(base, "out", "%F")
 	before := debug.SetMemoryLimit(-1)
-	_, err = r.Reload(t.Context(), r.cfg, &next)
-	must(err)
+	if _, err := r.Reload(t.Context(), r.cfg, &next); err != nil {
+		t.Fatal(err)
+	}
 	if got, want := debug.SetMemoryLimit(-1), before+outputMemory; got != want {
 		t.Errorf("after a reload with an output the limit is %d, want %d", got, want)
+	}
+}
+
+// TestRulesThatAreInForceCountAsChanged, also where the kernel's writing waits for a restart: the
+// log and the status left them out.
+func TestRulesThatAreInForceCountAsChanged(t *testing.T) {
+	rules := func(of config.Attribution) *config.Mount {
+		m := routed([]string{"a"}, nil)
+		m.Queue.Compression = config.CompressionNone
+		m.Rules[0].Path, m.Rules[0].Attribution = "**", of
+		return m
+	}
+	r := reloadable(t, t.TempDir(), rules(config.AttributionWrite))
+	h := reload.New(config.RoleMount, r.cfg, r.log)
+	h.Serve(r)
+	a, err := h.Reload(t.Context(), func() (*config.Config, error) {
+		next := *r.cfg
+		next.Mount = rules(config.AttributionOpen)
+		return &next, nil
+	})
+	if err != nil || !slices.Equal(a.Changed, []string{"mount.rule"}) || len(a.Restart) != 1 {
+		t.Errorf("changed %q, needs a restart %q, %v; want mount.rule, and one", a.Changed, a.Restart, err)
 	}
 }
