@@ -25,6 +25,7 @@ func (r *role) Reload(ctx context.Context, now, next *config.Config) (restart []
 	}
 	r.now.Store(next)
 	limitMemory(next.Mount)
+	r.under.Load().Look() // what was left by the rules of before
 	r.srv.o.rules.set(next.Mount.Rules)
 	return restart, r.setLimits(next.QueueFor(config.RoleMount))
 }

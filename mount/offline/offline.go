@@ -59,7 +59,7 @@ type Options struct {
 }
 
 // Taker takes files in. New, then TakeAll before the mount, Serving after it, Run until the
-// mount ends; one after the other. Stats is safe for concurrent use.
+// mount ends; one after the other. Stats and Look are safe for concurrent use.
 type Taker struct {
 	o       Options
 	root    stat
@@ -240,6 +240,14 @@ func (t *Taker) sleep(ctx context.Context, wait time.Duration, full bool) (all b
 	case <-time.After(calm): // what is written meanwhile is looked at once
 	}
 	return t.watch.wantsAll()
+}
+
+// Look has everything looked at again, as where Matches says otherwise from now on. It waits
+// for nothing and is safe for concurrent use.
+func (t *Taker) Look() {
+	if t != nil {
+		t.watch.everything()
+	}
 }
 
 // once warns of what once.

@@ -23,14 +23,13 @@ type watcher struct {
 	mu    sync.Mutex
 	in    *os.File // nil: no inotify
 	dirs  map[int32]string
-	have  map[string]bool
 	dirty map[string]bool
 	all   bool // something happened of which nobody knows where
 	lame  bool // not every directory has a watch
 }
 
 func newWatcher(log *slog.Logger) *watcher {
-	w := &watcher{log: log, wake: make(chan struct{}, 1), dirs: map[int32]string{}, have: map[string]bool{}, dirty: map[string]bool{}}
+	w := &watcher{log: log, wake: make(chan struct{}, 1), dirs: map[int32]string{}, dirty: map[string]bool{}}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		w.cannot(fmt.Errorf("inotify_init1: %w; raise fs.inotify.max_user_instances", err))
