@@ -145,11 +145,11 @@ func TestAProgramThatOpenedItsFileBeforeTheMount(t *testing.T) {
 func TestKilledWhileFilesAreTakenIn(t *testing.T) {
 	steps := []string{
 		"capture/seal", "queue/commit-before", "queue/commit-after", "capture/committed", "capture/fed",
-		"offline/taken", "offline/punched", "offline/removed",
+		"offline/taken", "offline/punched", "offline/whole", "offline/removed",
 	}
 	for _, step := range steps {
 		for n := 1; n < 9; n += 2 {
-			if step == "offline/removed" && n > 3 {
+			if (step == "offline/whole" || step == "offline/removed") && n > 3 {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s@%d", step, n), func(t *testing.T) {

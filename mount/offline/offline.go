@@ -43,6 +43,7 @@ var ErrNoRoom = errors.New("the queue has no room to spare")
 // Steps that a kill can come between; the capture has those of a commit.
 var (
 	fpTaken   = failpoint.New("offline/taken")   // bytes of a file are committed; nothing of it was punched
+	fpWhole   = failpoint.New("offline/whole")   // a file is taken to its end; nobody was asked whether somebody writes to it
 	fpPunched = failpoint.New("offline/punched") // they are punched out
 	fpRemoved = failpoint.New("offline/removed") // a file is removed; the queue still knows it
 )
@@ -83,6 +84,7 @@ type known struct {
 	at      string // where it was seen last
 	punched int64  // everything from keptHead on below is a hole
 	ended   int64  // the position at which its line was ended; -1: none
+	size    int64  // of the file, when it was taken to its end
 	seen    bool   // in the pass that is under way
 	missed  int    // whole passes in a row that did not see it
 }

@@ -29,6 +29,7 @@ type memory struct {
 	ends    map[string]int    // lines that were ended
 	fed     chan struct{}     // capacity 1
 	after   func()            // called once, by Feed when it is done
+	ending  func()            // called once, by EndLine
 	refuse  error             // returned once, by ChangeSource, which changes nothing
 	unfed   error             // returned by Feed, which takes nothing
 	skip    string            // a path that its rules do not transfer
@@ -111,6 +112,10 @@ func (m *memory) EndLine(_ context.Context, id uint64, done bool) error {
 		return capture.ErrNoSource
 	}
 	m.ends[s.Path]++
+	if ending := m.ending; ending != nil {
+		m.ending = nil
+		ending()
+	}
 	s.Done = s.Done || done
 	m.sources[id] = s
 	return nil

@@ -25,6 +25,9 @@ const linger = time.Second
 // finish does what is left to do with a file that is taken to its end: if nobody has it open
 // for writing its line ends and, unless it is to be kept, it is removed.
 func (t *Taker) finish(ctx context.Context, dir *os.File, f *os.File, name string, k *known) error {
+	if err := fpWhole.Inject(); err != nil {
+		return err
+	}
 	busy, err := written(f)
 	if err != nil {
 		t.once("lease", "files below the mount point are not removed: the file system tells nobody whether a file is open for writing", "path", k.at, "err", err)
@@ -35,9 +38,17 @@ func (t *Taker) finish(ctx context.Context, dir *os.File, f *os.File, name strin
 		t.open.Store(int64(len(t.writers)))
 		return nil
 	}
+	whole, err := t.whole(f, k)
 	release(f)
 	delete(t.writers, k)
 	t.open.Store(int64(len(t.writers)))
+	if err != nil {
+		return err
+	}
+	if !whole { // somebody wrote to it, and has closed it
+		t.watch.mark(k.at)
+		return nil
+	}
 	if err := t.end(ctx, k); err != nil {
 		return err
 	}
@@ -45,6 +56,19 @@ func (t *Taker) finish(ctx context.Context, dir *os.File, f *os.File, name strin
 		return nil
 	}
 	return t.remove(dir, f, name, k)
+}
+
+// whole reports whether f, which nobody writes to, is as it was when it was taken to its end.
+func (t *Taker) whole(f *os.File, k *known) (bool, error) {
+	st, err := statOf(int(f.Fd()))
+	if err != nil || st.size != k.size {
+		return false, err
+	}
+	err = unchanged(f, k)
+	if errors.Is(err, errAnew) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // end ends the file's unfinished line.
@@ -66,13 +90,16 @@ func (t *Taker) remove(dir, f *os.File, name string, k *known) error {
 		return err
 	}
 	defer release(f)
+	if whole, err := t.whole(f, k); !whole || err != nil { // who opened it since has it looked at
+		return err
+	}
 	st, err := statOf(int(f.Fd()))
 	if err != nil {
 		return err
 	}
 	switch {
 	case st.size != k.s.Pos:
-		return nil // it has grown, or has room that was reserved
+		return nil // it has room that was reserved
 	case st.links != 1:
 		t.once("links", "a file below the mount point has several names: it is taken in, and left", "path", k.at)
 		return nil

@@ -49,6 +49,7 @@ func (t *Taker) take(ctx context.Context, f *os.File, path string) (k *known, mo
 			return k, true, nil // identify decides
 		}
 		if err != nil || n == 0 {
+			k.size = st.size
 			return k, false, err
 		}
 		if k.s.Pos >= st.size {
@@ -57,6 +58,7 @@ func (t *Taker) take(ctx context.Context, f *os.File, path string) (k *known, mo
 			}
 		}
 	}
+	k.size = st.size
 	return k, false, nil
 }
 
