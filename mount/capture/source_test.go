@@ -291,3 +291,46 @@ func TestWhatARuleDoesNotTransferIsNotTaken(t *testing.T) {
 	r.must(r.c.Feed(r.ctx(), id, 0, []byte("one\nno end of it\n"), false, Fed{}))
 	r.want("a", "one\nno end of it\n")
 }
+
+// Whoever adds a source and gives up either has it or has not: one that is there and that its
+// caller does not know would be added again, and its bytes stand twice.
+func TestWhoGivesUpAddingASourceKnowsWhetherItIsThere(t *testing.T) {
+	r := newRig(t, Options{})
+	r.start()
+	r.must(r.feed("other", "one\n", 100))
+	count := func() (ids []uint64) {
+		r.must(r.c.Sources(func(id uint64, s Source) {
+			if s.Path == "a" {
+				ids = append(ids, id)
+			}
+		}))
+		return ids
+	}
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	id, err := r.c.AddSource(gone, Source{Kind: SourceFile, Path: "a"})
+	if ids := count(); (err == nil) != (len(ids) == 1) || len(ids) > 1 || len(ids) == 1 && ids[0] != id {
+		t.Fatalf("given up before: %v, id %d; the sources are %d", err, id, ids)
+	}
+	if err == nil {
+		r.must(r.c.DropSource(r.ctx(), id))
+	}
+
+	r.q.set(func() { r.q.held = true })
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		id, err = r.c.AddSource(ctx, Source{Kind: SourceFile, Path: "a"})
+		done <- err
+	}()
+	r.waitFor("the source on its way to the disk", func() bool { return len(count()) == 1 })
+	cancel()
+	r.q.set(func() { r.q.held = false })
+	if err := <-done; err != nil {
+		t.Errorf("added, and answered %v", err)
+	}
+	if ids := count(); len(ids) != 1 || ids[0] != id {
+		t.Errorf("the sources are %d, and %d was answered", ids, id)
+	}
+}
