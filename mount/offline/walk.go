@@ -151,22 +151,69 @@ type fileError struct{ err error }
 func (e *fileError) Error() string { return e.err.Error() }
 func (e *fileError) Unwrap() error { return e.err }
 
-// skipped says why a file is not looked at; true for one that is not there any more.
+// skipped says why a file is not looked at; true for one that is not there any more, or lies
+// elsewhere and is mounted there.
 func (t *Taker) skipped(at string, err error) bool {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
 		return true
 	}
 	t.once("open "+at, "a file below the mount point cannot be taken in", "path", at, "err", err)
 	return false
 }
 
-// openAt opens a name in dir, and no link.
+// openAt opens a name in dir: no link, and nothing that is mounted there, be it of the same file
+// system (mount --bind), which is unix.EXDEV.
 func openAt(dir *os.File, name string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(int(dir.Fd()), name, flags|unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	how := &unix.OpenHow{Flags: uint64(flags | unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC), Resolve: unix.RESOLVE_NO_XDEV}
+	fd, err := openat2(int(dir.Fd()), name, how)
+	if noOpenat2(err) {
+		fd, err = openWithin(int(dir.Fd()), name, int(how.Flags))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
 	return os.NewFile(uintptr(fd), name), nil
+}
+
+// openat2 is openat2(2); tests take it away.
+var openat2 = unix.Openat2
+
+// noOpenat2 reports whether err is that of a kernel before 5.6, or of a seccomp filter.
+func noOpenat2(err error) bool { return err == unix.ENOSYS || err == unix.EPERM }
+
+// openWithin is openAt by openat(2): what is mounted there is opened, and then refused.
+func openWithin(dir int, name string, flags int) (int, error) {
+	fd, err := unix.Openat(dir, name, flags, 0)
+	if err != nil {
+		return -1, err
+	}
+	is, err := mountOf(fd)
+	var want int
+	if err == nil {
+		want, err = mountOf(dir)
+	}
+	if err == nil && is != want {
+		err = unix.EXDEV
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// mountOf is the mount that a descriptor was opened in (proc_pid_fdinfo(5)).
+func mountOf(fd int) (id int, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if err != nil {
+		return 0, err
+	}
+	_, after, ok := strings.Cut(string(text), "\nmnt_id:")
+	if !ok {
+		return 0, fmt.Errorf("no mnt_id in /proc/self/fdinfo/%d", fd)
+	}
+	_, err = fmt.Sscan(after, &id)
+	return id, err
 }
 
 // some looks at the files that were written to, and those that somebody has open.
@@ -197,7 +244,11 @@ func (t *Taker) one(ctx context.Context, at string) error {
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
 	}
 	parent := path.Dir(at)
-	fd, err := unix.Openat2(int(t.o.Dir.Fd()), parent, how)
+	fd, err := openat2(int(t.o.Dir.Fd()), parent, how)
+	if noOpenat2(err) {
+		t.watch.everything()
+		return nil
+	}
 	if err != nil {
 		t.lost(at)
 		return nil
