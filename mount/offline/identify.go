@@ -111,8 +111,8 @@ func (t *Taker) identify(ctx context.Context, f *os.File, st *stat, path string)
 			return nil, err
 		}
 		switch Judge(&k.s, st.dev, st.size, head, thisBoot) {
-		case Another:
-			k = nil
+		case Another: // the one that was has no name here; known beside this, a start could take it for this
+			err, k = t.forget(ctx, k), nil
 		case Anew:
 			t.o.Logger.Info("a file below the mount point was truncated or written anew: it is taken from its beginning", "path", path, "taken", k.s.Pos, "size", st.size)
 			err = t.move(ctx, k, 0, nil)

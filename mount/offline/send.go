@@ -55,6 +55,18 @@ type Request struct {
 	Again bool   // from the beginning, whatever was sent of it
 }
 
+// is reports whether s is what r asks for. One of another device may have the same path and inode.
+func (r *Request) is(s *capture.Source) bool {
+	switch {
+	case s.Path != r.Path:
+		return false
+	case r.Name != "":
+		return s.Kind == capture.SourceStream && s.Name == r.Name
+	}
+	return s.Kind == capture.SourceSent && s.Ino == r.Ino && s.Birth == r.Birth &&
+		Judge(s, r.Dev, r.Size, r.Head, thisBoot) != Another
+}
+
 // Begun is where to go on.
 type Begun struct {
 	ID   uint64
@@ -123,8 +135,7 @@ func (l *Local) Begin(ctx context.Context, r Request) (Begun, error) {
 	all := map[uint64]capture.Source{}
 	err := l.Capture.Sources(func(n uint64, s capture.Source) {
 		switch {
-		case s.Kind == capture.SourceSent && r.Name == "" && s.Path == r.Path && s.Ino == r.Ino && s.Birth == r.Birth,
-			s.Kind == capture.SourceStream && r.Name != "" && s.Path == r.Path && s.Name == r.Name:
+		case r.is(&s):
 			id, have = n, s
 		case s.Kind == capture.SourceSent || s.Kind == capture.SourceStream:
 			all[n] = s
@@ -132,9 +143,6 @@ func (l *Local) Begin(ctx context.Context, r Request) (Begun, error) {
 	})
 	if err != nil {
 		return Begun{}, err
-	}
-	if id != 0 && r.Name == "" && Judge(&have, r.Dev, r.Size, r.Head, thisBoot) == Another {
-		all[id], id = have, 0
 	}
 	if id != 0 {
 		l.hear(id)
