@@ -3,6 +3,7 @@ package offline
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -86,8 +87,11 @@ func (t *Taker) end(ctx context.Context, k *known) error {
 // remove removes a file that has one name and nothing that is not committed. The lease keeps
 // writers out meanwhile.
 func (t *Taker) remove(dir, f *os.File, name string, k *known) error {
-	if busy, err := written(f); busy || err != nil {
-		return err
+	switch busy, err := written(f); {
+	case err != nil:
+		return &fileError{fmt.Errorf("ask for a lease: %w", err)}
+	case busy:
+		return nil
 	}
 	defer release(f)
 	if whole, err := t.whole(f, k); !whole || err != nil { // who opened it since has it looked at
@@ -110,7 +114,7 @@ func (t *Taker) remove(dir, f *os.File, name string, k *known) error {
 	}
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		return err
+		return &fileError{fmt.Errorf("keep the file open: %w", err)}
 	}
 	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil {
 		unix.Close(fd)
@@ -123,7 +127,10 @@ func (t *Taker) remove(dir, f *os.File, name string, k *known) error {
 	if err := fpRemoved.Inject(); err != nil {
 		return err
 	}
-	return dir.Sync() // else it could be there again after a power loss, and nobody know it
+	if err := dir.Sync(); err != nil { // it could be there again after a power loss, and nobody know it
+		return &fileError{fmt.Errorf("sync the directory from which it is removed: %w; after a power loss it may be taken again", err)}
+	}
+	return nil
 }
 
 // letGo forgets files that were removed and that nobody writes to.

@@ -3,7 +3,10 @@ package offline
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"ftfuse/internal/failpoint"
 )
@@ -96,4 +99,36 @@ func (r *rig) isTakenAndRemoved(want string) {
 	r.run()
 	r.until("it is taken and removed", func() bool { return !r.there("a.log") })
 	r.want("a.log", want)
+}
+
+// The file system fails while a file is removed, after it was taken: the mount ended.
+func TestAFileThatCannotBeRemovedDoesNotEndTheMount(t *testing.T) {
+	r := newRig(t, Options{})
+	r.write("a.log", "one\n").Close()
+	r.write("b.log", "two\n").Close()
+	r.t.Serving()
+	r.m.ending = func() { // no lease, no size: a pipe stands in for a file whose server is gone
+		fds, err := os.ReadDir("/proc/self/fd")
+		r.must(err)
+		var pipe [2]int
+		r.must(unix.Pipe2(pipe[:], unix.O_CLOEXEC))
+		defer unix.Close(pipe[0])
+		defer unix.Close(pipe[1])
+		for _, e := range fds {
+			if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); to == filepath.Join(r.dir, "a.log") {
+				fd, err := strconv.Atoi(e.Name())
+				r.must(err)
+				r.must(unix.Dup3(pipe[0], fd, unix.O_CLOEXEC))
+			}
+		}
+	}
+	r.must(r.t.pass(t.Context()))
+	if r.there("b.log") || !r.there("a.log") {
+		t.Error("want b.log removed, a.log left")
+	}
+	r.must(r.t.pass(t.Context()))
+	if r.there("a.log") {
+		t.Error("not removed once that was over")
+	}
+	r.want("a.log", "one\n")
 }

@@ -122,7 +122,11 @@ func (t *Taker) file(ctx context.Context, dir *os.File, name, at string) (whole 
 	if err != nil || k == nil || more {
 		return true, err
 	}
-	return true, t.finish(ctx, dir, f, name, k)
+	err = t.finish(ctx, dir, f, name, k)
+	if broken := (*fileError)(nil); errors.As(err, &broken) {
+		return t.skipped(at, err), nil
+	}
+	return true, err
 }
 
 // left sees a file that is not to be taken. What was taken of it while it was, or under
