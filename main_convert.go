@@ -37,7 +37,7 @@ func convert(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	o := k2hft.Options{Mount: k2hft.Mountpoint{Point: c.String("point")}, Open: os.ReadFile}
+	o := k2hft.Options{Mount: k2hft.Mountpoint{Point: c.String("point")}, Open: readConfig}
 	if fstab, err := os.ReadFile(c.String("fstab")); err == nil {
 		if abs, err := filepath.Abs(name); err == nil {
 			if m, ok := k2hft.FindMount(c.String("fstab"), fstab, abs); ok {
@@ -80,13 +80,29 @@ func toConvert(c *cli.Context) (name string, text []byte, err error) {
 		text, err = io.ReadAll(io.LimitReader(c.App.Reader, maxConvert+1))
 	default:
 		name = arg
-		text, err = os.ReadFile(arg)
+		text, err = readConfig(arg)
 	}
 	if err == nil && len(text) > maxConvert {
-		err = fmt.Errorf("%s is larger than %d bytes", name, maxConvert)
+		err = tooLarge(name)
 	}
 	return name, text, err
 }
+
+// readConfig reads a file that a configuration can be in: also one without end is given up.
+func readConfig(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConvert+1))
+	if err == nil && len(text) > maxConvert {
+		err = tooLarge(name)
+	}
+	return text, err
+}
+
+func tooLarge(name string) error { return fmt.Errorf("%s is larger than %d bytes", name, maxConvert) }
 
 func writeConverted(c *cli.Context, toml []byte) error {
 	out := c.String("out")

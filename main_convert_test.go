@@ -57,6 +57,10 @@ func TestWhatConvertWritesPassesCheck(t *testing.T) {
 }
 
 func TestConvertSaysWhatIsWrong(t *testing.T) {
+	endless := filepath.Join(t.TempDir(), "endless.ini")
+	if err := os.WriteFile(endless, []byte("[K2HFTFUSE]\nINCLUDE = /dev/zero\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args []string
 		code int
@@ -65,6 +69,8 @@ func TestConvertSaysWhatIsWrong(t *testing.T) {
 		{nil, exitUsage, "FILE is missing"},
 		{[]string{"a", "b"}, exitUsage, "one FILE"},
 		{[]string{"/none.ini"}, exitRuntime, "/none.ini"},
+		{[]string{"/dev/zero"}, exitRuntime, "/dev/zero is larger"}, // it was read until the memory was full
+		{[]string{endless}, exitRuntime, "/dev/zero is larger"},
 		{[]string{"--json", "{}"}, exitRuntime, "has neither"},
 		{[]string{"--fstab", "/none", "--json", "{ K2HFTFUSE: {} }"}, exitRuntime, "/none"},
 	} {

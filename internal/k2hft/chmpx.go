@@ -129,7 +129,8 @@ func expand(name string) []string {
 	return all
 }
 
-// span returns what a-b stands for: numbers, with the zeros of a, or letters.
+// span returns what a-b stands for: numbers, with the zeros of a, or letters. What runs
+// backwards is left as it stands.
 func span(x string) []string {
 	a, b, ok := strings.Cut(x, "-")
 	if !ok {
@@ -139,13 +140,13 @@ func span(x string) []string {
 	from, err1 := strconv.Atoi(a)
 	to, err2 := strconv.Atoi(b)
 	switch {
-	case err1 == nil && err2 == nil && to-from < mostHosts:
-		for n := from; n <= to; n++ {
-			all = append(all, fmt.Sprintf("%0*d", len(a), n))
+	case err1 == nil && err2 == nil && from <= to && to-from < mostHosts:
+		for i := range to - from + 1 {
+			all = append(all, fmt.Sprintf("%0*d", len(a), from+i))
 		}
-	case len(a) == 1 && len(b) == 1:
-		for c := a[0]; c <= b[0]; c++ {
-			all = append(all, string(c))
+	case len(a) == 1 && len(b) == 1 && a[0] <= b[0]:
+		for c := int(a[0]); c <= int(b[0]); c++ {
+			all = append(all, string(rune(c)))
 		}
 	default:
 		return []string{x}

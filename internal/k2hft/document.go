@@ -38,6 +38,19 @@ const (
 type document struct {
 	name     string
 	sections []*section
+	spent    int // bytes of what was read, in each place that an alias or an INCLUDE puts it
+}
+
+// mostSpent is far more than any configuration has; aliases of aliases, and files that include
+// each other twice, would multiply without end.
+const mostSpent = 16 << 20
+
+// spend notes that n bytes, and what keeps them, were read.
+func (d *document) spend(n int) error {
+	if d.spent += n + 16; d.spent > mostSpent {
+		return fmt.Errorf("%w: with what is included, and what aliases stand for, it is larger than %d bytes", ErrSyntax, mostSpent)
+	}
+	return nil
 }
 
 type section struct {

@@ -13,6 +13,9 @@ func (d *document) parseINI(name string, text []byte, open func(string) ([]byte,
 	if slices.Contains(within, name) {
 		return fmt.Errorf("%s: %w: it includes itself", name, ErrSyntax)
 	}
+	if err := d.spend(len(text)); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
 	within = append(within, name)
 	n := 0
 	for line := range strings.Lines(string(text)) {

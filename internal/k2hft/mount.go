@@ -3,6 +3,7 @@ package k2hft
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strconv"
@@ -60,12 +61,19 @@ func (w *writer) point(at Mountpoint) {
 	w.say("The following is from %s.", at.From)
 	w.key("allow_other", strconv.FormatBool(at.AllowOther))
 	for _, o := range []struct{ key, value string }{{"umask", at.Umask}, {"uid", at.UID}, {"gid", at.GID}} {
+		base := 10
+		if o.key == "umask" {
+			base = 8
+		}
+		n, err := strconv.ParseUint(o.value, base, 32)
 		switch {
 		case o.value == "":
-		case o.key == "umask":
-			w.key(o.key, text(o.value))
+		case err != nil || n > 0o777 && base == 8 || n == math.MaxUint32:
+			w.none(nil, "%s=%s in %s: write a number", o.key, o.value, at.From)
+		case base == 8:
+			w.key(o.key, text(fmt.Sprintf("%03o", n)))
 		default:
-			w.key(o.key, o.value)
+			w.key(o.key, strconv.FormatUint(n, 10))
 		}
 	}
 	for _, o := range at.Other {

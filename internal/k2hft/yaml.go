@@ -1,8 +1,10 @@
 package k2hft
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -14,14 +16,29 @@ func (d *document) parseYAML(text []byte, f format) error {
 	if f == formatJSON {
 		text = []byte(spaced(string(text)))
 	}
-	var root yaml.Node
-	if err := yaml.Unmarshal(text, &root); err != nil {
-		return fmt.Errorf("%s: %w as %s: %w", d.name, ErrSyntax, f, err)
+	for documents := yaml.NewDecoder(bytes.NewReader(text)); ; {
+		var root yaml.Node
+		err := documents.Decode(&root)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w as %s: %w", d.name, ErrSyntax, f, err)
+		}
+		if len(root.Content) == 0 {
+			continue
+		}
+		if err := d.yamlTop(root.Content[0], f); err != nil {
+			return err
+		}
 	}
-	if len(root.Content) == 0 {
-		return nil
+}
+
+// yamlTop reads the sections of one document.
+func (d *document) yamlTop(top *yaml.Node, f format) error {
+	if top.Tag == "!!null" {
+		return nil // nothing between two ---
 	}
-	top := root.Content[0]
 	if top.Kind != yaml.MappingNode {
 		return fmt.Errorf("%s:%d: %w as %s: sections are expected at the top", d.name, top.Line, ErrSyntax, f)
 	}
@@ -65,6 +82,9 @@ func (d *document) yamlSection(name string, n *yaml.Node, depth int) error {
 	if depth > deepest {
 		return fmt.Errorf("%d: %w: %s: lists too deep", n.Line, ErrSyntax, name)
 	}
+	if err := d.spendNode(n, 0); err != nil {
+		return fmt.Errorf("%d: %w", n.Line, err)
+	}
 	n = aliased(n)
 	switch n.Kind {
 	case yaml.SequenceNode:
@@ -85,6 +105,9 @@ func (d *document) yamlSection(name string, n *yaml.Node, depth int) error {
 	d.sections = append(d.sections, s)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, v := strings.ToUpper(n.Content[i].Value), aliased(n.Content[i+1])
+		if err := d.spendNode(v, listsInValues); err != nil {
+			return fmt.Errorf("%d: %w", n.Content[i].Line, err)
+		}
 		switch key {
 		case secDir, secFile:
 			if err := d.yamlSection(key, v, depth+1); err != nil {
@@ -94,6 +117,23 @@ func (d *document) yamlSection(name string, n *yaml.Node, depth int) error {
 			s.yamlPatterns(key, v)
 		default:
 			s.entries = append(s.entries, &entry{key: key, value: scalar(v), line: n.Content[i].Line})
+		}
+	}
+	return nil
+}
+
+// listsInValues is how deep the lists in a value are: patterns, each with a replacement.
+const listsInValues = 2
+
+// spendNode notes that n is read, with its lists down to depth.
+func (d *document) spendNode(n *yaml.Node, depth int) error {
+	n = aliased(n)
+	if err := d.spend(len(n.Value)); err != nil || depth == 0 || n.Kind != yaml.SequenceNode {
+		return err
+	}
+	for _, x := range n.Content {
+		if err := d.spendNode(x, depth-1); err != nil {
+			return err
 		}
 	}
 	return nil

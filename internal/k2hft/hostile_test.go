@@ -1,0 +1,64 @@
+package k2hft
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// within fails the test where f does not end: what it tests for never would.
+func within(t *testing.T, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+	}
+}
+
+// A span up to the largest byte, or number, had no end; one that runs backwards took its host
+// away.
+func TestEverySpanOfANameEnds(t *testing.T) {
+	for name, want := range map[string]int{
+		"h[a-\xff]": 0xff - 'a' + 1, "h[9223372036854775806-9223372036854775807]": 2, "h[5-3]": 1, "h[c-a]": 1,
+	} {
+		within(t, func() {
+			if got := hosts(name); len(got) != want {
+				t.Errorf("%q is %d hosts, want %d", name, len(got), want)
+			}
+		})
+	}
+}
+
+// Lists of aliases of lists of aliases: 300 bytes were 10 million sections.
+func TestAliasesDoNotMultiplyWithoutEnd(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("A0: &a0 { K: v }\n")
+	for i := 1; i <= 7; i++ {
+		fmt.Fprintf(&b, "A%d: &a%d [%s]\n", i, i, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*a%d,", i-1), 20), ","))
+	}
+	b.WriteString("K2HFTFUSE: {}\n")
+	within(t, func() {
+		if _, err := Convert("a.yaml", []byte(b.String()), Options{}); !errors.Is(err, ErrSyntax) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// What stood behind the second --- went in silence.
+func TestEveryDocumentOfAFileIsRead(t *testing.T) {
+	r, err := Convert("a.yaml", []byte("---\nK2HFTFUSE: {}\n---\nGLOBAL: { PORT: 8020 }\nSVRNODE: [ { NAME: agg } ]\n"), Options{})
+	if err != nil || !strings.Contains(string(r.TOML), "agg:8020") {
+		t.Errorf("%v\n%s", err, r.TOML)
+	}
+}
+
+// fstab's uid=www-data became TOML that cannot be read.
+func TestOptionsOfFstabThatAreNoNumbersAreNotes(t *testing.T) {
+	at := Mountpoint{Point: "/mnt/x", From: "fstab, line 1", UID: "www-data", GID: "1]\n[x", Umask: "rwx"}
+	convert(t, "a.ini", "[K2HFTFUSE]\n[SVRNODE]\nNAME=agg\n", Options{Mount: at})
+}
