@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ftfuse/internal/systemd"
 )
 
@@ -49,6 +51,9 @@ func Start(ctx context.Context, p Program) error {
 		return fmt.Errorf("%w: make a socket to hear of it: %w", ErrStart, err)
 	}
 	defer words.Close()
+	if err := withCredentials(words); err != nil {
+		return fmt.Errorf("%w: ask who speaks on a socket: %w", ErrStart, err)
+	}
 	cmd := &exec.Cmd{
 		Path: p.Path, Args: p.Args, Dir: "/", Stderr: p.Log,
 		Env:         append(withoutManager(os.Environ()), append(p.Env, systemd.Env+"="+name)...),
@@ -80,13 +85,43 @@ func Start(ctx context.Context, p Program) error {
 	}
 }
 
+// withCredentials has the kernel say of each datagram who sent it: the socket's name is there
+// for everybody to see and to send to.
+func withCredentials(words *net.UnixConn) error {
+	raw, err := words.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) })
+	return errors.Join(err, set)
+}
+
+// ours reports whether a datagram with these control messages is of this process's user.
+func ours(control []byte) bool {
+	all, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return false
+	}
+	for i := range all {
+		if who, err := unix.ParseUnixCredentials(&all[i]); err == nil {
+			return int(who.Uid) == os.Geteuid()
+		}
+	}
+	return false
+}
+
 // hear reads up to the word that decides.
 func hear(words *net.UnixConn) error {
 	b := make([]byte, 16<<10)
+	control := make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // no room for descriptors: the kernel closes those
 	for {
-		n, err := words.Read(b) // descriptors that come along are closed by the kernel
+		n, c, _, _, err := words.ReadMsgUnix(b, control)
 		if err != nil {
 			return err
+		}
+		if !ours(control[:c]) {
+			continue
 		}
 		state := string(b[:n])
 		if why, ok := systemd.Failure(state); ok {
