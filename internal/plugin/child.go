@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -28,7 +27,7 @@ type event struct {
 	wrote *unit  // all of it is in the pipe
 	err   error  // the input takes no more
 	ack   uint64 // "ok N"
-	bad   string // another line on descriptor 3, or its end
+	bad   string // the beginning of another line on descriptor 3, with its end if that is in it
 	exit  *exit  // the last event
 }
 
@@ -336,7 +335,7 @@ func (c *child) readAcks(f *os.File) {
 	r := bufio.NewReaderSize(f, maxAckLine)
 	for {
 		line, err := r.ReadSlice('\n')
-		text := strings.TrimRight(string(line), "\r\n")
+		text := string(line)
 		number, found := strings.CutPrefix(text, "ok ")
 		n, bad := strconv.ParseUint(strings.TrimSpace(number), 10, 64)
 		switch {
@@ -344,7 +343,11 @@ func (c *child) readAcks(f *os.File) {
 			c.events <- event{ack: n}
 		case err == nil || errors.Is(err, bufio.ErrBufferFull):
 			c.events <- event{bad: text}
-		case errors.Is(err, io.EOF) || err != nil:
+		}
+		for errors.Is(err, bufio.ErrBufferFull) { // the rest of the line is no line
+			_, err = r.ReadSlice('\n')
+		}
+		if err != nil {
 			return
 		}
 	}

@@ -19,11 +19,13 @@ import (
 
 // Bounds of a feed.
 const (
-	maxSources = 1 << 14          // (host, path) pairs of which it is remembered whether they match
-	maxLanes   = 1 << 12          // lanes of which it is remembered what was given
-	maxHeld    = 80 << 20         // bytes of unfinished lines; more of a line goes out as it is
-	holdFor    = 60 * time.Second // an unfinished line waits so long for its next piece
+	maxSources = 1 << 14  // (host, path) pairs of which it is remembered whether they match
+	maxLanes   = 1 << 12  // lanes of which it is remembered what was given
+	maxHeld    = 80 << 20 // bytes of unfinished lines; more of a line goes out as it is
 )
+
+// holdFor is how long an unfinished line waits for its next piece. Tests change it.
+var holdFor = 60 * time.Second
 
 // unit is what one batch of the queue is for a plugin: whole lines, perhaps none.
 type unit struct {

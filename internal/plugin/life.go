@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -81,9 +82,16 @@ func (r *runner) handle(e event) {
 		r.wrote(e.wrote, now)
 	case e.bad != "":
 		r.count.badAcks.Add(1)
-		r.log.Warn("a plugin wrote to descriptor 3 what is not \"ok N\"", "plugin", r.label, "line", escape(e.bad))
+		r.complain(now, "a plugin wrote to descriptor 3 what is not \"ok N\"", "line", escape(strings.TrimRight(e.bad, "\r\n")))
 	default:
 		r.acked(e.ack, now)
+	}
+}
+
+// complain logs what a plugin does wrong with descriptor 3, which it may do all the time.
+func (r *runner) complain(now time.Time, what string, attrs ...any) {
+	if leftOut, ok := r.acksLog.admit(now); ok {
+		r.log.Warn(what, append(attrs, "plugin", r.label, "left_out", leftOut)...)
 	}
 }
 

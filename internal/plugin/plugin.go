@@ -127,7 +127,7 @@ type Set struct {
 	o    Options
 	zone *time.Location
 
-	change  sync.Mutex // held by Reconfigure, which is one after the other
+	change  sync.Mutex // held by Reconfigure, which is one after the other, and while Run starts
 	mu      sync.Mutex
 	runners []*runner
 	ctx     context.Context // of Run; nil: not called yet
@@ -186,12 +186,14 @@ func (s *Set) make(plugins []Plugin) ([]*runner, error) {
 func (s *Set) Run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s.change.Lock() // a reload comes before all of them run, or behind
 	s.mu.Lock()
 	s.ctx = inner
 	for _, r := range s.runners {
 		s.start(r)
 	}
 	s.mu.Unlock()
+	s.change.Unlock()
 	var err error
 	select {
 	case <-ctx.Done():

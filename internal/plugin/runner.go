@@ -53,6 +53,8 @@ type runner struct {
 	out   *target
 	logs  *lineLog
 
+	acksLog limiter // of what is wrong on descriptor 3
+
 	cancel context.CancelFunc
 	look   chan struct{} // the output file may have changed
 	finish chan struct{} // closed: end the child, start no other
@@ -109,6 +111,7 @@ func newRunner(s *Set, p Plugin, label string) (*runner, error) {
 	if r.out, err = newTarget(&r.p, s.zone); err != nil {
 		return nil, err
 	}
+	r.acksLog = newLimiter()
 	r.logs = newLineLog(s.o.Logger, label, r.count)
 	return r, nil
 }

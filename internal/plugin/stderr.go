@@ -22,16 +22,37 @@ const (
 // most ten a second but for a burst, with what is not printable escaped. One goroutine at a
 // time uses it.
 type lineLog struct {
-	log     *slog.Logger
-	rule    string
-	count   *counters
+	log   *slog.Logger
+	rule  string
+	count *counters
+	limiter
+}
+
+// limiter says what may be logged of what a plugin does.
+type limiter struct {
 	room    int       // lines that may be logged now
 	at      time.Time // when room was counted
 	leftOut uint64    // lines since the last that was logged
 }
 
+func newLimiter() limiter { return limiter{room: logBurst} }
+
+// admit reports whether a line may be logged, and how many were left out before it.
+func (l *limiter) admit(now time.Time) (leftOut uint64, ok bool) {
+	if n := int(now.Sub(l.at) / logInterval); n > 0 {
+		l.room, l.at = min(logBurst, l.room+n), now
+	}
+	if l.room == 0 {
+		l.leftOut++
+		return 0, false
+	}
+	l.room--
+	leftOut, l.leftOut = l.leftOut, 0
+	return leftOut, true
+}
+
 func newLineLog(log *slog.Logger, rule string, count *counters) *lineLog {
-	return &lineLog{log: log, rule: rule, count: count, room: logBurst}
+	return &lineLog{log: log, rule: rule, count: count, limiter: newLimiter()}
 }
 
 // from logs the lines of r until its end.
@@ -62,20 +83,15 @@ func (l *lineLog) from(r io.Reader, pid int) {
 }
 
 func (l *lineLog) say(text string, pid int, now time.Time) {
-	if n := int(now.Sub(l.at) / logInterval); n > 0 {
-		l.room, l.at = min(logBurst, l.room+n), now
-	}
 	l.count.logLines.Add(1)
-	if l.room == 0 {
-		l.leftOut++
+	leftOut, ok := l.admit(now)
+	if !ok {
 		l.count.logLeftOut.Add(1)
 		return
 	}
-	l.room--
 	attrs := []any{"plugin", l.rule, "pid", pid, "line", text}
-	if l.leftOut > 0 {
-		attrs = append(attrs, "left_out", l.leftOut)
-		l.leftOut = 0
+	if leftOut > 0 {
+		attrs = append(attrs, "left_out", leftOut)
 	}
 	l.log.Warn("a plugin says", attrs...)
 }

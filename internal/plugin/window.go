@@ -116,7 +116,7 @@ func (r *runner) acked(n uint64, now time.Time) {
 	i := slices.IndexFunc(r.window[:r.handed], func(o *offered) bool { return o.seq == n && !o.ok })
 	if i < 0 {
 		r.count.badAcks.Add(1)
-		r.log.Warn("a plugin acknowledged a batch that it was not offered, or twice", "plugin", r.label, "batch", n)
+		r.complain(now, "a plugin acknowledged a batch that it was not offered, or twice", "batch", n)
 		return
 	}
 	r.window[i].ok = true
