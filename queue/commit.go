@@ -315,7 +315,7 @@ func (c *committer) acksNow(g *group) bool {
 		return true
 	}
 	ranges := 0
-	for _, cur := range q.cursors {
+	for _, cur := range q.stayingAndLeaving() {
 		if cur.dirty {
 			ranges += cur.acked.Len()
 		}

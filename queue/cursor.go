@@ -31,6 +31,7 @@ type Cursor struct {
 	gone  bool   // the queue has it no more
 
 	unbegun bool // nor had it a consumer: see CursorSet
+	joining bool // it is being added: it may have not acked yet what it does not want
 }
 
 type givenItem struct {
@@ -249,6 +250,11 @@ func (q *Queue) passIfAll(seg *segment, seq uint64, t tally) {
 
 // pass gives up seq: no cursor needs it any more. The caller holds mu.
 func (q *Queue) pass(seg *segment, seq uint64, t tally) {
+	for _, c := range q.leaving {
+		if !c.acked.Contains(seq) {
+			c.take(seg, seq, t)
+		}
+	}
 	seg.passed.add(t)
 	seg.dirty = true
 	q.live -= int64(t.Bytes)

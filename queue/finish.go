@@ -34,7 +34,7 @@ func (q *Queue) encodeAcks(puts map[string][]byte) (drained []*segment) {
 		}
 	}
 	q.active().stored = q.active().passed
-	for _, c := range q.cursors {
+	for _, c := range q.stayingAndLeaving() {
 		if c.dirty {
 			puts[string(classCursor)+c.name] = c.encode()
 			c.dirty = false
@@ -122,7 +122,7 @@ func (c *committer) remove(drained []*segment) error {
 			keep = append(keep, s)
 			continue
 		}
-		for _, cur := range q.cursors {
+		for _, cur := range q.stayingAndLeaving() {
 			delete(cur.parts, s.num)
 		}
 	}

@@ -79,17 +79,25 @@ func (q *Queue) loseEntry(seg *segment, seq uint64, h *head, reason string, caus
 		t = entryTally(&h.e, h.size())
 		id, named = h.e.Batch.ID, true
 	}
-	open, copies := false, true
+	open, copies, skipped := false, true, false
 	for _, c := range q.cursors {
-		if !c.acked.Contains(seq) {
+		if c.acked.Contains(seq) {
+			continue
+		}
+		if c.joining && named && !q.wants(c, id.Lane) {
+			c.take(seg, seq, t)
+			skipped = true
+		} else {
 			open, copies = true, copies && (q.copyOnly(c) || c.given[seq].kept)
 			c.take(seg, seq, t)
 		}
 	}
+	if open || skipped {
+		q.pass(seg, seq, t)
+	}
 	if !open {
 		return
 	}
-	q.pass(seg, seq, t)
 	if named {
 		q.loseID(Loss{Seq: seq, ID: id, Reason: reason, Copy: copies}, t)
 	} else {
@@ -170,10 +178,10 @@ func nextOpen(cursors []*Cursor, at uint64) uint64 {
 	return seq
 }
 
-// low returns the oldest seq that some cursor has not acked.
+// low returns the oldest seq that some cursor has not acked, or one that leaves.
 func (q *Queue) low() uint64 {
 	low := q.nextSeq
-	for _, c := range q.cursors {
+	for _, c := range q.stayingAndLeaving() {
 		low = min(low, c.acked.Next())
 	}
 	return low

@@ -24,7 +24,7 @@ func newModelCursor(name string) *modelCursor {
 }
 
 func (m *model) wants(name string, lane batch.Lane) bool {
-	return !m.picky || name != "b" || lane != testLane(2)
+	return !m.picky.Load() || name != "b" || lane != testLane(2)
 }
 
 // add notes an entry that was submitted: who does not want it needs it not.
@@ -192,61 +192,12 @@ func (m *model) tryReplace() {
 	}
 }
 
-// otherCursors opens the queue with other cursors than before.
-func (m *model) otherCursors() {
-	mustClose(m.t, m.q)
-	var names []string
-	for len(names) == 0 {
-		for _, n := range []string{"a", "b", "c"} {
-			if m.r.IntN(2) == 0 {
-				names = append(names, n)
-			}
-		}
-	}
-	var now []*modelCursor
-	for _, n := range names {
-		i := slices.IndexFunc(m.cur, func(c *modelCursor) bool { return c.name == n })
-		if i >= 0 {
-			now = append(now, m.cur[i])
-			continue
-		}
-		c := newModelCursor(n)
-		for seq := uint64(1); seq <= uint64(len(m.entries)); seq++ {
-			all := !m.wants(n, m.entries[seq-1].Batch.ID.Lane)
-			if !all {
-				all = true
-				for _, o := range m.cur {
-					all = all && o.acked[seq]
-				}
-			}
-			if all {
-				c.acked[seq] = true
-			}
-		}
-		now = append(now, c)
-	}
-	for seq := uint64(1); seq <= uint64(len(m.entries)); seq++ {
-		before, after := false, false
-		for _, c := range m.cur {
-			before = before || !c.acked[seq]
-		}
-		for _, c := range now {
-			after = after || !c.acked[seq]
-		}
-		if before && !after {
-			m.lost[seq] = true
-		}
-	}
-	m.cur, m.o.Cursors = now, names
-	m.open()
-	m.afterReopen(false)
-	m.checkLost()
-}
-
 // checkLost compares what the queue says it lost.
 func (m *model) checkLost() {
 	m.t.Helper()
 	mustFlush(m.t, m.q)
+	settled(m.q)
+	checkParts(m.t, m.q)
 	var sum Tally
 	var most, least [4]batch.Ranges
 	for seq := range m.lost {

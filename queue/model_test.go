@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ type model struct {
 	cur  []*modelCursor
 	next [4]uint64 // batch number by lane; the last is that of replacements
 
-	picky    bool              // cursor b does not want lane 2
+	picky    atomic.Bool       // cursor b does not want lane 2
 	lost     map[uint64]bool   // by seq: nobody needed it any more
 	merged   [4]uint64         // horizon by lane
 	pending  []modelReplace    // submitted before a crash
@@ -49,6 +50,7 @@ type modelCursor struct {
 	sure  map[uint64]bool // acked in a commit that is on disk
 	held  []uint64
 	last  uint64 // given last since the last Rewind or reopen
+	base  uint64 // what there was when it was added by SetCursors and begins; 0: it has begun
 }
 
 // TestModel runs random operations against the model. QUEUE_SEED repeats a run.
@@ -75,11 +77,12 @@ func TestModel(t *testing.T) {
 func runModel(t *testing.T, seed uint64, ops int) {
 	t.Logf("QUEUE_SEED=%d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
-	m := &model{t: t, r: r, dir: t.TempDir(), picky: r.IntN(2) == 0, lost: map[uint64]bool{}, replaced: map[uint64]uint64{}, kv: []map[string]string{{}}, after: []int{0}}
+	m := &model{t: t, r: r, dir: t.TempDir(), lost: map[uint64]bool{}, replaced: map[uint64]uint64{}, kv: []map[string]string{{}}, after: []int{0}}
+	m.picky.Store(r.IntN(2) == 0)
 	m.o = Options{
 		SegmentBytes: 1 << (16 + r.IntN(5)), MemoryBytes: int64(1 + r.IntN(200<<10)), PendingBytes: 64 << 10, CommitBytes: int64(1 + r.IntN(64<<10)),
 		CommitEvery: time.Duration(1+r.IntN(3000)) * time.Microsecond, IdleBytes: 32 << 10, IdleAfter: time.Millisecond, ReserveBytes: 1 << 16,
-		Dedupe: true, Cursors: []string{"a", "b"}[:1+r.IntN(2)], cheapRanges: 1 + r.IntN(6),
+		Dedupe: true, Cursors: []string{"a", "b"}[:1+r.IntN(2)], cheapRanges: 1 + r.IntN(6), portion: 1 + r.IntN(9),
 		Wants: func(name string, lane batch.Lane) bool { return m.wants(name, lane) },
 	}
 	for _, name := range m.o.Cursors {
@@ -109,7 +112,7 @@ func (m *model) open() {
 	m.q = q
 	for _, c := range m.cur {
 		c.c = mustCursor(m.t, q, c.name)
-		c.held, c.last = nil, 0
+		c.held, c.last, c.base = nil, 0, 0
 	}
 }
 
@@ -143,6 +146,8 @@ func (m *model) step() {
 		m.reopen(false)
 	case x < 98:
 		m.otherCursors()
+	case x < 99:
+		m.setCursors()
 	default:
 		m.reopen(true)
 	}
@@ -235,7 +240,7 @@ func (m *model) read(c *modelCursor) {
 		m.t.Fatalf("cursor %s gave %d after %d, want %d", c.name, it.Seq, c.last, want)
 	}
 	m.same(it)
-	c.last = it.Seq
+	c.last, c.base = it.Seq, 0
 	c.held = append(c.held, it.Seq)
 }
 

@@ -49,7 +49,7 @@ func Open(dir string, o Options) (*Queue, error) {
 func newQueue(dir string, o Options, lock *os.File) *Queue {
 	return &Queue{
 		dir: dir, o: o, log: o.Logger, lock: lock,
-		cache: &blockCache{}, damaged: newDamaged(), replacing: map[uint64]bool{}, submit: make(chan struct{}, 1), room: make(chan struct{}),
+		cache: &blockCache{}, damaged: newDamaged(), replacing: map[uint64]bool{}, submit: make(chan struct{}, 1), changing: make(chan struct{}, 1), room: make(chan struct{}),
 		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), tellKick: make(chan struct{}, 1), tellDone: make(chan struct{}), failed: make(chan struct{}),
 	}
 }

@@ -191,6 +191,7 @@ type Options struct {
 	Copies []string
 
 	cheapRanges int // see there; tests set it
+	portion     int // portionEntries; tests set it
 
 	// Wants is optional: false for a lane that a cursor does not want, which counts as acked
 	// by it when it is committed. What nobody wants is dropped, and counted as LostNoCursor.
@@ -223,6 +224,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.cheapRanges == 0 {
 		o.cheapRanges = cheapRanges
 	}
+	if o.portion == 0 {
+		o.portion = portionEntries
+	}
 	if o.CommitEvery == 0 {
 		o.CommitEvery = DefaultCommitEvery
 	}
@@ -248,14 +252,15 @@ func (o Options) withDefaults() (Options, error) {
 
 // Queue is an open queue. Make one with Open.
 //
-// Lock order: submit, mu, kvMu. The committer holds none of them while it writes.
+// Lock order: changing, submit, mu, kvMu. The committer holds none of them while it writes.
 type Queue struct {
 	dir  string
 	o    Options
 	log  *slog.Logger
 	lock *os.File
 
-	submit chan struct{} // held by the one Submit that decides; orders all Txns
+	submit   chan struct{} // held by the one Submit that decides; orders all Txns
+	changing chan struct{} // held by a SetCursors, until what it began is done; by Close in the end
 
 	mu        sync.Mutex
 	node      batch.Node
@@ -267,6 +272,7 @@ type Queue struct {
 	cache     *blockCache
 	segs      []*segment      // ascending; the last is the active one
 	cursors   []*Cursor       // in order of Options.Cursors
+	leaving   []*Cursor       // removed; until what only they needed is dropped
 	retired   []*Cursor       // stored, and not configured any more; until that is stored
 	replacing map[uint64]bool // entries in whose place others were submitted
 	replaced  uint64          // newest entry that took another's place
@@ -418,6 +424,7 @@ func (q *Queue) Close() error {
 	if again {
 		return q.Err()
 	}
+	q.changing <- struct{}{}
 	q.closeFiles()
 	return q.Err()
 }

@@ -186,8 +186,8 @@ func (q *Queue) admit(ctx context.Context, entries []Entry, t *Txn) (Status, err
 			return Fresh, nil
 		}
 		if full || q.diskFull {
-			policy := q.o.OnFull // it may change while this waits
-			if t.Again {
+			policy := q.o.OnFull               // it may change while this waits
+			if t.Again || len(q.leaving) > 0 { // what they needed makes room
 				policy = Block
 			}
 			switch {

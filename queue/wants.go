@@ -38,8 +38,8 @@ func (q *Queue) skipUnwanted(seg *segment, it *memItem) {
 
 // settleCursors brings the entries that were stored before this start in line with the
 // cursors of this run: none needs what it does not want (one may be new, or its acks of that
-// were not stored), and what only one of those that are going needed is lost. A gone one stays stored until the commit that says so. It is
-// called once for each that goes. Nobody else has the queue yet, or the caller holds mu.
+// were not stored), and what only one of those that are going needed is lost. A gone one stays
+// stored until the commit that says so. Nobody else has the queue yet; see SetCursors for later.
 func (q *Queue) settleCursors(going []*Cursor) error {
 	if len(going) == 0 && q.o.Wants == nil {
 		return nil
@@ -55,29 +55,16 @@ func (q *Queue) settleCursors(going []*Cursor) error {
 		}
 	}
 	for _, c := range going {
-		if q.ackLater(); !c.unbegun {
-			q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", c.name))
-		}
+		q.ackLater()
+		q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", c.name))
 	}
-	if lost.Batches > 0 {
-		q.log.Error("batches that only cursors needed which are no longer configured are dropped", slog.String("reason", LostNoCursor),
-			slog.Uint64("batches", lost.Batches), slog.Uint64("records", lost.Records), slog.Uint64("bytes", lost.Payload))
-	}
+	q.logUnneeded(lost)
 	return nil
 }
 
 // settleOld is settleCursors for one entry; it returns what was lost.
 func (q *Queue) settleOld(seg *segment, seq uint64, going []*Cursor) (lost tally, err error) {
-	gone, copies, had := false, true, false
-	for _, c := range going {
-		switch {
-		case c.acked.Contains(seq):
-		case q.hadFor(c, seg, seq):
-			had = true
-		default:
-			gone, copies = true, copies && q.copyOnly(c)
-		}
-	}
+	gone := slices.ContainsFunc(going, func(c *Cursor) bool { return !c.acked.Contains(seq) })
 	var took tally
 	wanted := false
 	if id, ok := seg.ids.id(seq); ok && q.o.Wants != nil {
@@ -100,53 +87,18 @@ func (q *Queue) settleOld(seg *segment, seq uint64, going []*Cursor) (lost tally
 	switch {
 	case q.needed(seq):
 	case gone || took.Batches > 0 && !wanted:
-		return q.loseUnneeded(seg, seq, gone && copies)
-	case took.Batches > 0:
-		q.pass(seg, seq, took)
-	case had:
-		t, err := q.tallyOf(seg, seq)
-		if isDamage(err) {
-			return q.loseUnneeded(seg, seq, true)
-		} else if err != nil {
+		h, err := q.headOf(seg, seq)
+		if err != nil && !isDamage(err) {
 			return lost, fmt.Errorf("read the head of entry %d: %w", seq, err)
 		}
-		q.pass(seg, seq, t)
+		e := queued{seg: seg, seq: seq}
+		e.id, e.named = seg.ids.id(seq)
+		e.take(h, err)
+		return q.loseUnneeded(&e, going), nil
+	case took.Batches > 0:
+		q.pass(seg, seq, took)
 	}
 	return lost, nil
-}
-
-// hadFor reports whether another cursor wants seq for c, which goes and never had a consumer.
-func (q *Queue) hadFor(c *Cursor, seg *segment, seq uint64) bool {
-	if !c.unbegun {
-		return false
-	}
-	id, ok := seg.ids.id(seq)
-	return q.o.Wants == nil || ok && slices.ContainsFunc(q.cursors, func(other *Cursor) bool {
-		return q.wants(other, id.Lane) && (q.copyOnly(c) || !q.copyOnly(other))
-	})
-}
-
-// loseUnneeded drops an entry that only retired cursors have not acked.
-func (q *Queue) loseUnneeded(seg *segment, seq uint64, copies bool) (tally, error) {
-	h, err := q.headOf(seg, seq)
-	t, reason := tally{Batches: 1}, LostNoCursor
-	id, named := seg.ids.id(seq)
-	switch {
-	case err != nil && !isDamage(err):
-		return t, fmt.Errorf("read the head of entry %d: %w", seq, err)
-	case err != nil:
-		seg.damaged, reason = true, LostCorrupt
-	}
-	if h != nil {
-		t, id, named = entryTally(&h.e, h.size()), h.e.Batch.ID, true
-	}
-	q.pass(seg, seq, t)
-	if named {
-		q.loseID(Loss{Seq: seq, ID: id, Reason: reason, Copy: copies}, t)
-	} else {
-		q.lose(reason, t)
-	}
-	return t, nil
 }
 
 func (q *Queue) wants(c *Cursor, lane batch.Lane) bool {

@@ -1,0 +1,119 @@
+package queue
+
+import "slices"
+
+// otherCursors opens the queue with other cursors than before.
+func (m *model) otherCursors() {
+	m.settle()
+	mustClose(m.t, m.q)
+	m.o.Cursors = m.otherNames()
+	m.becomeOthers(m.o.Cursors)
+	m.open()
+	m.afterReopen(false)
+	m.checkLost()
+}
+
+// settle has the last change of cursors, and all acks, be on disk: a crash takes none of it back.
+func (m *model) settle() {
+	settled(m.q)
+	mustCommit(m.t, m.q)
+}
+
+// setCursors changes the cursors, and what new ones want, while the queue runs. What follows
+// (reads, acks, commits, a restart, a crash) comes while what gone ones needed is being dropped.
+func (m *model) setCursors() {
+	m.settle()
+	set := CursorSet{Cursors: m.otherNames()}
+	set.Again = m.beginAgain(set.Cursors)
+	had := slices.ContainsFunc(m.cur, func(c *modelCursor) bool { return c.name == "b" })
+	if picky := m.r.IntN(2) == 0; !had && slices.Contains(set.Cursors, "b") {
+		m.picky.Store(picky)
+	}
+	set.Wants = m.o.Wants
+	m.becomeOthers(set.Cursors)
+	if err := m.q.SetCursors(set); err != nil {
+		m.t.Fatal(err)
+	}
+	m.o.Cursors = set.Cursors
+	for _, c := range m.cur {
+		if c.c == nil {
+			c.c, c.base = mustCursor(m.t, m.q, c.name), uint64(len(m.entries))
+		}
+	}
+	switch m.r.IntN(4) {
+	case 0:
+		m.reopen(true)
+	case 1:
+		m.reopen(false)
+	case 2:
+		m.checkLost()
+	}
+}
+
+// beginAgain picks one of names whose consumer has not begun, and takes from what it needs what
+// all others have passed since it was added.
+func (m *model) beginAgain(names []string) []string {
+	for _, c := range m.cur {
+		if c.base == 0 || !slices.Contains(names, c.name) || len(m.cur) == 1 || m.r.IntN(2) == 0 {
+			continue
+		}
+		for seq := uint64(1); seq <= c.base; seq++ {
+			if !slices.ContainsFunc(m.cur, func(o *modelCursor) bool { return o != c && !o.acked[seq] }) {
+				c.acked[seq] = true
+			}
+		}
+		return []string{c.name}
+	}
+	return nil
+}
+
+func (m *model) otherNames() (names []string) {
+	for len(names) == 0 {
+		for _, n := range []string{"a", "b", "c"} {
+			if m.r.IntN(2) == 0 {
+				names = append(names, n)
+			}
+		}
+	}
+	return names
+}
+
+// becomeOthers has the model have the cursors names: who is new needs what somebody needed, and
+// wants; what nobody needs any more is lost.
+func (m *model) becomeOthers(names []string) {
+	var now []*modelCursor
+	for _, n := range names {
+		i := slices.IndexFunc(m.cur, func(c *modelCursor) bool { return c.name == n })
+		if i >= 0 {
+			now = append(now, m.cur[i])
+			continue
+		}
+		c := newModelCursor(n)
+		for seq := uint64(1); seq <= uint64(len(m.entries)); seq++ {
+			all := !m.wants(n, m.entries[seq-1].Batch.ID.Lane)
+			if !all {
+				all = true
+				for _, o := range m.cur {
+					all = all && o.acked[seq]
+				}
+			}
+			if all {
+				c.acked[seq] = true
+			}
+		}
+		now = append(now, c)
+	}
+	for seq := uint64(1); seq <= uint64(len(m.entries)); seq++ {
+		before, after := false, false
+		for _, c := range m.cur {
+			before = before || !c.acked[seq]
+		}
+		for _, c := range now {
+			after = after || !c.acked[seq]
+		}
+		if before && !after {
+			m.lost[seq] = true
+		}
+	}
+	m.cur = now
+}
