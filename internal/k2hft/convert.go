@@ -3,6 +3,7 @@ package k2hft
 import (
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 // Options of Convert.
@@ -51,6 +52,7 @@ func Convert(name string, text []byte, o Options) (Result, error) {
 		}
 		w.mount(d, to, o.Mount)
 	}
+	w.encoding(d)
 	w.rest(d)
 	return Result{TOML: []byte(w.b.String()), Notes: w.notes}, nil
 }
@@ -77,6 +79,18 @@ func (w *writer) follow(e *entry, o Options) *cluster {
 	}
 	e.said = true
 	return readCluster(d)
+}
+
+// encoding names the values that TOML cannot hold as they are. (Of filters and targets it was
+// said where they stand.)
+func (w *writer) encoding(d *document) {
+	for _, s := range d.sections {
+		for _, e := range s.entries {
+			if e.filter == nil && e.key != "TARGET" && !utf8.ValidString(e.value) {
+				w.none(e, "%v: U+FFFD stands for such bytes; what this configuration uses of it has to be named otherwise", errEncoding)
+			}
+		}
+	}
 }
 
 // rest names what nothing stands for, by why that is so.

@@ -1,6 +1,13 @@
 package k2hft
 
-import "strings"
+import (
+	"errors"
+	"strings"
+	"unicode/utf8"
+)
+
+// errEncoding is why bytes of a K2HFTFUSE configuration cannot stand in one of ours.
+var errEncoding = errors.New("not UTF-8 (EUC-JP or Shift_JIS, perhaps), as TOML and RE2 are")
 
 // filters writes default, allow and deny. K2HFTFUSE uses ALLOW where the default is to
 // deny, and DENY where it is to allow; an empty one is every line, and the first that
@@ -61,6 +68,9 @@ func (w *writer) filter(e *entry) (string, bool) {
 	e.said = true
 	p := e.filter
 	r, err := rewriting(p)
+	if !utf8.ValidString(p.text) || p.replace != nil && !utf8.ValidString(*p.replace) {
+		err = errEncoding
+	}
 	if e.key == "DENY" && err == nil {
 		if p.regex {
 			r.match, _, _ = toRE2(p.text)

@@ -6,6 +6,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
+
+	"github.com/bmatcuk/doublestar/v4"
+
+	"ftfuse/config"
 )
 
 // within fails the test where f does not end: what it tests for never would.
@@ -61,4 +66,21 @@ func TestEveryDocumentOfAFileIsRead(t *testing.T) {
 func TestOptionsOfFstabThatAreNoNumbersAreNotes(t *testing.T) {
 	at := Mountpoint{Point: "/mnt/x", From: "fstab, line 1", UID: "www-data", GID: "1]\n[x", Umask: "rwx"}
 	convert(t, "a.ini", "[K2HFTFUSE]\n[SVRNODE]\nNAME=agg\n", Options{Mount: at})
+}
+
+// What is in EUC-JP became U+FFFD without a word: a filter and a rule that matched nothing.
+func TestWhatIsNotUTF8IsSaidAndLosesNoLine(t *testing.T) {
+	const kana = "\xa4\xa2" // HIRAGANA LETTER A in EUC-JP
+	toml, c := convert(t, "a.ini", "[K2HFTFUSE]\n[K2HFTFUSE_RULE]\nTARGET=log/"+kana+"*.log\nTRUNS=on\nDEFAULTALL=DENY\nALLOW=\"err\"\nALLOW=\""+kana+"\"\n"+
+		"[K2HFTFUSE_RULE_DIR]\nTARGET=app\nTRUNS=on\nDEFAULTALL=ALLOW\nDENY="+kana+"\nOUTPUTFILE=/var/"+kana+"\n[SVRNODE]\nNAME=agg\n", Options{Mount: Mountpoint{Point: "/mnt/x"}})
+	rules := c.Mount.Rules
+	if !doublestar.MatchUnvalidated(rules[0].Path, "log/"+kana+"*.log") || doublestar.MatchUnvalidated(rules[0].Path, "log/"+kana+"x.log") {
+		t.Errorf("path = %q", rules[0].Path)
+	}
+	if rules[0].Default != config.VerdictAllow || len(rules[1].Deny) != 0 {
+		t.Errorf("rules that drop what nobody can tell: %+v", rules)
+	}
+	if n := strings.Count(toml, "not UTF-8"); n != 4 || !utf8.ValidString(toml) {
+		t.Errorf("it is said %d times, want 4:\n%s", n, toml)
+	}
 }

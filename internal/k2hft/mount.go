@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // mount writes [mount] for K2HFTFUSE.
@@ -186,6 +187,9 @@ func (w *writer) rule(r rule, bin *entry) {
 	} else {
 		w.key("path", text(glob), r.s.get("TARGET"))
 	}
+	if !utf8.ValidString(r.target) {
+		w.none(r.s.get("TARGET"), "%v: in path a ? stands for each such byte, and matches any character", errEncoding)
+	}
 	transfer := r.s.yes("TRUNS", false)
 	w.key("transfer", strconv.FormatBool(transfer), r.s.get("TRUNS"))
 	if r.binary {
@@ -206,13 +210,20 @@ func (r rule) ignoreFilters(w *writer) {
 	}
 }
 
+// escapeGlob returns the glob for the path s alone. What is not UTF-8 in it is ?, byte by byte.
 func escapeGlob(s string) string {
 	var b strings.Builder
-	for _, r := range s {
-		if strings.ContainsRune(`*?[]{}\`, r) {
-			b.WriteByte('\\')
+	for s != "" {
+		r, n := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			b.WriteByte('?')
+		case strings.ContainsRune(`*?[]{}\`, r):
+			b.WriteString(`\` + s[:n])
+		default:
+			b.WriteString(s[:n])
 		}
-		b.WriteRune(r)
+		s = s[n:]
 	}
 	return b.String()
 }
