@@ -1,8 +1,6 @@
 package offline
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +9,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/inotify"
 )
 
 // watcher tells which files below the directory are written to (inotify(7)). Watches are of
@@ -84,39 +84,26 @@ func (w *watcher) add(dir *os.File, at string) {
 
 // read takes events until the descriptor is closed.
 func (w *watcher) read(in *os.File) {
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := in.Read(buf)
-		if err != nil {
-			if !errors.Is(err, os.ErrClosed) {
-				w.mu.Lock()
-				w.cannot(fmt.Errorf("read inotify events: %w", err))
-				w.mu.Unlock()
-			}
-			return
-		}
-		w.events(buf[:n])
+	if err := inotify.Read(in, w.events); err != nil {
+		w.mu.Lock()
+		w.cannot(fmt.Errorf("read inotify events: %w", err))
+		w.mu.Unlock()
 	}
 }
 
-// events takes what one read gave: wd i32, mask u32, cookie u32, length of name u32, name.
+// events takes what one read gave.
 func (w *watcher) events(b []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	le := binary.LittleEndian
-	for len(b) >= unix.SizeofInotifyEvent {
-		wd, mask := int32(le.Uint32(b)), le.Uint32(b[4:])
-		end := min(len(b), unix.SizeofInotifyEvent+int(le.Uint32(b[12:])))
-		name, _, _ := bytes.Cut(b[unix.SizeofInotifyEvent:end], []byte{0})
-		b = b[end:]
-		dir, ok := w.dirs[wd]
+	for e := range inotify.Events(b) {
+		dir, ok := w.dirs[e.Watch]
 		switch {
-		case mask&unix.IN_IGNORED != 0:
-			delete(w.dirs, wd)
-		case mask&(unix.IN_Q_OVERFLOW|unix.IN_ISDIR) != 0, !ok:
+		case e.Mask&unix.IN_IGNORED != 0:
+			delete(w.dirs, e.Watch)
+		case e.Mask&(unix.IN_Q_OVERFLOW|unix.IN_ISDIR) != 0, !ok:
 			w.all = true
 		default:
-			w.dirty[path.Join(dir, string(name))] = true
+			w.dirty[path.Join(dir, string(e.Name))] = true
 		}
 	}
 	w.poke()

@@ -1,8 +1,6 @@
 package spool
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -11,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/internal/failpoint"
+	"ftfuse/internal/inotify"
 )
 
 var fpArm = failpoint.New("spool/arm") // the size was looked at, there is no watch yet
@@ -203,36 +202,25 @@ func (w *watcher) poke() {
 
 // read takes events until in is closed.
 func (w *watcher) read(in *os.File) {
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := in.Read(buf)
-		if err != nil {
-			if !errors.Is(err, os.ErrClosed) {
-				w.s.o.Logger.Error("read inotify events", "err", err)
-			}
-			return
-		}
-		w.events(buf[:n])
+	if err := inotify.Read(in, w.events); err != nil {
+		w.s.o.Logger.Error("read inotify events", "err", err)
 	}
 }
 
-// events takes what one read gave: wd i32, mask u32, cookie u32, length of name u32, name.
+// events takes what one read gave.
 func (w *watcher) events(b []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	le := binary.LittleEndian
-	for len(b) >= unix.SizeofInotifyEvent {
-		wd, mask := int32(le.Uint32(b)), le.Uint32(b[4:])
-		b = b[min(len(b), unix.SizeofInotifyEvent+int(le.Uint32(b[12:]))):]
+	for e := range inotify.Events(b) {
 		switch {
-		case mask&unix.IN_Q_OVERFLOW != 0: // events of any file may be among the lost
+		case e.Mask&unix.IN_Q_OVERFLOW != 0: // events of any file may be among the lost
 			for f := range w.all {
 				w.disarm(f) // its watch may be gone with its event
 				w.rouse(f)
 			}
-		case mask&unix.IN_MODIFY != 0:
-			if f := w.byWD[wd]; f != nil {
-				delete(w.byWD, wd)
+		case e.Mask&unix.IN_MODIFY != 0:
+			if f := w.byWD[e.Watch]; f != nil {
+				delete(w.byWD, e.Watch)
 				f.watch.wd = 0
 				w.rouse(f)
 			}
