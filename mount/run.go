@@ -132,19 +132,19 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger, w Worker) (e
 	r.watchUnderneath(pctx)
 	out, err := r.await(ctx)
 	r.serving.Store(false)
-	if out == outLeave {
+	return r.end(out, err)
+}
+
+// end leaves the mount or takes it away, as out asks for. It returns err where something failed.
+func (r *role) end(out outcome, err error) error {
+	switch {
+	case out == outLeave, out == outStop && r.drain():
 		r.leave()
 		return nil
-	}
-	if out == outGone {
+	case out == outGone:
 		r.settle()
 		return nil
-	}
-	if out == outStop && r.drain() {
-		r.leave()
-		return nil
-	}
-	if out == outFailed {
+	case out == outFailed:
 		r.link.Failed(err) // first, should the rest hang
 	}
 	r.unmount()
