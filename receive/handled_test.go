@@ -23,14 +23,7 @@ func TestAHandlerHasEachBatchOnceKilledAtEveryStep(t *testing.T) {
 			l := newLoad(t, f, "a", "b", "c")
 			for _, nth := range []int{1, 2, 5} {
 				p := spawn(t, s, fmt.Sprintf("%s=kill@%d", point, nth))
-				for dead := false; !dead; {
-					l.batch()
-					select {
-					case <-p.done:
-						dead = true
-					case <-time.After(2 * time.Millisecond):
-					}
-				}
+				l.untilKilled(p)
 			}
 			x := startOwn(t, s, newStore(s.Store))
 			f.until(t, "final acks", f.allFinal)

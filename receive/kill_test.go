@@ -42,6 +42,30 @@ func (l *load) batch() {
 	l.f.add(recs...)
 }
 
+// untilKilled sends batches until p has ended by itself.
+func (l *load) untilKilled(p *proc) {
+	for {
+		l.batch()
+		select {
+		case <-p.done:
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// during sends batches for some time, and now and then waits for acks.
+func (l *load) during(t *testing.T, d time.Duration) {
+	t.Helper()
+	for until := time.Now().Add(d); time.Now().Before(until); {
+		l.batch()
+		if l.rnd.IntN(4) == 0 {
+			n := len(l.f.queue)
+			l.f.until(t, "some acks", func() bool { return len(l.f.acked) > n-50 })
+		}
+	}
+}
+
 func (l *load) check(t *testing.T, dir string) {
 	t.Helper()
 	for _, name := range l.files {
@@ -61,14 +85,7 @@ func TestKillAtEveryFailpoint(t *testing.T) {
 			l := newLoad(t, f, "a", "b", "c")
 			for _, nth := range []int{1, 2, 5} {
 				p := spawn(t, s, fmt.Sprintf("%s=kill@%d", point, nth))
-				for dead := false; !dead; {
-					l.batch()
-					select {
-					case <-p.done:
-						dead = true
-					case <-time.After(2 * time.Millisecond):
-					}
-				}
+				l.untilKilled(p)
 			}
 			x := start(t, s)
 			f.until(t, "final acks", f.allFinal)
@@ -94,14 +111,7 @@ func TestKillUnderLoad(t *testing.T) {
 	l := newLoad(t, f, "a", "b/c", "b/d", "e")
 	for range rounds {
 		p := spawn(t, s, "")
-		until := time.Now().Add(time.Duration(20+l.rnd.IntN(150)) * time.Millisecond)
-		for time.Now().Before(until) {
-			l.batch()
-			if l.rnd.IntN(4) == 0 {
-				n := len(f.queue)
-				f.until(t, "some acks", func() bool { return len(f.acked) > n-50 })
-			}
-		}
+		l.during(t, time.Duration(20+l.rnd.IntN(150))*time.Millisecond)
 		p.kill()
 	}
 	x := start(t, s)

@@ -47,14 +47,7 @@ func TestAPluginGetsEachLineThoughTheReceiverIsKilled(t *testing.T) {
 				l := newLoad(t, f, "a", "b")
 				for _, nth := range []int{1, 3, 6} {
 					p := spawn(t, s, fmt.Sprintf("%s=kill@%d", point, nth))
-					for dead := false; !dead; {
-						l.batch()
-						select {
-						case <-p.done:
-							dead = true
-						case <-time.After(2 * time.Millisecond):
-						}
-					}
+					l.untilKilled(p)
 				}
 				x := start(t, s)
 				f.until(t, "final acks", f.allFinal)

@@ -1,19 +1,15 @@
 package receive
 
 import (
-	"bytes"
-	"compress/gzip"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-
 	"ftfuse/config"
+	"ftfuse/internal/roletest"
 )
 
 // rotatingSetup is a receiver that rotates its output files often.
@@ -39,20 +35,9 @@ func series(t *testing.T, path string) (all string, files int) {
 		}
 		must(t, err)
 		plain := strings.TrimSuffix(strings.TrimSuffix(name, ".zst"), ".gz")
-		var r io.Reader = bytes.NewReader(raw)
-		switch filepath.Ext(name) {
-		case ".gz":
-			r, err = gzip.NewReader(r)
-		case ".zst":
-			r, err = zstd.NewReader(r)
-		}
-		must(t, err)
-		text, err := io.ReadAll(r)
-		if err != nil {
-			t.Errorf("%s is not whole: %v", name, err)
-		}
+		text := roletest.Unpack(t, name, raw)
 		if !seen[plain] {
-			all += string(text)
+			all += text
 			files++
 		}
 		seen[plain] = true
@@ -89,14 +74,7 @@ func TestKillAtEveryStepOfARotation(t *testing.T) {
 			l := newLoad(t, f, "a", "b", "c")
 			for _, nth := range []int{1, 2, 5} {
 				p := spawn(t, s, fmt.Sprintf("rotate/%s=kill@%d", point, nth))
-				for dead := false; !dead; {
-					l.batch()
-					select {
-					case <-p.done:
-						dead = true
-					case <-time.After(2 * time.Millisecond):
-					}
-				}
+				l.untilKilled(p)
 				for _, name := range l.files {
 					series(t, s.out("h", name))
 				}
@@ -140,14 +118,7 @@ func TestKillWhileTheOldestAreRemoved(t *testing.T) {
 	l := newLoad(t, f, "a")
 	for _, nth := range []int{1, 1, 2, 4} {
 		p := spawn(t, s, fmt.Sprintf("rotate/removed=kill@%d", nth))
-		for dead := false; !dead; {
-			l.batch()
-			select {
-			case <-p.done:
-				dead = true
-			case <-time.After(2 * time.Millisecond):
-			}
-		}
+		l.untilKilled(p)
 	}
 	x := start(t, s)
 	f.until(t, "final acks", f.allFinal)
@@ -182,14 +153,7 @@ func TestKillWhileFilesAreRotated(t *testing.T) {
 	l := newLoad(t, f, "a", "b/c", "b/d", "e")
 	for range rounds {
 		p := spawn(t, s, "")
-		until := time.Now().Add(time.Duration(50+l.rnd.IntN(250)) * time.Millisecond)
-		for time.Now().Before(until) {
-			l.batch()
-			if l.rnd.IntN(4) == 0 {
-				n := len(f.queue)
-				f.until(t, "some acks", func() bool { return len(f.acked) > n-50 })
-			}
-		}
+		l.during(t, time.Duration(50+l.rnd.IntN(250))*time.Millisecond)
 		p.kill()
 		for _, name := range l.files {
 			series(t, s.out("h", name))

@@ -1,14 +1,18 @@
-// Package roletest has what the tests of the queue and of the roles that take batches, relay
-// and receive, need of the machine: addresses, and damage.
+// Package roletest has what the tests of queue and sink and of the roles that take batches, relay
+// and receive, need of the machine: addresses, damage, what a compressed file has.
 package roletest
 
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 )
 
 // lastPort counts the ports that FreePort has given out.
@@ -52,4 +56,26 @@ func Spoil(t testing.TB, dir string, data []byte) {
 		return
 	}
 	t.Fatalf("the batch is in none of %v", files)
+}
+
+// Unpack returns what a file of that name and these bytes has, by the suffix of the name, and
+// fails the test where it is not whole.
+func Unpack(t testing.TB, name string, raw []byte) string {
+	t.Helper()
+	var r io.Reader = bytes.NewReader(raw)
+	var err error
+	switch filepath.Ext(name) {
+	case ".gz":
+		r, err = gzip.NewReader(r)
+	case ".zst":
+		r, err = zstd.NewReader(r)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := io.ReadAll(r)
+	if err != nil {
+		t.Errorf("%s is not whole: %v", name, err)
+	}
+	return string(all)
 }

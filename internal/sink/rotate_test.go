@@ -1,10 +1,7 @@
 package sink
 
 import (
-	"bytes"
-	"compress/gzip"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,11 +10,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-
 	"ftfuse/internal/failpoint"
 	"ftfuse/internal/output"
 	"ftfuse/internal/record"
+	"ftfuse/internal/roletest"
 	"ftfuse/queue"
 )
 
@@ -39,19 +35,7 @@ func unpack(t *testing.T, path string) string {
 	t.Helper()
 	raw, err := os.ReadFile(path)
 	must(t, err)
-	var r io.Reader = bytes.NewReader(raw)
-	switch filepath.Ext(path) {
-	case ".gz":
-		r, err = gzip.NewReader(r)
-	case ".zst":
-		r, err = zstd.NewReader(r)
-	}
-	must(t, err)
-	all, err := io.ReadAll(r)
-	if err != nil {
-		t.Errorf("%s is not whole: %v", path, err)
-	}
-	return string(all)
+	return roletest.Unpack(t, path, raw)
 }
 
 // inOrder returns the names below dir that begin with name, the rotated ones first, and what
