@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"ftfuse/internal/batch"
 )
 
 // lockedLog is a log that is read while it is written.
@@ -34,10 +36,10 @@ func TestRefusalsDoNotFillTheLog(t *testing.T) {
 	nc, fr := rawClient(t, ln.Addr().String())
 	const each = 50
 	for n := range uint64(each) {
-		damaged := testBatch(testLane(1), n+1, []byte("x"))
-		damaged.CRC++
+		loop := testBatch(testLane(1), n+1, []byte("x"))
+		loop.Via = []batch.Node{testNode(0xee)}
 		foreign := testBatch(testLane(1), n+1, []byte("x"))
-		for _, f := range [][]byte{append(appendBatch(nil, &damaged, testNode(1)), 'x'), append(appendBatch(nil, &foreign, testNode(2)), 'x')} {
+		for _, f := range [][]byte{append(appendBatch(nil, &loop, testNode(1)), 'x'), append(appendBatch(nil, &foreign, testNode(2)), 'x')} {
 			if _, err := nc.Write(f); err != nil {
 				t.Fatal(err)
 			}

@@ -99,7 +99,7 @@ func TestDamagedOnTheWay(t *testing.T) {
 		at       int64
 		connects uint64
 	}{
-		"data":   {hello + fields + 1000, 1},
+		"data":   {hello + fields + 1000, 2},
 		"length": {hello + 5, 2},
 		"id":     {hello + frameHeaderSize + 3, 2},
 	} {
@@ -118,11 +118,49 @@ func TestDamagedOnTheWay(t *testing.T) {
 			if st := cl.Stats(); st.Connects != c.connects || st.Resent == 0 || st.Refused != 0 {
 				t.Errorf("%+v, want %d connections", st, c.connects)
 			}
+			checkInOrder(t, h, 3)
 			for _, b := range h.batches() {
 				if batch.Checksum(b.Data) != b.CRC {
 					t.Error("a damaged batch was taken")
 				}
 			}
+		})
+	}
+}
+
+// TestNothingOvertakesARefusedBatch: what stands in the connection behind a batch that its
+// sender will send again is not taken, however far it has come already. (A handler refused
+// one as busy because its connection was ending, and took the next, which had been read.)
+func TestNothingOvertakesARefusedBatch(t *testing.T) {
+	lane := testLane(1)
+	for name, second := range map[string]batch.Sealed{
+		"busy":    testBatch(lane, 2, []byte("two")),
+		"bad crc": {ID: batch.ID{Lane: lane, N: 2}, CRC: 1, Records: 1, Data: []byte("two")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newTestHandler()
+			h.before = func(_ context.Context, b batch.Sealed) *Verdict {
+				if b.ID.N == 2 {
+					return &Verdict{Code: Busy, Text: "the connection ends"}
+				}
+				return nil
+			}
+			_, ln := serve(t, ServerOptions{}, h)
+			nc, fr := rawClient(t, ln.Addr().String())
+			var frames []byte
+			for _, b := range []batch.Sealed{testBatch(lane, 1, []byte("one")), second, testBatch(lane, 3, []byte("three"))} {
+				frames = append(appendBatch(frames, &b, testNode(1)), b.Data...)
+			}
+			if _, err := nc.Write(frames); err != nil {
+				t.Fatal(err)
+			}
+			for n := uint64(2); n <= 3; n++ {
+				id, v, err := parseRefuse(awaitFrame(t, fr, typeRefuse))
+				if err != nil || id.N != n || n == 3 && v.Code != Busy {
+					t.Errorf("refused %v %v %v, want batch %d", id, v, err, n)
+				}
+			}
+			checkInOrder(t, h, 1)
 		})
 	}
 }

@@ -33,8 +33,13 @@ func (c *serverConn) batch(h frameHeader, meta []byte) error {
 	c.mu.Lock()
 	c.lastBatch = time.Now()
 	c.mu.Unlock()
+	if c.held.Load() {
+		settled()
+		return c.keep(b.ID, Verdict{Busy, "comes behind a batch that was not taken"})
+	}
 	if v := c.verify(&b, crc); v.Code != Taken {
 		settled()
+		c.hold(v.Code)
 		return c.refuse(b.ID, v)
 	}
 	c.s.claims(b.ID.Lane, b.Host)
@@ -47,6 +52,7 @@ func (c *serverConn) batch(h frameHeader, meta []byte) error {
 			return
 		}
 		settled()
+		c.hold(v.Code)
 		if v.Code == Taken || v.Code == Duplicate {
 			c.ack(id)
 		} else if err := c.refuse(id, v); err != nil {
@@ -54,6 +60,14 @@ func (c *serverConn) batch(h frameHeader, meta []byte) error {
 		}
 	})
 	return nil
+}
+
+// hold takes nothing more from a connection on which a batch was refused that its peer
+// sends again, on its next connection: what is behind it would be written before it.
+func (c *serverConn) hold(code Code) {
+	if code == Busy || code == BadCRC {
+		c.held.Store(true)
+	}
 }
 
 // firstPiece is how much of a batch is read before there is room for it in MaxPending: a

@@ -53,6 +53,7 @@ type serverConn struct {
 	refusals  atomic.Uint64
 	pending   atomic.Int64
 	blocked   atomic.Bool
+	held      atomic.Bool // see hold
 }
 
 // outbox is what the writer is to send.

@@ -55,7 +55,6 @@ type session struct {
 type control struct {
 	pong     uint64
 	havePong bool
-	again    []*flight // refused for their CRC, to be sent once more
 }
 
 func newSession(ctx context.Context, c *Client, nc net.Conn) *session {
@@ -123,6 +122,8 @@ func (s *session) close(err error) {
 	switch {
 	case errors.Is(err, errBusy):
 		code, text, tell = ByeShutdown, "asked for a pause", true
+	case errors.Is(err, errDamaged):
+		code, text, tell = ByeShutdown, "sends again what arrived damaged", true
 	case errors.Is(err, context.Canceled): // the context of Run
 		code, tell = ByeShutdown, true
 	}
@@ -140,6 +141,10 @@ var errNoBye = errors.New("peer closed the connection without a BYE")
 
 // errBusy is the end of a connection to a peer that takes nothing now.
 var errBusy = errors.New("peer is busy")
+
+// errDamaged is the end of a connection on which a batch arrived damaged. All that was not
+// answered is sent again on the next, so that the order stays.
+var errDamaged = errors.New("batch arrived damaged; sending it again")
 
 // handshake sends HELLO and reads WELCOME.
 func (s *session) handshake() error {

@@ -101,9 +101,8 @@ func (s *session) refused(meta []byte) error {
 		return fmt.Errorf("%w: %v refused batch %v: %s", errBusy, s.peer, id, v.Text)
 	case v.Code == BadCRC && !fl.badCRC:
 		fl.badCRC = true // only this goroutine and its successors look at it
-		s.c.log.Warn("batch arrived damaged; sending it again", "peer", s.peer.String(), "batch", id.String(), "reason", v.Text)
-		s.post(func(c *control) { c.again = append(c.again, fl) })
-		return nil
+		s.useful = true
+		return fmt.Errorf("%w: batch %v at %v: %s", errDamaged, id, s.peer, v.Text)
 	}
 	s.useful = true
 	s.c.flights.drop(fl)

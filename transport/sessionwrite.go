@@ -92,7 +92,7 @@ func (s *session) post(change func(*control)) {
 }
 
 // control writes what is not a batch of the sending goroutine: heartbeats, their
-// answers, horizons, damaged batches once more. It waits behind a batch that is being
+// answers, horizons. It waits behind a batch that is being
 // written, whose bytes tell the peer as much as a heartbeat.
 func (s *session) control() {
 	ticker := time.NewTicker(s.c.t.heartbeat)
@@ -110,8 +110,6 @@ func (s *session) control() {
 		case <-s.wake:
 		}
 		s.mu.Lock()
-		again := s.ctl.again
-		s.ctl.again = nil
 		if s.ctl.havePong {
 			buf = appendToken(buf, typePong, s.ctl.pong)
 			s.ctl.havePong = false
@@ -120,11 +118,6 @@ func (s *session) control() {
 		s.wmu.Lock()
 		err := s.writeLocked(buf)
 		s.wmu.Unlock()
-		for _, fl := range again {
-			if err == nil {
-				err = s.sendFlight(fl)
-			}
-		}
 		if err == nil && tick {
 			err = s.announce()
 		}

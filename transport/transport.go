@@ -51,7 +51,7 @@ type Code uint16
 const (
 	Taken     Code = 0 // it is on this node's disk
 	Duplicate Code = 1 // it was already
-	BadCRC    Code = 2 // its bytes do not fit its CRC: sent again once
+	BadCRC    Code = 2 // its bytes do not fit its CRC: sent again once, on another connection
 	Version   Code = 3 // a format that this node does not know
 	Conflict  Code = 4 // its id was taken with another content
 	Loop      Code = 5 // it came through this node before
