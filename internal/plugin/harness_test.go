@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -36,6 +37,8 @@ type rig struct {
 	other *queue.Cursor
 	stop  func() error // ends Run; once
 	build *record.Builder
+
+	syncEvery time.Duration // default 5 ms
 }
 
 // logBuffer keeps what is logged.
@@ -105,7 +108,7 @@ func (r *rig) start(plugins ...Plugin) {
 	var err error
 	r.set, err = Open(Options{
 		Queue: r.q, Plugins: plugins, Host: "collector", Role: "receive", Dir: filepath.Join(r.dir, "plugin"),
-		Logger: slog.New(slog.NewTextHandler(r.log, nil)), ExitGrace: 2 * time.Second, MinBackoff: time.Millisecond, MaxBackoff: 50 * time.Millisecond, SyncEvery: 5 * time.Millisecond,
+		Logger: slog.New(slog.NewTextHandler(r.log, nil)), ExitGrace: 2 * time.Second, MinBackoff: time.Millisecond, MaxBackoff: 50 * time.Millisecond, SyncEvery: cmp.Or(r.syncEvery, 5*time.Millisecond),
 	})
 	must(r.t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -1,7 +1,9 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"time"
@@ -17,6 +19,10 @@ func (r *runner) begin(now time.Time) {
 		c, err = startChild(&r.p, r.set.env(&r.p), stdout, r.logs)
 	}
 	r.count.starts.Add(1)
+	if errors.Is(err, errSync) && !passes(err) {
+		r.fail(err)
+		return
+	}
 	if err != nil {
 		r.log.Error("a plugin cannot be started; it is tried again", "plugin", r.label, "error", err)
 		r.down(now, err.Error())
@@ -109,6 +115,7 @@ func (r *runner) gone(e *exit, now time.Time) {
 		r.readTo(e.taken, now)
 	}
 	r.flushAcks()
+	r.takeBack()
 	pid, asked := r.child.cmd.Process.Pid, r.ending && r.killAt.IsZero()
 	r.set.forgetPID(r)
 	r.child, r.handed, r.writing, r.ending = nil, 0, false, false
@@ -131,10 +138,12 @@ func (r *runner) gone(e *exit, now time.Time) {
 		r.restartAt = now
 		return
 	}
-	if e.good && r.moved || now.Sub(r.started) >= steadyRun {
+	why := cmp.Or(r.spoilt, e.state)
+	if r.spoilt == "" && (e.good && r.moved || now.Sub(r.started) >= steadyRun) {
 		r.failures = 0
 	}
-	r.down(now, e.state)
+	r.spoilt = ""
+	r.down(now, why)
 }
 
 // lookAtOutput has the child end where another output file is due.

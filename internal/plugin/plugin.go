@@ -18,6 +18,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -182,7 +183,7 @@ func (s *Set) make(plugins []Plugin) ([]*runner, error) {
 
 // Run starts the plugins and gives them what comes until ctx ends; then it ends them: their
 // input ends, and those that are still there after ExitGrace are forced. It returns an
-// error when the queue fails.
+// error when the queue fails, or a sync of what a plugin printed.
 func (s *Set) Run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -205,6 +206,11 @@ func (s *Set) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	cancel()
 	s.wg.Wait()
+	select {
+	case late := <-s.failed: // while it ended, or at the moment when ctx did
+		err = cmp.Or(err, late)
+	default:
+	}
 	return err
 }
 

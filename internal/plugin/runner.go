@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -35,6 +36,7 @@ var (
 // offered is a unit that is not taken yet.
 type offered struct {
 	*unit
+	place int   // in the order of the queue
 	put   bool  // all of it is in the pipe
 	ok    bool  // the plugin said so
 	end   int64 // where it ends in the child's input, once put
@@ -62,13 +64,18 @@ type runner struct {
 	ended  chan struct{} // closed when run has returned
 	more   chan struct{} // something was taken, or the child's state changed
 
-	child    *child // nil: none runs
-	window   []*offered
-	bytes    int64 // of window
-	handed   int   // units of window that the child was given
-	writing  bool  // the child's writer has a unit
-	refs     map[uint64]int
-	unsynced []uint64 // taken, to be acked when the output is synced
+	child   *child // nil: none runs
+	window  []*offered
+	bytes   int64 // of window
+	handed  int   // units of window that the child was given
+	writing bool  // the child's writer has a unit
+	places  int   // given out
+	refs    map[uint64]int
+
+	unsynced      []*offered // taken, to be acked when the output is synced
+	unsyncedBytes int64
+	spoilt        string // why the output of this child could not be synced; it is to end
+	failed        error  // of a sync: the role is to end
 
 	ending    bool // the child is to end
 	finishing bool // and none to follow
@@ -117,7 +124,7 @@ func newRunner(s *Set, p Plugin, label string) (*runner, error) {
 }
 
 // run starts the child again and again, and gives it what comes, until ctx or finish ends
-// it. It returns an error when the queue fails.
+// it. It returns an error when the queue fails, or a sync of the output.
 func (r *runner) run(ctx context.Context) error {
 	defer close(r.ended)
 	defer r.out.end()
@@ -145,7 +152,7 @@ func (r *runner) run(ctx context.Context) error {
 	r.flushAcks()
 	stop()
 	fetching.Wait()
-	return fetched
+	return errors.Join(fetched, r.failed)
 }
 
 // loop runs until no child is left and none is to follow.
@@ -255,7 +262,7 @@ func (r *runner) due(now time.Time) {
 func (r *runner) show() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.state.waiting = len(r.window)
+	r.state.waiting = len(r.window) + len(r.unsynced)
 	r.state.held = len(r.refs)
 }
 

@@ -23,6 +23,7 @@ func (t *tally) add(u *unit) {
 type counters struct {
 	given, taken               tally
 	starts, timeouts, badAcks  atomic.Uint64
+	syncErrors                 atomic.Uint64
 	split, unreadable, foreign atomic.Uint64
 	logLines, logLeftOut       atomic.Uint64
 }
@@ -40,6 +41,7 @@ type Stats struct {
 	TakenBatches, TakenRecords, TakenBytes uint64
 	Starts, Timeouts                       uint64
 	BadAcks                                uint64 // lines on descriptor 3 that acknowledge nothing
+	SyncErrors                             uint64 // syncs of its output file for which the disk had no room: what was printed comes again
 	SplitLines                             uint64 // pieces of long lines given as lines of their own
 	Unreadable                             uint64 // batches that could not be decoded
 	Foreign                                uint64 // records of a host that their batch does not speak for
@@ -59,6 +61,7 @@ func (s *Set) Stats() []Stats {
 			GivenBatches: c.given.batches.Load(), GivenRecords: c.given.records.Load(), GivenBytes: c.given.bytes.Load(),
 			TakenBatches: c.taken.batches.Load(), TakenRecords: c.taken.records.Load(), TakenBytes: c.taken.bytes.Load(),
 			Starts: c.starts.Load(), Timeouts: c.timeouts.Load(), BadAcks: c.badAcks.Load(),
+			SyncErrors: c.syncErrors.Load(),
 			SplitLines: c.split.Load(), Unreadable: c.unreadable.Load(), Foreign: c.foreign.Load(),
 			LogLines: c.logLines.Load(), LogLeftOut: c.logLeftOut.Load(),
 		})
@@ -85,6 +88,7 @@ func (s *Set) Report(role *status.Role) {
 		add("given_bytes", "Bytes of them, as they were given.", p.GivenBytes)
 		add("taken_records", "Records that it has taken.", p.TakenRecords)
 		add("taken_bytes", "Bytes of them, as they were given.", p.TakenBytes)
+		add("sync_errors", "Times that its output file could not be synced for want of room: what it had printed was given again.", p.SyncErrors)
 		add("bad_acks", "Lines on its descriptor 3 that acknowledge nothing.", p.BadAcks)
 		add("split_pieces", "Pieces of long lines that were given as lines of their own.", p.SplitLines)
 		add("unreadable_batches", "Batches that could not be decoded, and records of a host that their batch does not speak for.", p.Unreadable+p.Foreign)

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,8 +19,12 @@ type target struct {
 	root *output.Root       // once open
 	now  string             // name of the file that is open
 	id   output.ID
-	file *os.File
+	file *os.File     // the child's
+	own  *output.File // the same, opened apart: that a child was told of a failed write-back hides it from nobody else
 }
+
+// errSync is in the chain of an error of a sync.
+var errSync = errors.New("sync the output of a plugin")
 
 func newTarget(p *Plugin, zone *time.Location) (*target, error) {
 	t := &target{p: p}
@@ -66,16 +71,14 @@ func (t *target) open(now time.Time) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
+	t.now, t.id, t.own = name, f.ID(), f
 	if t.file, err = f.Appender(); err != nil {
 		return nil, err
 	}
-	t.now, t.id = name, info.ID
-	return t.file, t.root.SyncDirs()
+	if err := t.root.SyncDirs(); err != nil {
+		return nil, fmt.Errorf("%w: %w", errSync, err)
+	}
+	return t.file, nil
 }
 
 // stale reports whether another file is to be written to by now: the name has changed with
@@ -93,20 +96,21 @@ func (t *target) stale(now time.Time) bool {
 
 // sync brings what the child has written to disk.
 func (t *target) sync() error {
-	if t.file == nil {
-		return nil
-	}
-	if err := t.file.Sync(); err != nil {
-		return fmt.Errorf("sync the output of a plugin: %w", err)
+	if err := t.own.Sync(); err != nil {
+		return fmt.Errorf("%w: %w", errSync, err)
 	}
 	return nil
 }
 
-// close closes the file, and the directory.
+// close closes the file.
 func (t *target) close() {
 	if t.file != nil {
 		t.file.Close()
 		t.file = nil
+	}
+	if t.own != nil {
+		t.own.Close()
+		t.own = nil
 	}
 }
 

@@ -22,7 +22,8 @@ func (r *runner) take(u *unit) {
 	if u.seq != 0 {
 		r.refs[u.seq]++
 	}
-	r.window = append(r.window, &offered{unit: u})
+	r.places++
+	r.window = append(r.window, &offered{unit: u, place: r.places})
 	r.bytes += u.bytes
 }
 
@@ -36,43 +37,28 @@ func (r *runner) settleBatch(u *unit) {
 	}
 }
 
+// done notes that the plugin has taken a unit for good.
+func (r *runner) done(u *unit) {
+	r.count.taken.add(u)
+	if u.seq != 0 {
+		r.deref(u.seq)
+	}
+	for _, seq := range u.releases {
+		r.deref(seq)
+	}
+}
+
 func (r *runner) deref(seq uint64) {
 	if r.refs[seq]--; r.refs[seq] == 0 {
 		r.ack(seq)
 	}
 }
 
-// ack tells the queue, with AckLine not before the output is on disk.
+// ack tells the queue.
 func (r *runner) ack(seq uint64) {
 	delete(r.refs, seq)
-	if r.out.file == nil || r.p.Ack != AckLine {
-		r.cur.Ack(seq)
-		_ = fpAcked.Inject() // a kill is all that can be here
-		signal(r.more)
-		return
-	}
-	if r.unsynced = append(r.unsynced, seq); r.syncAt.IsZero() {
-		r.syncAt = time.Now().Add(r.set.o.SyncEvery)
-	}
-}
-
-// flushAcks brings the output to disk and acks what waited for that. After an error the
-// bytes may be gone: what waited is given again.
-func (r *runner) flushAcks() {
-	r.syncAt = time.Time{}
-	if len(r.unsynced) == 0 {
-		return
-	}
-	if err := r.out.sync(); err != nil {
-		r.log.Error("what a plugin printed may be lost; it gets the batches again at the next start of the role", "plugin", r.label, "batches", len(r.unsynced), "error", err)
-		r.unsynced = nil
-		return
-	}
-	for _, seq := range r.unsynced {
-		r.cur.Ack(seq)
-	}
-	_ = fpAcked.Inject()
-	r.unsynced = r.unsynced[:0]
+	r.cur.Ack(seq)
+	_ = fpAcked.Inject() // a kill is all that can be here
 	signal(r.more)
 }
 
@@ -143,13 +129,11 @@ func (r *runner) taken(o *offered, now time.Time) {
 	_ = fpTaken.Inject()
 	r.bytes -= o.bytes
 	r.progress, r.moved = now, true
-	r.count.taken.add(o.unit)
-	if o.seq != 0 {
-		r.deref(o.seq)
+	if r.out.file == nil || r.p.Ack != AckLine {
+		r.done(o.unit)
+		return
 	}
-	for _, seq := range o.releases {
-		r.deref(seq)
-	}
+	r.syncLater(o, now)
 }
 
 // pollInput looks whether the child still reads, and with AckPipe how much it has read.

@@ -7,7 +7,7 @@ while read -r word n lines bytes; do
 	i=0
 	while [ "$i" -lt "$lines" ]; do
 		IFS= read -r line || exit 0
-		printf '%s\n' "$line"
+		printf '%s\n' "$line" || exit 1
 		i=$((i + 1))
 	done
 	echo "ok $n" >&3
