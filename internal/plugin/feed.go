@@ -22,6 +22,8 @@ const (
 	maxSources = 1 << 14  // (host, path) pairs of which it is remembered whether they match
 	maxLanes   = 1 << 12  // lanes of which it is remembered what was given
 	maxHeld    = 80 << 20 // bytes of unfinished lines; more of a line goes out as it is
+	heldLine   = 4 << 10  // that one counts for beside its text: its names, its places in maps
+	heldBatch  = 64       // and each batch that has a part of it, in the feed and in the runner
 )
 
 // holdFor is how long an unfinished line waits for its next piece. Tests change it.
@@ -51,9 +53,16 @@ func (u *unit) add(b []byte) {
 
 type source struct{ host, path string }
 
+// writer is whose line a piece is: two mounts may call their host by one name.
+type writer struct {
+	source
+	origin batch.Origin
+}
+
 // piece is the beginning of a line whose end has not come.
 type piece struct {
 	data  []byte
+	cost  int64    // of it in counters.held
 	seqs  []uint64 // batches that have a part of it
 	since time.Time
 }
@@ -67,11 +76,10 @@ type feed struct {
 	fields template.Fields
 	exact  bool
 
-	reader  record.Reader
-	wanted  map[source]bool
-	given   map[batch.Lane]*batch.Ranges
-	pieces  map[source]*piece
-	heldNow int // bytes of pieces
+	reader record.Reader
+	wanted map[source]bool
+	given  map[batch.Lane]*batch.Ranges
+	pieces map[writer]*piece
 
 	u     *unit
 	text  []byte // of the unit, where lines are formatted
@@ -90,7 +98,7 @@ func newFeed(p *Plugin, zone *time.Location, count *counters, log *slog.Logger) 
 	}
 	return &feed{
 		p: p, log: log, count: count, format: t.Bind(zone), fields: t.Fields(), exact: t.Exact(),
-		wanted: map[source]bool{}, given: map[batch.Lane]*batch.Ranges{}, pieces: map[source]*piece{},
+		wanted: map[source]bool{}, given: map[batch.Lane]*batch.Ranges{}, pieces: map[writer]*piece{},
 	}, nil
 }
 
@@ -245,7 +253,7 @@ func (f *feed) record(rec *record.Record) {
 		f.objects(rec)
 		return
 	}
-	s := source{rec.Host, rec.Path}
+	s := writer{source{rec.Host, rec.Path}, f.vals.ID.Lane.Origin}
 	h := f.pieces[s]
 	cont := rec.Flags&(record.PieceMiddle|record.PieceLast) != 0 && rec.Flags&record.Break == 0
 	if h != nil && !cont {
@@ -307,37 +315,37 @@ func (f *feed) line(b []byte) {
 }
 
 // hold keeps a piece of a line; h is what there is of it.
-func (f *feed) hold(s source, h *piece, b []byte) {
+func (f *feed) hold(s writer, h *piece, b []byte) {
 	if h == nil {
 		h = &piece{data: f.format.AppendBefore(nil, &f.vals)}
 		f.pieces[s] = h
-		f.heldNow += len(h.data)
 	}
 	if f.fields&template.Line != 0 {
 		h.data = append(h.data, b...)
-		f.heldNow += len(b)
 	}
 	h.since = time.Now()
 	if n := len(h.seqs); n == 0 || h.seqs[n-1] != f.u.seq {
 		h.seqs = append(h.seqs, f.u.seq)
 		f.u.holds++
 	}
-	if f.heldNow > maxHeld {
+	was := h.cost
+	h.cost = int64(heldLine + len(h.data) + heldBatch*len(h.seqs))
+	if f.count.held.Add(h.cost-was) > maxHeld {
 		f.giveUp(s, h)
 	}
 }
 
 // release adds what was held of a line, whose end follows.
-func (f *feed) release(s source, h *piece) {
+func (f *feed) release(s writer, h *piece) {
 	f.flushText()
 	f.u.add(h.data)
 	f.u.releases = append(f.u.releases, h.seqs...)
-	f.heldNow -= len(h.data)
+	f.count.held.Add(-h.cost)
 	delete(f.pieces, s)
 }
 
 // giveUp makes a line of its own of what was held of one.
-func (f *feed) giveUp(s source, h *piece) {
+func (f *feed) giveUp(s writer, h *piece) {
 	f.release(s, h)
 	f.u.add(newline)
 	f.count.split.Add(1)

@@ -1,6 +1,8 @@
 package plugin
 
 import (
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -8,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"ftfuse/internal/batch"
 	"ftfuse/internal/record"
+	"ftfuse/queue"
 )
 
 // Beginnings of lines whose rest does not come have no batch of the queue, and number 0: a plugin
@@ -76,6 +80,66 @@ func TestALineWithACarriageReturnIsStoredAsOne(t *testing.T) {
 	r.drain()
 	if got := sqliteLines(t, db); !slices.Equal(got, []string{"10 %\r20 %", "done"}) {
 		t.Errorf("stored %q", got)
+	}
+}
+
+// What is held of a line counted as nothing beside the bytes that its format puts there, which may
+// be none: the beginnings of lines of ever more files were held, and the numbers of their batches.
+func TestWhatIsHeldIsBoundedWhateverTheFormat(t *testing.T) {
+	for _, format := range []string{"x", "%L"} {
+		p := shell("", func(p *Plugin) { p.Format = format })
+		f, err := newFeed(&p, time.UTC, &counters{}, slog.New(slog.DiscardHandler))
+		must(t, err)
+		build := record.NewBuilder(1 << 20)
+		const files = 50000
+		var units, given, lines uint64
+		for n := uint64(1); n <= files/100; n++ {
+			var recs []rec
+			for i := range 100 {
+				recs = append(recs, rec{fmt.Sprintf("%d/%d", n, i), "b", record.PieceFirst})
+			}
+			u := f.unit(queue.Item{Seq: n, Entry: queue.Entry{Batch: sealed(build, n, recs...)}})
+			units, given, lines = units+1, given+uint64(u.bytes), lines+u.lines
+		}
+		if held := len(f.pieces); held > maxHeld/heldLine || uint64(held)+lines != files {
+			t.Errorf("format %q: the beginnings of %d lines are held, %d were given, of %d", format, held, lines, files)
+		}
+		if f.count.held.Load() > maxHeld || f.count.split.Load() != lines {
+			t.Errorf("format %q: %d bytes held, %d lines count as split, want %d", format, f.count.held.Load(), f.count.split.Load(), lines)
+		}
+		build = record.NewBuilder(1 << 20)
+		for s := range f.pieces { // their ends
+			units++
+			f.unit(queue.Item{Seq: units, Entry: queue.Entry{Batch: sealed(build, units, rec{s.path, "e\n", record.PieceLast})}})
+		}
+		if n, b := len(f.pieces), f.count.held.Load(); n != 0 || b != 0 {
+			t.Errorf("format %q: %d lines and %d bytes held, want none", format, n, b)
+		}
+	}
+}
+
+// Two mounts that call their host by one name (a clone, two mounts of one host) can have a file of
+// one name: the middle of one's line came behind the beginning of the other's.
+func TestALineHasNoPieceOfAnotherMount(t *testing.T) {
+	p := shell("", nil)
+	f, err := newFeed(&p, time.UTC, &counters{}, slog.New(slog.DiscardHandler))
+	must(t, err)
+	build := record.NewBuilder(1 << 20)
+	var got strings.Builder
+	for i, x := range []struct {
+		origin byte
+		data   string
+		flags  uint16
+	}{{1, "one-", record.PieceFirst}, {2, "two-", record.PieceFirst}, {1, "one-", record.PieceMiddle}, {2, "two\n", record.PieceLast}, {1, "one\n", record.PieceLast}} {
+		a := record.Attr{Host: testHost, Path: "long", Flags: x.flags}
+		build.Add(&a, []byte(x.data))
+		b := build.Seal(batch.ID{Lane: batch.Lane{Origin: batch.Origin{x.origin}}, N: uint64(i + 1)}, 1e18)
+		for _, s := range f.unit(queue.Item{Seq: uint64(i + 1), Entry: queue.Entry{Batch: b}}).segs {
+			got.Write(s)
+		}
+	}
+	if got.String() != "two-two\none-one-one\n" {
+		t.Errorf("got %q", got.String())
 	}
 }
 

@@ -24,6 +24,7 @@ type counters struct {
 	given, taken               tally
 	starts, timeouts, badAcks  atomic.Uint64
 	syncErrors                 atomic.Uint64
+	held                       atomic.Int64 // bytes, of lines whose end has not come
 	split, unreadable, foreign atomic.Uint64
 	logLines, logLeftOut       atomic.Uint64
 }
@@ -36,6 +37,7 @@ type Stats struct {
 	Next         time.Time // of the next start, when it does not run
 	Why          string    // it does not run
 	Waiting      int       // batches offered and not taken
+	HeldBytes    int64     // in memory, of lines whose end has not come
 
 	GivenBatches, GivenRecords, GivenBytes uint64 // written to its input, again where it ended before it took them
 	TakenBatches, TakenRecords, TakenBytes uint64
@@ -57,7 +59,7 @@ func (s *Set) Stats() []Stats {
 		st := r.state
 		r.mu.Unlock()
 		all = append(all, Stats{
-			Rule: r.label, Cursor: r.p.Cursor, PID: st.pid, Since: st.since, Next: st.next, Why: st.why, Waiting: st.waiting,
+			Rule: r.label, Cursor: r.p.Cursor, PID: st.pid, Since: st.since, Next: st.next, Why: st.why, Waiting: st.waiting, HeldBytes: c.held.Load(),
 			GivenBatches: c.given.batches.Load(), GivenRecords: c.given.records.Load(), GivenBytes: c.given.bytes.Load(),
 			TakenBatches: c.taken.batches.Load(), TakenRecords: c.taken.records.Load(), TakenBytes: c.taken.bytes.Load(),
 			Starts: c.starts.Load(), Timeouts: c.timeouts.Load(), BadAcks: c.badAcks.Load(),
@@ -82,6 +84,7 @@ func (s *Set) Report(role *status.Role) {
 			role.Trouble = append(role.Trouble, fmt.Sprintf("the plugin of %q does not run (%s); its next start is at %s", p.Rule, p.Why, p.Next.UTC().Format(time.DateTime)))
 		}
 		role.Counters = append(role.Counters, status.Counter{Name: "plugin_running", Help: "1 while the plugin runs.", Gauge: true, Rule: p.Rule, Value: running})
+		role.Counters = append(role.Counters, status.Counter{Name: "plugin_held_bytes", Help: "Memory for long lines whose end has not come.", Gauge: true, Rule: p.Rule, Value: uint64(p.HeldBytes)})
 		add("starts", "Times that the plugin was started, or tried to.", p.Starts)
 		add("timeouts", "Times that it was killed because it took nothing for plugin_timeout.", p.Timeouts)
 		add("given_records", "Records written to its input, again where it ended before it took them.", p.GivenRecords)
