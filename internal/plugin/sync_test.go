@@ -58,8 +58,9 @@ func wide(p *Plugin) { p.Ack, p.Format = AckLine, "%L"+strings.Repeat(".", 64<<1
 func stripped(t *testing.T, path string) (lines []string) {
 	t.Helper()
 	for _, l := range read(t, path) {
-		if l = strings.TrimLeft(l, "\x00"); strings.HasPrefix(l, "line ") && strings.HasSuffix(l, strings.Repeat(".", 64<<10)) {
-			lines = append(lines, strings.TrimRight(l, "."))
+		l = l[max(0, strings.LastIndex(l, "line ")):] // behind what a kill cut off
+		if name, whole := strings.CutSuffix(l, strings.Repeat(".", 64<<10)); whole {
+			lines = append(lines, name)
 		}
 	}
 	return lines
