@@ -7,7 +7,7 @@ import (
 )
 
 // loadCursors makes the cursors of this run. A name that is new begins with the oldest
-// entry that is stored; a name that is gone holds nothing any more.
+// entry that is stored; one whose name is gone leaves.
 func (q *Queue) loadCursors(records map[string]cursorRecord) {
 	for _, name := range q.o.Cursors {
 		c := newCursor(q, name)
@@ -28,7 +28,8 @@ func (q *Queue) loadCursors(records map[string]cursorRecord) {
 			c := newCursor(q, name)
 			c.acked = r.acked
 			c.loadParts(r, true)
-			q.retired = append(q.retired, c)
+			q.leaving = append(q.leaving, c)
+			q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", name))
 		}
 	}
 }

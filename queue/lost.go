@@ -99,7 +99,7 @@ func (l *lostLanes) add(id batch.ID, reason string, t tally) {
 		b.Payload += t.Payload
 	}
 	if b.Ranges.Len() > maxLostRanges {
-		b.dropBelow(b.Ranges.All()[1].First)
+		b.dropBelow(b.Ranges.At(1).First)
 	}
 	l.dirty[id.Lane] = true
 }

@@ -19,7 +19,8 @@ import (
 
 // Open opens the queue in dir, or makes it. It takes the lock of dir, drops what the page
 // cache has of the segments, reads the newest state from the disk and begins a new
-// segment: a file of an earlier run is never written again.
+// segment: a file of an earlier run is never written again. What only cursors needed that are
+// configured no more is dropped behind its back, as with SetCursors.
 func Open(dir string, o Options) (*Queue, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -37,7 +38,12 @@ func Open(dir string, o Options) (*Queue, error) {
 		q.closeFiles()
 		return nil, fmt.Errorf("open queue %s: %w", dir, err)
 	}
+	q.changing <- struct{}{}
 	go (&committer{q: q}).run()
+	go func() {
+		q.settleLeaving()
+		<-q.changing
+	}()
 	if q.o.OnLoss != nil {
 		go q.tellLosses()
 	} else {
@@ -66,7 +72,7 @@ func (q *Queue) load() error {
 	if q.o.Begin != nil {
 		q.o.Begin(q)
 	}
-	if err := q.settleCursors(q.retired); err != nil {
+	if err := q.settleWants(); err != nil {
 		return err
 	}
 	q.remakeReserve()

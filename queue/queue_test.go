@@ -44,6 +44,7 @@ func mustOpen(t testing.TB, dir string, o Options) *Queue {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = q.Close() })
+	settled(q)
 	return q
 }
 

@@ -36,67 +36,53 @@ func (q *Queue) skipUnwanted(seg *segment, it *memItem) {
 	}
 }
 
-// settleCursors brings the entries that were stored before this start in line with the
-// cursors of this run: none needs what it does not want (one may be new, or its acks of that
-// were not stored), and what only one of those that are going needed is lost. A gone one stays
-// stored until the commit that says so. Nobody else has the queue yet; see SetCursors for later.
-func (q *Queue) settleCursors(going []*Cursor) error {
-	if len(going) == 0 && q.o.Wants == nil {
+// settleWants brings the entries that were stored before this start in line with Wants: no
+// cursor needs what it does not want (it may be new, or its acks of that were not stored).
+// Nobody else has the queue yet; see SetCursors for later.
+func (q *Queue) settleWants() error {
+	if q.o.Wants == nil {
 		return nil
 	}
 	var lost tally
 	for _, seg := range q.segs {
 		for seq := seg.first; seq <= seg.last; seq++ {
-			t, err := q.settleOld(seg, seq, going)
+			t, err := q.settleOld(seg, seq)
 			if err != nil {
 				return err
 			}
 			lost.add(t)
 		}
 	}
-	for _, c := range going {
-		q.ackLater()
-		q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", c.name))
-	}
 	q.logUnneeded(lost)
 	return nil
 }
 
-// settleOld is settleCursors for one entry; it returns what was lost.
-func (q *Queue) settleOld(seg *segment, seq uint64, going []*Cursor) (lost tally, err error) {
-	gone := slices.ContainsFunc(going, func(c *Cursor) bool { return !c.acked.Contains(seq) })
-	var took tally
-	wanted := false
-	if id, ok := seg.ids.id(seq); ok && q.o.Wants != nil {
-		for _, c := range q.cursors {
-			wants := q.wants(c, id.Lane)
-			wanted = wanted || wants
-			if wants || c.acked.Contains(seq) {
-				continue
-			}
-			t, err := q.tallyOf(seg, seq)
-			if isDamage(err) {
-				return lost, nil // it is found, and counted, when it is read
-			} else if err != nil {
-				return lost, fmt.Errorf("read the head of entry %d: %w", seq, err)
-			}
-			c.take(seg, seq, t)
-			took = t
-		}
+// settleOld is settleWants for one entry; it returns what was lost.
+func (q *Queue) settleOld(seg *segment, seq uint64) (lost tally, err error) {
+	e := queued{seg: seg, seq: seq}
+	if e.id, e.named = seg.ids.id(seq); !e.named {
+		return lost, nil
 	}
-	switch {
-	case q.needed(seq):
-	case gone || took.Batches > 0 && !wanted:
-		h, err := q.headOf(seg, seq)
-		if err != nil && !isDamage(err) {
+	wanted := false
+	for _, c := range q.cursors {
+		wants := q.wants(c, e.id.Lane)
+		wanted = wanted || wants
+		if wants || !e.openFor(c) {
+			continue
+		}
+		if e.t, err = q.tallyOf(seg, seq); isDamage(err) {
+			return lost, nil // it is found, and counted, when it is read
+		} else if err != nil {
 			return lost, fmt.Errorf("read the head of entry %d: %w", seq, err)
 		}
-		e := queued{seg: seg, seq: seq}
-		e.id, e.named = seg.ids.id(seq)
-		e.take(h, err)
-		return q.loseUnneeded(&e, going), nil
-	case took.Batches > 0:
-		q.pass(seg, seq, took)
+		c.take(seg, seq, e.t)
+	}
+	switch {
+	case e.t.Batches == 0, q.needed(seq), slices.ContainsFunc(q.leaving, e.openFor): // the last: see settleLeaving
+	case wanted:
+		q.pass(seg, seq, e.t)
+	default:
+		return q.loseUnneeded(&e, nil), nil
 	}
 	return lost, nil
 }

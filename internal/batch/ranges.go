@@ -57,6 +57,9 @@ func (s *Ranges) Contains(n uint64) bool {
 // All returns a copy of the ranges in ascending order.
 func (s *Ranges) All() []Range { return append([]Range(nil), s.r...) }
 
+// At returns the range i, of Len, in ascending order.
+func (s *Ranges) At(i int) Range { return s.r[i] }
+
 // Clone returns a set of its own with the same numbers.
 func (s *Ranges) Clone() Ranges { return Ranges{r: s.All()} }
 

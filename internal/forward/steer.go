@@ -305,7 +305,7 @@ func (l *line) remember(lane batch.Lane, set *batch.Ranges) {
 		all.AddRange(r)
 	}
 	if over := all.Len() - doubtfulRanges; over > 0 {
-		all.DropBelow(all.All()[over].First)
+		all.DropBelow(all.At(over).First)
 	}
 	l.doubtful = append(l.doubtful, transport.LaneRanges{Lane: lane, Ranges: all})
 }
