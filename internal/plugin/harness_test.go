@@ -39,6 +39,7 @@ type rig struct {
 	build *record.Builder
 
 	syncEvery time.Duration // default 5 ms
+	exitGrace time.Duration // default 2 s
 }
 
 // logBuffer keeps what is logged.
@@ -108,7 +109,7 @@ func (r *rig) start(plugins ...Plugin) {
 	var err error
 	r.set, err = Open(Options{
 		Queue: r.q, Plugins: plugins, Host: "collector", Role: "receive", Dir: filepath.Join(r.dir, "plugin"),
-		Logger: slog.New(slog.NewTextHandler(r.log, nil)), ExitGrace: 2 * time.Second, MinBackoff: time.Millisecond, MaxBackoff: 50 * time.Millisecond, SyncEvery: cmp.Or(r.syncEvery, 5*time.Millisecond),
+		Logger: slog.New(slog.NewTextHandler(r.log, nil)), ExitGrace: cmp.Or(r.exitGrace, 2*time.Second), MinBackoff: time.Millisecond, MaxBackoff: 50 * time.Millisecond, SyncEvery: cmp.Or(r.syncEvery, 5*time.Millisecond),
 	})
 	must(r.t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -67,12 +68,44 @@ func (r *runner) end(by time.Time) {
 		return
 	}
 	r.ending = true
-	if r.killAt.IsZero() {
+	if r.killAt.IsZero() && r.killed.IsZero() {
 		r.termAt = by
 	}
 	if !r.writing {
 		r.child.endInput()
 	}
+}
+
+// kill ends the child by force.
+func (r *runner) kill(now time.Time) {
+	r.ending = true
+	r.child.signal(syscall.SIGKILL)
+	r.termAt, r.killAt, r.killed = time.Time{}, time.Time{}, now
+}
+
+// leaveAt is when a child that was killed is waited for no longer; zero: for as long as it takes,
+// since the next one is to be the only one.
+func (r *runner) leaveAt() time.Time {
+	if r.child == nil || r.killed.IsZero() || !r.finishing {
+		return time.Time{}
+	}
+	return r.killed.Add(r.set.o.ExitGrace + endPatience)
+}
+
+// leave ends the runner without the end of its child, which is in the kernel and cannot be killed
+// there. Its process stays noted: who starts the plugin again waits for it first.
+func (r *runner) leave() {
+	r.log.Error("a plugin was killed and is still there: it waits for a disk or a server; it is left", "plugin", r.label, "pid", r.child.cmd.Process.Pid)
+	r.left = true
+	r.unsynced = nil // a sync may wait for the same
+	c := r.child
+	go func() {
+		for e := range c.events {
+			if e.exit != nil {
+				return
+			}
+		}
+	}()
 }
 
 // handle does what an event of the child asks for.
@@ -116,10 +149,10 @@ func (r *runner) gone(e *exit, now time.Time) {
 	}
 	r.flushAcks()
 	r.takeBack()
-	pid, asked := r.child.cmd.Process.Pid, r.ending && r.killAt.IsZero()
+	pid, asked := r.child.cmd.Process.Pid, r.ending && r.killAt.IsZero() && r.killed.IsZero()
 	r.set.forgetPID(r)
 	r.child, r.handed, r.writing, r.ending = nil, 0, false, false
-	r.pollAt, r.termAt, r.killAt, r.lookAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
+	r.pollAt, r.termAt, r.killAt, r.killed, r.lookAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	r.out.close()
 	again := 0
 	for _, o := range r.window {

@@ -91,6 +91,12 @@ func (r *runner) awaitPredecessor(ctx context.Context) {
 	if waitPidfd(ctx, fd, max(r.set.o.ExitGrace, r.p.Timeout)) {
 		return
 	}
+	select {
+	case <-r.set.abandoned:
+		r.left = true // the next start waits for it
+		return
+	default:
+	}
 	r.log.Warn("the plugin of an earlier run does not end; it is killed", "plugin", r.label, "pid", pid)
 	_ = unix.Kill(-pid, unix.SIGKILL)
 	if !waitPidfd(ctx, fd, r.set.o.ExitGrace) {

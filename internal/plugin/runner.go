@@ -88,6 +88,7 @@ type runner struct {
 	poll      time.Duration
 	restartAt, pollAt, syncAt, lookAt,
 	termAt, killAt time.Time // zero: not due
+	killed time.Time // when it got SIGKILL
 
 	mu    sync.Mutex
 	state state
@@ -200,7 +201,7 @@ func (r *runner) loop(ctx context.Context, units <-chan *unit, lost <-chan struc
 // untilDue is how long nothing has to be done.
 func (r *runner) untilDue(now time.Time) time.Duration {
 	next := now.Add(time.Hour)
-	for _, at := range []time.Time{r.restartAt, r.pollAt, r.syncAt, r.lookAt, r.termAt, r.killAt, r.stuckAt()} {
+	for _, at := range []time.Time{r.restartAt, r.pollAt, r.syncAt, r.lookAt, r.termAt, r.killAt, r.stuckAt(), r.leaveAt()} {
 		if !at.IsZero() && at.Before(next) {
 			next = at
 		}
@@ -210,7 +211,7 @@ func (r *runner) untilDue(now time.Time) time.Duration {
 
 // stuckAt is when the child counts as stuck; zero: it does not.
 func (r *runner) stuckAt() time.Time {
-	if r.p.Timeout == 0 || r.child == nil || r.handed == 0 || !r.killAt.IsZero() {
+	if r.p.Timeout == 0 || r.child == nil || r.handed == 0 || !r.killAt.IsZero() || !r.killed.IsZero() {
 		return time.Time{}
 	}
 	at := r.window[0].since
@@ -242,9 +243,7 @@ func (r *runner) due(now time.Time) {
 	if is(r.stuckAt()) {
 		r.count.timeouts.Add(1)
 		r.log.Error("a plugin takes nothing; it is killed and started again", "plugin", r.label, "pid", r.child.cmd.Process.Pid, "plugin_timeout", r.p.Timeout)
-		r.ending = true
-		r.child.signal(syscall.SIGKILL)
-		r.killAt = now.Add(time.Hour) // a process in the kernel may not go at once
+		r.kill(now)
 	}
 	if is(r.termAt) {
 		r.log.Warn("a plugin does not end by itself; it gets SIGTERM", "plugin", r.label, "pid", r.child.cmd.Process.Pid)
@@ -253,8 +252,10 @@ func (r *runner) due(now time.Time) {
 	}
 	if is(r.killAt) {
 		r.log.Error("a plugin does not end; it is killed", "plugin", r.label, "pid", r.child.cmd.Process.Pid)
-		r.child.signal(syscall.SIGKILL)
-		r.killAt = now.Add(time.Hour)
+		r.kill(now)
+	}
+	if is(r.leaveAt()) {
+		r.leave()
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -54,9 +53,8 @@ func (r *runner) flushAcks() {
 func (r *runner) spoil(err error) {
 	r.count.syncErrors.Add(1)
 	r.log.Error("what a plugin printed did not get to disk; it is killed, and the next one gets the batches again", "plugin", r.label, "batches", len(r.unsynced), "error", err)
-	r.spoilt, r.ending = err.Error(), true
-	r.child.signal(syscall.SIGKILL)
-	r.killAt = time.Now().Add(time.Hour)
+	r.spoilt = err.Error()
+	r.kill(time.Now())
 }
 
 // fail ends the runner, and with it the role.
