@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -123,21 +122,35 @@ func (m *mountFile) work(link *holder.Link, stderr io.Writer) (err error) {
 }
 
 // reloadedText parts, in what a holder keeps, the text that the mount was started with from one
-// that was reloaded since, with keys that need a restart. No TOML file has it.
+// that was reloaded since, with keys that need a restart, and that from the on_full in force, which
+// is perhaps neither's (mount keeps it while the kernel writes). No TOML file has it.
 const reloadedText = "\x00"
+
+// keep is what a holder is to keep of a reload: text, which was reloaded, or so much of it as a.
+func keep(begun, text []byte, a config.Adopted) []byte {
+	if len(a.Restart) == 0 {
+		return text
+	}
+	begun, _, _ = bytes.Cut(begun, []byte(reloadedText))
+	return bytes.Join([][]byte{begun, text, []byte(a.Config.Mount.Queue.OnFull)}, []byte(reloadedText))
+}
 
 // parse is the configuration in force, as a holder keeps it.
 func (m *mountFile) parse(kept []byte) (*config.Config, error) {
-	text, reloaded, later := bytes.Cut(kept, []byte(reloadedText))
-	cfg, err := config.Parse(m.file, text, m.overrides...)
-	if err != nil || !later {
+	parts := bytes.SplitN(kept, []byte(reloadedText), 3)
+	cfg, err := config.Parse(m.file, parts[0], m.overrides...)
+	if err != nil || len(parts) == 1 {
 		return cfg, err
 	}
-	next, err := config.Parse(m.file, reloaded, m.overrides...)
+	next, err := config.Parse(m.file, parts[1], m.overrides...)
 	if err != nil {
 		return nil, err
 	}
-	return cfg.Adopt(next, config.RoleMount).Config, nil
+	cfg = cfg.Adopt(next, config.RoleMount).Config
+	if len(parts) > 2 { // else a version before wrote it
+		cfg.Mount.Queue.OnFull = config.FullPolicy(parts[2])
+	}
+	return cfg, nil
 }
 
 // serve runs the role with cfg; a reload reads the file.
@@ -161,12 +174,8 @@ func (m *mountFile) serve(w mount.Worker, cfg *config.Config, stderr io.Writer) 
 			w.Link.Reloaded(nil, nil)
 			return
 		}
-		if len(a.Restart) > 0 {
-			begun, _, _ := bytes.Cut(w.Text, []byte(reloadedText))
-			text = slices.Concat(begun, []byte(reloadedText), text)
-		}
 		s := mount.HolderSettings(a.Config)
-		w.Link.Reloaded(&s, text)
+		w.Link.Reloaded(&s, keep(w.Text, text, a))
 	}
 	return serve(config.RoleMount, run, load, w.Link.Stops(), reloaded, stderr)
 }

@@ -373,6 +373,50 @@ func TestANextWorkerGoesOnWithWhatWasReloaded(t *testing.T) {
 	came(t, g2, "s1", plan)
 }
 
+// TestANextWorkerKeepsWhatWaitsForARestart: a worker took on_full = "error" over that the one before
+// it had put off, while the kernel wrote to the files that programs had open: those had no limit.
+func TestANextWorkerKeepsWhatWaitsForARestart(t *testing.T) {
+	s := newSite(t)
+	g := s.agg("g1")
+	src := s.source("s1", "")
+	r := &reloading{t: t, h: src}
+	with := func(point, full string) string {
+		return fmt.Sprintf("[mount]\npoint = %q\nqueue.on_full = %q\n", point, full) + forwards("mount", []group{{mode: "any", primary: []*rig.Host{g}}})
+	}
+	r.set("%s", with(src.Point(), "block"))
+	s.start()
+	ready := func() string {
+		log := src.Role.Log()
+		return log[slices.IndexFunc(log, func(l string) bool { return strings.Contains(l, "msg=ready") && !strings.Contains(l, "done") })]
+	}
+	if !strings.Contains(ready(), "capture=passthrough") {
+		t.Skip("no passthrough here")
+	}
+	r.write(src, 2)
+	r.reload("%s", with(src.Point()+"-2", "drop_oldest")) // the newest that was taken over
+	if st := r.reload("%s", with(src.Point()+"-2", "error")); len(st.NeedsRestart) != 2 || !strings.HasPrefix(st.NeedsRestart[1], "mount.queue.on_full: \"drop_oldest\" stays") {
+		t.Fatalf("needs a restart %q", st.NeedsRestart)
+	}
+	for range 2 {
+		n := src.Role.Readies()
+		must(t, src.Role.KillWorker())
+		must(t, src.Role.ReadyAgain(t.Context(), n+1))
+		arriving(t, g, "s1")
+	}
+	for _, l := range src.Role.Log() {
+		if strings.Contains(l, "msg=ready") && strings.Contains(l, "capture=daemon") {
+			t.Error(l)
+		}
+	}
+	if st := r.reload("%s", with(src.Point(), "drop_oldest")); len(st.Changed)+len(st.NeedsRestart) > 0 {
+		t.Errorf("drop_oldest is not in force: changed %q, needs a restart %q", st.Changed, st.NeedsRestart)
+	}
+	plan := r.finish()
+	comesOut(t, g, "s1", plan)
+	s.stop()
+	came(t, g, "s1", plan)
+}
+
 // TestAKilledReloadLosesAndDoublesNothing: the mount's worker and a relay are killed at each
 // step of a change of groups, and the next one goes on.
 func TestAKilledReloadLosesAndDoublesNothing(t *testing.T) {
