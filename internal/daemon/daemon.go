@@ -43,7 +43,7 @@ type Program struct {
 const lastWords = 200 * time.Millisecond
 
 // Start starts p in a session of its own, with / as its working directory, and waits until it
-// is ready. Where ctx ends before that, the program is told to stop by SIGTERM.
+// is ready, or has ended. Where ctx ends before that, the program is told to stop by SIGTERM.
 func Start(ctx context.Context, p Program) error {
 	name := systemd.Starter + rand.Text()
 	words, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
@@ -78,10 +78,16 @@ func Start(ctx context.Context, p Program) error {
 		if errors.Is(err, os.ErrDeadlineExceeded) { // without a word
 			return fmt.Errorf("%w: it ended before it served: %v", ErrFailed, cmd.ProcessState)
 		}
-		if errors.Is(err, ErrFailed) {
-			<-ended
+		if !errors.Is(err, ErrFailed) {
+			return err
 		}
-		return err
+		select {
+		case <-ended:
+			return err
+		case <-ctx.Done():
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			return errors.Join(err, ctx.Err())
+		}
 	}
 }
 

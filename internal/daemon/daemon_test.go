@@ -29,6 +29,13 @@ func TestMain(m *testing.M) {
 		}
 	case "fails":
 		_ = systemd.Failed(errors.New("no disk"))
+	case "fails and hangs":
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGTERM)
+		_ = systemd.Failed(errors.New("no disk"))
+		_ = os.WriteFile(os.Args[1], nil, 0o600)
+		<-c
+		_ = os.WriteFile(os.Args[2], nil, 0o600)
 	case "dies":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	case "hangs":
@@ -65,12 +72,40 @@ func TestWhoIsInterruptedStopsWhatItStarted(t *testing.T) {
 	if err := Start(ctx, program("hangs", file)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
+	appears(t, file)
+}
+
+// TestAProgramThatFailedAndDoesNotEndHoldsNobodyUp: who waited for its end did so for ever, and
+// an interrupt did not end that.
+func TestAProgramThatFailedAndDoesNotEndHoldsNobodyUp(t *testing.T) {
+	dir := t.TempDir()
+	said, told := filepath.Join(dir, "said"), filepath.Join(dir, "told")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- Start(ctx, program("fails and hangs", said, told)) }()
+	appears(t, said)
+	cancel()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "no disk") || !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("Start waits on")
+	}
+	appears(t, told)
+}
+
+// appears waits for a file.
+func appears(t *testing.T, file string) {
+	t.Helper()
 	for limit := time.Now().Add(20 * time.Second); ; <-time.After(time.Millisecond) {
 		if _, err := os.Stat(file); err == nil {
 			return
 		}
 		if time.Now().After(limit) {
-			t.Fatal("it was not told to stop")
+			t.Fatalf("there is no %s: it was not told to stop", filepath.Base(file))
 		}
 	}
 }
