@@ -35,9 +35,10 @@ type Switch struct {
 	f     *Forwarder
 	o     Options
 	stop  context.CancelFunc // ends the Run of f; nil: not begun
-	ended chan struct{}      // closed when that returned
+	ended chan struct{}      // closed when that returned; nil: f does not run yet
 	again chan struct{}      // closed when another f is to be run
 	begun chan struct{}      // closed when f runs
+	going chan struct{}      // closed at the end of the change that ends f; nil: there is none
 }
 
 // NewSwitch is New.
@@ -91,6 +92,7 @@ func (s *Switch) Change(ctx context.Context, o Options, cursors func() error) er
 		return err
 	}
 	f.sendOff(ctx, Cursors(o.Groups))
+	defer s.goOver()()
 	short, cancel := context.WithTimeout(context.Background(), pauseLimit)
 	f.pause(short)
 	cancel()
@@ -106,6 +108,21 @@ func (s *Switch) Change(ctx context.Context, o Options, cursors func() error) er
 		o = s.o
 	}
 	return errors.Join(err, s.replace(o))
+}
+
+// goOver says that a change ends f, until the function that it returns is called.
+func (s *Switch) goOver() (done func()) {
+	going := make(chan struct{})
+	set := func(c chan struct{}) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.going = c
+	}
+	set(going)
+	return func() {
+		set(nil)
+		close(going)
+	}
 }
 
 // running returns what runs. It waits, until ctx ends, for one that another change has just put there.
@@ -134,7 +151,7 @@ func (s *Switch) replace(o Options) error {
 	if err != nil {
 		return fmt.Errorf("change the groups of destinations: %w; nothing is sent until a restart", err)
 	}
-	s.f, s.o, s.begun = f, o, make(chan struct{})
+	s.f, s.o, s.begun, s.ended = f, o, make(chan struct{}), nil
 	close(s.again)
 	return fpReplaced.Inject()
 }
@@ -146,11 +163,44 @@ func (s *Switch) now(fn func(*Forwarder)) {
 	fn(s.f)
 }
 
-// Drain is Forwarder.Drain.
+// Drain is Forwarder.Drain, of whatever groups a change has put there meanwhile. It ends with
+// Run, too.
 func (s *Switch) Drain(ctx context.Context) error {
-	s.mu.RLock()
-	f := s.f
-	s.mu.RUnlock()
+	for {
+		s.mu.RLock()
+		f, ended, going := s.f, s.ended, s.going
+		s.mu.RUnlock()
+		if going != nil {
+			select {
+			case <-going:
+				continue
+			case <-ctx.Done():
+				return fmt.Errorf("the groups of destinations are being changed, and batches stay queued: %w", ctx.Err())
+			}
+		}
+		err := f.drainWhile(ctx, ended)
+		s.mu.RLock()
+		same := s.f == f && s.going == nil
+		s.mu.RUnlock()
+		if same || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// drainWhile is Drain until ended is closed (nil: never).
+func (f *Forwarder) drainWhile(ctx context.Context, ended <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	over := make(chan struct{})
+	defer func() { cancel(); <-over }()
+	go func() {
+		defer close(over)
+		select {
+		case <-ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	return f.Drain(ctx)
 }
 

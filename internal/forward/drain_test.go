@@ -1,0 +1,103 @@
+package forward
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"ftfuse/internal/batch"
+	"ftfuse/transport"
+)
+
+// startSwitch is start for a Switch; the queue has more cursors, too.
+func (r *rig) startSwitch(more ...string) *Switch {
+	r.t.Helper()
+	r.q = openSimQueue(r.disk, append(Cursors(r.o.Groups), more...), func() time.Duration { return time.Millisecond }, mutantNone)
+	f, err := newForwarder(r.o, r.q)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	s := &Switch{f: f, o: r.o, begun: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	r.stop = func() error {
+		cancel()
+		return <-done
+	}
+	return s
+}
+
+// TestADrainGoesOnWithTheGroupsOfAChange: one that had begun with groups that went ended with them,
+// and said that all is sent, while those in their place had just begun.
+func TestADrainGoesOnWithTheGroupsOfAChange(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		answers := make(chan struct{})
+		r.up("a", 2, never)
+		r.up("b", 3, func(batch.Sealed) (transport.Verdict, bool) { <-answers; return transport.Verdict{}, true })
+		next := r.o
+		next.Groups = []GroupConfig{{Name: "h", Mode: Any, Primary: []string{"b" + simPort}}}
+		s := r.startSwitch(Cursors(next.Groups)...)
+		r.submit(rigLane(1), 1, 3)
+		r.pass(time.Second)
+		drained := make(chan error, 1)
+		go func() { drained <- s.Drain(context.Background()) }()
+		r.pass(time.Second)
+		short, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		err := s.Change(short, next, func() error {
+			r.q.mu.Lock()
+			r.q.cursors = r.q.cursors[1:]
+			r.q.mu.Unlock()
+			r.pass(time.Second)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.pass(time.Second)
+		select {
+		case err := <-drained:
+			t.Errorf("the drain ended while b had not answered: %v", err)
+			drained <- err
+		default:
+		}
+		close(answers)
+		r.pass(time.Second)
+		if err := <-drained; err != nil || r.waiting() != 0 {
+			t.Errorf("%d batches are left: %v", r.waiting(), err)
+		}
+	}, single())
+}
+
+// TestADrainEndsWithItsContextAndWithTheRun, also where the groups are being changed.
+func TestADrainEndsWithItsContextAndWithTheRun(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, never)
+		s := r.startSwitch()
+		r.submit(rigLane(1), 1, 3)
+		r.pass(time.Second)
+		goOn, changed := make(chan struct{}), make(chan error, 1)
+		go func() {
+			changed <- s.Change(context.Background(), r.o, func() error { <-goOn; return nil })
+		}()
+		r.pass(2 * pauseLimit)
+		short, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := s.Drain(short); err == nil {
+			t.Error("a drain in the middle of a change says that all is sent")
+		}
+		close(goOn)
+		if err := <-changed; err != nil {
+			t.Error(err)
+		}
+		r.pass(time.Second)
+		drained := make(chan error, 1)
+		go func() { drained <- s.Drain(context.Background()) }()
+		r.pass(time.Second)
+		r.crash()
+		if err := <-drained; err == nil {
+			t.Error("a drain of what runs no more says that all is sent")
+		}
+	}, single())
+}
