@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"ftfuse/bench/rig"
@@ -145,11 +146,11 @@ func TestAProgramThatOpenedItsFileBeforeTheMount(t *testing.T) {
 func TestKilledWhileFilesAreTakenIn(t *testing.T) {
 	steps := []string{
 		"capture/seal", "queue/commit-before", "queue/commit-after", "capture/committed", "capture/fed",
-		"offline/taken", "offline/punched", "offline/whole", "offline/removed",
+		"offline/taken", "offline/punched", "offline/whole", "offline/looked", "offline/aside", "offline/removed",
 	}
 	for _, step := range steps {
 		for n := 1; n < 9; n += 2 {
-			if (step == "offline/whole" || step == "offline/removed") && n > 3 {
+			if slices.Contains([]string{"offline/whole", "offline/looked", "offline/aside", "offline/removed"}, step) && n > 3 {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s@%d", step, n), func(t *testing.T) {
@@ -174,6 +175,35 @@ func TestKilledWhileFilesAreTakenIn(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Killed with a file set aside that somebody had renamed over one that was to be removed
+// (offline/foreign): it is taken once, also where its name is taken by now.
+func TestKilledBeforeAnotherFileIsPutBack(t *testing.T) {
+	for name, later := range map[string][]byte{"its name is free": nil, "its name is taken": offLines("later", 0, 10)} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			p.Mount = "holder_timeout = \"0s\""
+			see := under(t, p)
+			one, other := offLines("one", 0, 100), offLines("other", 0, 50_000)
+			leave(t, p, "app.log", one)
+			must(t, os.WriteFile(p.Point()+".other", other, 0o644))
+			startReceive(t, p)
+			must(t, p.StartMount(t.Context(), "FTFUSE_FAILPOINTS=offline/aside=kill"))
+			<-p.MountRole.Done()
+			must(t, os.Rename(p.Point()+".other", see(".ftfuse-removing~app.log")))
+			if later != nil {
+				must(t, os.WriteFile(see("app.log"), later, 0o644))
+			}
+			startMount(t, p)
+			want := slices.Concat(one, other, later)
+			arrives(t, p.Out("app.log"), want)
+			gone(t, see("app.log"))
+			gone(t, see(".ftfuse-removing~app.log"))
+			stop(t, p)
+			same(t, p.Out("app.log"), want)
+		})
 	}
 }
 

@@ -51,9 +51,12 @@ func statAt(fd int, name string, flags int) (stat, error) {
 
 func (s *stat) regular() bool { return s.mode&unix.S_IFMT == unix.S_IFREG }
 
+// is reports whether it is the same file.
+func (s *stat) is(o *stat) bool { return s.dev == o.dev && s.ino == o.ino && s.birth == o.birth }
+
 // source is a new source of the file.
 func (s *stat) source(path string) capture.Source {
-	return capture.Source{Kind: capture.SourceFile, Path: path, Dev: s.dev, Ino: s.ino, Birth: s.birth}
+	return capture.Source{Kind: capture.SourceFile, Path: proper(path), Dev: s.dev, Ino: s.ino, Birth: s.birth}
 }
 
 var thisBoot = bootid.ID()

@@ -87,6 +87,7 @@ type known struct {
 	size    int64  // of the file, when it was taken to its end
 	seen    bool   // in the pass that is under way
 	missed  int    // whole passes in a row that did not see it
+	stays   bool   // it cannot be removed
 }
 
 // Stats are what a Taker did since it was made.

@@ -53,7 +53,7 @@ func (t *Taker) finish(ctx context.Context, dir *os.File, f *os.File, name strin
 	if err := t.end(ctx, k); err != nil {
 		return err
 	}
-	if t.o.Keep || !t.serving {
+	if t.o.Keep || !t.serving || k.stays {
 		return nil
 	}
 	return t.remove(dir, f, name, k)
@@ -108,20 +108,15 @@ func (t *Taker) remove(dir, f *os.File, name string, k *known) error {
 		t.once("links", "a file below the mount point has several names: it is taken in, and left", "path", k.at)
 		return nil
 	}
-	var now unix.Stat_t
-	if err := unix.Fstatat(int(dir.Fd()), name, &now, unix.AT_SYMLINK_NOFOLLOW); err != nil || now.Ino != st.ino || uint64(now.Dev) != st.dev {
-		return nil // its name is another's
-	}
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return &fileError{fmt.Errorf("keep the file open: %w", err)}
 	}
-	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil {
-		unix.Close(fd)
-		t.once("unlink", "a file below the mount point that was taken in cannot be removed", "path", k.at, "err", err)
-		return nil
+	file := os.NewFile(uintptr(fd), k.at)
+	if gone, err := t.unlink(dir, name, k, &st); !gone {
+		return errors.Join(err, file.Close())
 	}
-	t.removed = append(t.removed, &removed{k: k, file: os.NewFile(uintptr(fd), k.at), since: time.Now()})
+	t.removed = append(t.removed, &removed{k: k, file: file, since: time.Now()})
 	t.gone.Add(1)
 	t.o.Logger.Info("a file that was written while nothing was mounted is taken in and removed", "path", k.at, "bytes", k.s.Pos)
 	if err := fpRemoved.Inject(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -62,13 +63,14 @@ func (t *Taker) directory(ctx context.Context, dir *os.File, at string) (whole b
 		t.once("list "+at, "a directory below the mount point cannot be read", "path", at, "err", err)
 		return false, nil
 	}
-	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return older(a.Name(), b.Name()) })
 	whole = true
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		ok, err := t.entry(ctx, dir, e, path.Join(at, e.Name()))
+		name := putBack(dir, e.Name())
+		ok, err := t.entry(ctx, dir, name, e.Type(), path.Join(at, name))
 		if err != nil {
 			return false, err
 		}
@@ -78,12 +80,12 @@ func (t *Taker) directory(ctx context.Context, dir *os.File, at string) (whole b
 }
 
 // entry looks at one name.
-func (t *Taker) entry(ctx context.Context, dir *os.File, e fs.DirEntry, at string) (whole bool, err error) {
+func (t *Taker) entry(ctx context.Context, dir *os.File, name string, is fs.FileMode, at string) (whole bool, err error) {
 	switch {
-	case len(at) > spool.MaxPath && (e.IsDir() || e.Type().IsRegular()):
+	case len(proper(at)) > spool.MaxPath && (is.IsDir() || is.IsRegular()):
 		return t.skipped(at, errLong), nil
-	case e.IsDir():
-		sub, err := openAt(dir, e.Name(), unix.O_DIRECTORY)
+	case is.IsDir():
+		sub, err := openAt(dir, name, unix.O_DIRECTORY)
 		if err != nil {
 			return t.skipped(at, err), nil
 		}
@@ -92,15 +94,15 @@ func (t *Taker) entry(ctx context.Context, dir *os.File, e fs.DirEntry, at strin
 			return err == nil, nil // another file system: not what lies below the mount
 		}
 		return t.directory(ctx, sub, at)
-	case e.Type().IsRegular():
-		return t.file(ctx, dir, e.Name(), at)
+	case is.IsRegular():
+		return t.file(ctx, dir, name, at)
 	}
 	return true, nil
 }
 
 // file takes one file.
 func (t *Taker) file(ctx context.Context, dir *os.File, name, at string) (whole bool, err error) {
-	if !t.o.Matches(at) {
+	if !t.o.Matches(proper(at)) {
 		return t.left(dir, name, at), nil
 	}
 	f, err := openAt(dir, name, unix.O_NONBLOCK)
@@ -226,7 +228,7 @@ func (t *Taker) some(ctx context.Context) error {
 	for k := range t.writers {
 		todo[k.at] = true
 	}
-	for at := range todo {
+	for _, at := range slices.SortedFunc(maps.Keys(todo), older) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -239,7 +241,7 @@ func (t *Taker) some(ctx context.Context) error {
 
 // one looks at the file at a path, if there is one.
 func (t *Taker) one(ctx context.Context, at string) error {
-	if len(at) > spool.MaxPath {
+	if len(proper(at)) > spool.MaxPath {
 		t.skipped(at, errLong)
 		return nil
 	}
@@ -259,12 +261,14 @@ func (t *Taker) one(ctx context.Context, at string) error {
 	}
 	dir := os.NewFile(uintptr(fd), parent)
 	defer dir.Close()
+	name := putBack(dir, path.Base(at))
+	at = path.Join(parent, name)
 	var st unix.Stat_t
-	if err := unix.Fstatat(fd, path.Base(at), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		t.lost(at)
 		return nil
 	}
-	_, err = t.file(ctx, dir, path.Base(at), at)
+	_, err = t.file(ctx, dir, name, at)
 	return err
 }
 
