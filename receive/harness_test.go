@@ -66,6 +66,7 @@ type setup struct {
 	OpenFiles       int
 	CheckpointBytes int64
 	CheckpointEvery time.Duration
+	ForgetAfter     time.Duration
 	SegmentBytes    int64
 	TLS             config.TLS
 	Store           string // a Server with a Handler whose store this is, and not the role
@@ -87,7 +88,7 @@ func (s setup) config() *config.Config {
 }
 
 func (s setup) options() Options {
-	return Options{OpenFiles: s.OpenFiles, CheckpointBytes: s.CheckpointBytes, CheckpointEvery: s.CheckpointEvery, SegmentBytes: s.SegmentBytes}
+	return Options{OpenFiles: s.OpenFiles, CheckpointBytes: s.CheckpointBytes, CheckpointEvery: s.CheckpointEvery, ForgetAfter: s.ForgetAfter, SegmentBytes: s.SegmentBytes}
 }
 
 // output is one [[receive.output]] with the defaults filled in.

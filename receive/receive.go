@@ -49,6 +49,7 @@ type Options struct {
 	OpenFiles       int           // see sink.Options
 	CheckpointEvery time.Duration // see sink.Options
 	CheckpointBytes int64         // see sink.Options
+	ForgetAfter     time.Duration // see sink.Options
 	SegmentBytes    int64         // of the queue
 	Ready           func(r *Receiver)
 	Reload          *reload.Handle // nil: nobody reloads it
@@ -107,7 +108,7 @@ func (r *Receiver) plan(log *slog.Logger) plan {
 func (r *Receiver) openSink(ctx context.Context, q *queue.Queue, log *slog.Logger) (_ engine, err error) {
 	r.sink, err = sink.Open(ctx, sink.Options{
 		Queue: q, Cursor: cursorName, Outputs: service.Outputs(r.c.Receive.Outputs), DeadDir: r.c.DeadDir(config.RoleReceive),
-		OpenFiles: r.o.OpenFiles, CheckpointEvery: r.o.CheckpointEvery, CheckpointBytes: r.o.CheckpointBytes, Logger: log,
+		OpenFiles: r.o.OpenFiles, CheckpointEvery: r.o.CheckpointEvery, CheckpointBytes: r.o.CheckpointBytes, ForgetAfter: r.o.ForgetAfter, Logger: log,
 	})
 	if err != nil {
 		return nil, err

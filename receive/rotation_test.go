@@ -62,13 +62,14 @@ func packed(t *testing.T, s setup, codec string) {
 	}
 }
 
-// TestKillAtEveryStepOfARotation kills the receiver the Nth time it passes a step. At every moment each
+// TestKillAtEveryStepOfARotation kills the receiver the Nth time it passes a step, where names are forgotten as soon as can be. At every moment each
 // compressed file that has its name is whole; after the next start every line stands once, in order.
 func TestKillAtEveryStepOfARotation(t *testing.T) {
-	for i, point := range []string{"intended", "renamed", "begun", "packing", "packed", "noted", "linked", "unlinked"} {
+	for i, point := range []string{"intended", "renamed", "begun", "packing", "packed", "noted", "linked", "unlinked", "marked", "forgotten"} {
 		t.Run(point, func(t *testing.T) {
 			codec := []config.RotateCodec{config.RotateGzip, config.RotateZstd}[i%2]
 			s := rotatingSetup(t, config.Rotate{Size: 64 << 10, Compress: codec})
+			s.ForgetAfter = time.Millisecond
 			f := newFeeder(1)
 			f.connect(t, s.Listen)
 			l := newLoad(t, f, "a", "b", "c")
@@ -113,12 +114,12 @@ func differ(a, b string) int {
 // TestKillWhileTheOldestAreRemoved: what is left is the newest part, whole and in order.
 func TestKillWhileTheOldestAreRemoved(t *testing.T) {
 	s := rotatingSetup(t, config.Rotate{Size: 32 << 10, Keep: 2, Compress: config.RotateZstd})
+	s.ForgetAfter = time.Millisecond // the name is forgotten between two rotations
 	f := newFeeder(1)
 	f.connect(t, s.Listen)
 	l := newLoad(t, f, "a")
-	for _, nth := range []int{1, 1, 2, 4} {
-		p := spawn(t, s, fmt.Sprintf("rotate/removed=kill@%d", nth))
-		l.untilKilled(p)
+	for _, kill := range []string{"removed=kill", "forgotten=kill", "removed=kill", "marked=kill@3", "removed=kill@2", "forgotten=kill@4", "removed=kill@4"} {
+		l.untilKilled(spawn(t, s, "rotate/"+kill))
 	}
 	x := start(t, s)
 	f.until(t, "final acks", f.allFinal)
@@ -148,6 +149,7 @@ func TestKillWhileFilesAreRotated(t *testing.T) {
 		rounds = 200
 	}
 	s := rotatingSetup(t, config.Rotate{Size: 100 << 10, Every: time.Second, Compress: config.RotateZstd})
+	s.ForgetAfter = time.Millisecond
 	f := newFeeder(1)
 	f.connect(t, s.Listen)
 	l := newLoad(t, f, "a", "b/c", "b/d", "e")

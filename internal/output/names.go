@@ -3,9 +3,7 @@ package output
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +16,7 @@ func (r *Root) parentOf(name string, flags int) (fd int, base string, err error)
 		at = dir
 	}
 	fd, err = r.resolve(at, flags|unix.O_DIRECTORY, 0)
-	return fd, name[strings.LastIndexByte(name, '/')+1:], err
+	return fd, baseOf(name), err
 }
 
 // idAt returns the identity of what is called base in the directory fd, a link itself.
@@ -51,7 +49,7 @@ func (r *Root) Rename(from, to string, id ID) error {
 	} else if err != nil {
 		return r.classify("rename", from, err)
 	}
-	target := to[strings.LastIndexByte(to, '/')+1:]
+	target := baseOf(to)
 	if err := renameNew(fd, base, target); err != nil {
 		return r.classify("rename", from, err)
 	}
@@ -117,36 +115,19 @@ func (r *Root) SyncDirOf(name string) error {
 // that many digits, or more once all of those are given, and ends the name or stands before a dot;
 // 0: there is none. (A date is no number: NAME.20261123 is another program's.)
 func (r *Root) Highest(name string, digits int) (uint64, error) {
-	fd, base, err := r.parentOf(name, unix.O_RDONLY)
-	if err != nil {
-		return 0, r.classify("look beside", name, err)
-	}
-	dir := os.NewFile(uintptr(fd), r.Path(parent(name)))
-	defer dir.Close()
-	all, err := dir.Readdirnames(-1)
-	if err != nil {
-		return 0, fmt.Errorf("look beside output file %q: %w", r.Path(name), err)
-	}
 	var top, long uint64
-	for _, one := range all {
-		rest, ok := strings.CutPrefix(one, base+".")
-		if !ok {
-			continue
-		}
-		num, _, _ := strings.Cut(rest, ".")
-		n, err := strconv.ParseUint(num, 10, 64)
-		switch {
-		case err != nil || len(num) < digits:
-		case len(num) == digits:
+	err := r.numbered(name, digits, func(_, num string, n uint64) error {
+		if len(num) == digits {
 			top = max(top, n)
-		default:
+		} else {
 			long = max(long, n)
 		}
-	}
+		return nil
+	})
 	if len(strconv.FormatUint(top+1, 10)) > digits {
-		return max(top, long), nil
+		return max(top, long), err
 	}
-	return top, nil
+	return top, err
 }
 
 // Temp is a file without a name, in the directory where it is to get one: when the process
@@ -239,7 +220,7 @@ func (t *Temp) proc() string { return fmt.Sprintf("/proc/self/fd/%d", t.fd) }
 func (t *Temp) Link() error {
 	t.root.names.Lock()
 	defer t.root.names.Unlock()
-	base := t.name[strings.LastIndexByte(t.name, '/')+1:]
+	base := baseOf(t.name)
 	var err error
 	if t.part != "" {
 		if err = renameNew(t.dir, t.part, base); err == nil {

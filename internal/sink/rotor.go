@@ -50,9 +50,14 @@ type rotor struct {
 	now     func() time.Time
 	aside   bool // what it stores passes those who wait for room: nobody else stores it on the way of a batch
 
+	forgetAfter time.Duration // see Options
+	most        int           // series
+
 	storing sync.Mutex // held from encoding a series until it is in its place in the queue
 	mu      sync.Mutex
 	series  map[string]*series // by path
+	at      *series            // whose files are compressed or removed now
+	dropAt  time.Time          // when series are forgotten next; monotonic
 	due     []*file            // have the size
 	dueNow  chan struct{}
 	work    chan struct{}        // something may be compressed or removed
@@ -63,6 +68,7 @@ func newRotor(q store, t *table, n *counters, log *slog.Logger, now func() *outp
 	r := &rotor{
 		q: q, table: t, roots: t.roots, count: n, log: log, outputs: now, now: time.Now,
 		series: map[string]*series{}, dueNow: make(chan struct{}, 1), work: make(chan struct{}, 1), failed: map[string]time.Time{},
+		most: mostSeries,
 	}
 	t.isDue = func(f *file) {
 		r.mu.Lock()
@@ -78,6 +84,9 @@ func (r *rotor) turnAll(ctx context.Context) error {
 	swept := map[time.Duration]time.Time{}
 	for {
 		if err := r.sweep(ctx, swept); err != nil {
+			return err
+		}
+		if err := r.dropIdle(ctx); err != nil {
 			return err
 		}
 		timer := time.NewTimer(r.untilNext())
@@ -123,6 +132,7 @@ func (r *rotor) untilNext() time.Duration {
 	if r.table.turning() {
 		wait = min(wait, lineWait)
 	}
+	wait = min(wait, time.Until(r.nextDrop()))
 	return max(wait, time.Millisecond)
 }
 
@@ -270,12 +280,18 @@ func (r *rotor) intend(ctx context.Context, f *file, o *out, id output.ID) (*ser
 	if err != nil {
 		return nil, 0, err
 	}
+	kept, err := r.recall(f)
+	if err != nil {
+		return nil, 0, err
+	}
 	r.mu.Lock()
 	s := r.series[f.path]
 	if s == nil {
 		s = newSeries(f, o)
-		r.series[f.path] = s
+		r.known(s)
 	}
+	s.used = time.Now()
+	s.kept = append(kept, s.kept...) // one of both is empty
 	s.last = max(s.last, top) + 1
 	number := s.last
 	s.kept = append(s.kept, rotated{number: number, codec: codecOf(o.Rotate.Compress), id: id})
@@ -291,7 +307,7 @@ func (r *rotor) intend(ctx context.Context, f *file, o *out, id output.ID) (*ser
 }
 
 func newSeries(f *file, o *out) *series {
-	return &series{dir: f.root.Dir(), name: f.name, file: o.File}
+	return &series{dir: f.root.Dir(), name: f.name, file: o.File, used: time.Now()}
 }
 
 // turn renames the file and begins the next one.
@@ -361,10 +377,11 @@ func (r *rotor) register(f *file, o *out) (queue.KV, bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.series[f.path] != nil {
+	if s := r.series[f.path]; s != nil {
+		s.used = time.Now()
 		return queue.KV{}, false
 	}
 	s := newSeries(f, o)
-	r.series[f.path] = s
+	r.known(s)
 	return queue.KV{Key: s.key(), Value: s.append(nil)}, true
 }

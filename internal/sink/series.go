@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"time"
 
 	"ftfuse/internal/output"
 )
@@ -42,6 +43,9 @@ type series struct {
 	file      string // the template that named it, to find the output that it is of
 	last      uint64 // highest number given
 	kept      []rotated
+
+	used time.Time // of the newest record or rotation, or the start; monotonic
+	look time.Time // not to be forgotten before; dropIdle's alone
 }
 
 func (s *series) path() string { return s.dir + "/" + s.name }

@@ -44,6 +44,7 @@ type Options struct {
 	OpenFiles       int           // descriptors kept open; default output.DefaultOpenFiles
 	CheckpointEvery time.Duration // default 500 ms
 	CheckpointBytes int64         // default 64 MiB
+	ForgetAfter     time.Duration // what was rotated of a name that nothing comes for; default an hour
 	Logger          *slog.Logger
 }
 
@@ -74,6 +75,9 @@ func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 	if o.CheckpointBytes == 0 {
 		o.CheckpointBytes = checkpointBytes
 	}
+	if o.ForgetAfter == 0 {
+		o.ForgetAfter = forgetAfter
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -100,6 +104,7 @@ func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 	}
 	s.table = newTable(s.roots, output.NewCache(o.OpenFiles, evicted), s.count)
 	s.rotor = newRotor(o.Queue, s.table, s.count, s.log, s.current.Load)
+	s.rotor.forgetAfter = o.ForgetAfter
 	s.applier = newApplier(o.Queue, cur, s.table, s.dead, s.count, s.log)
 	s.applier.limit = max(1, min(o.CheckpointBytes, o.Queue.Stats().MaxBytes/8))
 	s.applier.sets[first.set.id], s.applier.current = first.set, first.set.id

@@ -134,12 +134,17 @@ func (t *table) file(dir, name, path string, p *output.Perm) (*file, error) {
 // when the next record comes for them.
 func (t *table) forgetIdle() {
 	for path, f := range t.files {
-		if f.cur != nil && f.cur.pending == 0 && f.turn.next == nil && f.look.TryLock() {
+		if f.turn.next != nil || f.cur != nil && f.cur.pending > 0 || !f.look.TryLock() {
+			continue
+		}
+		if f.cur != nil {
 			t.forget(f.cur)
 			f.rest, f.cur = f.cur.state, nil
-			delete(t.files, path)
-			f.look.Unlock()
 		}
+		if !f.checked.IsZero() { // else it is about to be looked at for the first time
+			delete(t.files, path)
+		}
+		f.look.Unlock()
 	}
 }
 
@@ -221,6 +226,7 @@ func (t *table) begin(f *file, old *generation, now time.Time) error {
 func (t *table) fresh(f *file) (*generation, error) {
 	g := newGeneration(f, newEra())
 	g.live = true
+	marked := false // one that was rotated, and that the rotor forgot
 	out, err := t.cache.Pin(&g.slot, func() (*output.File, error) { return openNew(f) })
 	switch {
 	case errors.Is(err, output.ErrRefused):
@@ -231,7 +237,7 @@ func (t *table) fresh(f *file) (*generation, error) {
 		if err != nil {
 			return nil, err
 		}
-		g.id, g.end = info.ID, info.Size
+		g.id, g.end, marked = info.ID, info.Size, info.Size > 0 && out.Marked()
 		if g.state, err = lastState(out, info.Size); err != nil {
 			return nil, err
 		}
@@ -242,7 +248,7 @@ func (t *table) fresh(f *file) (*generation, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, ok := t.rotated[g.id]; ok && !g.id.IsZero() {
+	if _, ok := t.rotated[g.id]; marked || ok && !g.id.IsZero() {
 		return nil, errors.Join(&output.RefusedError{Dir: f.root.Dir(), Name: f.name, Reason: output.ReasonRotated}, t.cache.Drop(&g.slot))
 	}
 	return g, nil

@@ -110,6 +110,14 @@ func (t *table) busyIDs() map[output.ID]struct{} {
 	return busy
 }
 
+// awaits reports whether bytes are assigned to the file of that path that are not known to be on disk.
+func (t *table) awaits(path string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := t.files[path]
+	return f != nil && f.cur != nil && f.cur.pending > 0
+}
+
 // turnable returns the inode of f that may be rotated now, and the output that it is of;
 // zero where there is nothing to rotate.
 func (t *table) turnable(f *file, byClock bool) (output.ID, *out) {
