@@ -28,7 +28,7 @@ var (
 const (
 	forgetAfter = time.Hour // default of Options.ForgetAfter: without a record (where files are rotated by the clock) or a rotation
 	mostSeries  = 1 << 16   // more are forgotten though the disk does not tell all of them, those unused for longest
-	mostMarks   = 256       // synced at one go: rotations wait meanwhile
+	mostMarks   = 64        // synced at one go: rotations wait meanwhile
 	markSoon    = time.Second
 )
 
