@@ -122,6 +122,20 @@ func TestRotatedBySize(t *testing.T) {
 	}
 }
 
+// TestAFileGotItsSizeWhileTheOneBeforeWasRotated, and waited for another record.
+func TestAFileGotItsSizeWhileTheOneBeforeWasRotated(t *testing.T) {
+	r := newRotating(t, Rotate{Size: 4 << 10})
+	from := newSealer(1)
+	r.feedLines(t, from, "f", 0, 100, 100)
+	f := r.rotor.nextDue()
+	must(t, r.rotor.rotate(t.Context(), f, false))
+	r.feedLines(t, from, "f", 100, 100, 100)
+	r.table.turned(f, false)
+	if again := r.rotor.nextDue(); again != f || r.rotor.nextDue() != nil {
+		t.Errorf("due is %v, want the file again, once", again)
+	}
+}
+
 // TestTheOldestRotatedFilesAreRemoved: more than keep, and only those of ftfuse's own.
 func TestTheOldestRotatedFilesAreRemoved(t *testing.T) {
 	r := newRotating(t, Rotate{Size: 4 << 10, Keep: 3, Compress: "gzip"})

@@ -14,6 +14,7 @@ const lineWait = 10 * time.Second
 type turn struct {
 	out  *out        // the output that last named the file in this run
 	due  bool        // it has the size, and the rotor knows
+	of   *generation // that is due
 	not  time.Time   // no attempt before that
 	next *generation // it has the name already; cur goes on until its line ends ...
 	by   time.Time   // ... or until then
@@ -70,7 +71,7 @@ func (t *table) measure(f *file, g *generation, o *out) {
 	f.turn.out = o
 	size := o.Rotate.Size
 	if size > 0 && g.end >= size && !f.turn.due && f.turn.next == nil && !time.Now().Before(f.turn.not) {
-		f.turn.due = true
+		f.turn.due, f.turn.of = true, g
 		t.isDue(f)
 	}
 }
@@ -130,13 +131,17 @@ func (t *table) turnable(f *file, byClock bool) (output.ID, *out) {
 	return g.id, o
 }
 
-// turned ends what measure began; after a failure nothing is tried for a while.
+// turned ends what measure began; after a failure nothing is tried for a while. The next file may
+// have got its size meanwhile, and its last record for long.
 func (t *table) turned(f *file, failed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	f.turn.due = false
+	was := f.turn.of
+	f.turn.due, f.turn.of = false, nil
 	if failed {
 		f.turn.not = time.Now().Add(tryAgain)
+	} else if f.cur != nil && f.cur != was && f.turn.out != nil {
+		t.measure(f, f.cur, f.turn.out)
 	}
 }
 
