@@ -82,6 +82,9 @@ func (c *Capture) recover(ctx context.Context) error {
 		}
 	}
 	st.dropGone(c)
+	if err := c.skipBegun(); err != nil {
+		return err
+	}
 	if err := c.replay(st); err != nil {
 		return err
 	}

@@ -187,6 +187,31 @@ func (c *Capture) endSkipped(rules []Rule) error {
 	return nil
 }
 
+// skipBegun is endSkipped at a start, which does not know the rules of before: of a line that has
+// begun under them and is skipped now nothing more goes out, since nobody judged it and its groups
+// are not known. What was held of it counts as skipped. One of which pieces are out ends there.
+// A source's line waits for rules that transfer it.
+func (c *Capture) skipBegun() error {
+	for _, f := range c.files {
+		if f.src != nil {
+			continue
+		}
+		for _, w := range f.writers {
+			if !w.open() || !w.path.skip {
+				continue
+			}
+			if n := len(w.pend); n > 0 {
+				c.skip(w.path, uint64(n))
+				w.drop(c, n)
+			}
+			if err := c.end(w, c.newest); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func (c *Capture) setRules(rules []Rule) {
 	old := c.rules.Load()
 	set := &ruleSet{rules: rules, counts: make([]*ruleCounts, len(rules))}
