@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"ftfuse/internal/record"
-	"ftfuse/mount/procs"
 	"ftfuse/mount/spool"
 )
 
@@ -245,19 +244,22 @@ func (c *Capture) attrOf(w *writer, it *item) *record.Attr {
 	a.Time, a.Flags = it.time, it.flags
 	a.Process = nil
 	if w.path.ask != 0 {
-		a.Process = c.processOf(w.path.ask, it)
+		a.Process = c.processOf(w, it)
 	}
 	return a
 }
 
 // processOf is what is known of who wrote it. At a start with a new connection nothing is:
 // the process may be gone, and its pid another one's.
-func (c *Capture) processOf(ask procs.Ask, it *item) *record.Process {
-	pid := it.pid
-	if !c.recovered && c.live == nil || it.flags&(record.Recovered|record.Offline) != 0 {
+func (c *Capture) processOf(w *writer, it *item) *record.Process {
+	pid, by := it.pid, &w.file.by
+	switch {
+	case !c.recovered && c.live == nil || it.flags&(record.Recovered|record.Offline) != 0:
 		pid = 0
+	case it.flags&record.Opener != 0 && by.who.PID == pid:
+		return c.o.Processes.OfOpener(&by.who, w.path.ask)
 	}
-	return c.o.Processes.Of(pid, ask, true)
+	return c.o.Processes.Of(pid, w.path.ask, true)
 }
 
 // skip counts bytes that a rule keeps from being transferred.

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"ftfuse/internal/record"
+	"ftfuse/mount/procs"
 	"ftfuse/mount/spool"
 )
 
@@ -28,6 +29,7 @@ type opened struct {
 	pid      uint32
 	uid, gid uint32
 	flags    uint16 // of the record
+	who      procs.Opener
 }
 
 // minPiece is the least room in a batch that is worth filling with a part of a long extent.
@@ -187,6 +189,7 @@ func (c *Capture) growAgain(f *file) {
 func (c *Capture) openedBy(f *file, it *item) {
 	f.by = opened{
 		on: true, writer: it.writer, path: c.pathList[it.path], pid: it.pid, uid: it.uid, gid: it.gid, flags: record.Opener,
+		who: procs.Opener{PID: it.pid, Time: it.time},
 	}
 	if it.flags&uint16(spool.FlagSeveral) != 0 {
 		f.by.flags |= record.Several

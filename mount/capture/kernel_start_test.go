@@ -28,7 +28,7 @@ func (r *rig) takenOver(ks ...*kernelWriter) {
 		f, err := r.s.Acquire(k.h.Number())
 		r.must(err)
 		live[k.h.Writer] = true
-		k.h, err = r.s.RestoreHandle(f, k.h.Path, spool.Kernel, k.h.Writer, &spool.Meta{PID: 11})
+		k.h, err = r.s.RestoreHandle(f, k.h.Path, spool.Kernel, k.h.Writer, &spool.Meta{PID: 11, Time: 4711})
 		r.must(err)
 	}
 	r.must(r.c.Recover(r.ctx(), func(w uint64) bool { return live[w] }))

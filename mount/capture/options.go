@@ -63,6 +63,7 @@ type Queue interface {
 // Processes tells what is known of a process; package procs has the meaning.
 type Processes interface {
 	Of(pid uint32, ask procs.Ask, fresh bool) *record.Process
+	OfOpener(o *procs.Opener, ask procs.Ask) *record.Process
 }
 
 // Options configure a Capture. Store and Queue must be set; a zero in any other

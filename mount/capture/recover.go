@@ -11,6 +11,7 @@ import (
 
 	"ftfuse/internal/failpoint"
 	"ftfuse/internal/record"
+	"ftfuse/mount/procs"
 	"ftfuse/mount/spool"
 )
 
@@ -112,6 +113,9 @@ func (c *Capture) takeFile(info *spool.FileInfo, st *stored) error {
 	f.by, f.kernel, f.orphan = p.by, p.by.on, info.Orphan
 	if f.by.on {
 		f.by.path = c.pathOf(0, p.path)
+		if e, ok := c.o.Store.KernelWriter(f.number); ok && e.PID == f.by.pid {
+			f.by.who = procs.Opener{PID: e.PID, Time: e.Time}
+		}
 	}
 	defer func() { f.known = f.pos }()
 	if t, ok := st.cuts[info.Number]; ok {

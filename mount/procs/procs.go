@@ -5,16 +5,20 @@
 // lives for a millisecond is known; then, since a shell opens the file before it executes the
 // program, while it waits for its close(2), and once when the first of what it wrote is captured;
 // and again each second that it writes, which notices a later exec and a pid that another process got (by the start time,
-// field 22 of /proc/PID/stat, proc_pid_stat(5)). Nothing here makes a write(2) wait.
+// field 22 of /proc/PID/stat, proc_pid_stat(5)). Where the kernel writes for a process that opened the
+// file it is always that one, however long gone. Nothing here makes a write(2) wait.
 package procs
 
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"ftfuse/internal/record"
 )
@@ -39,8 +43,9 @@ const (
 
 // Table remembers processes. It is safe for concurrent use.
 type Table struct {
-	look func(pid uint32) (found, error)
-	now  func() time.Time
+	look  func(pid uint32) (found, error)
+	now   func() time.Time
+	began func(start uint64) int64
 
 	mu    sync.Mutex
 	all   map[uint32]*process
@@ -64,7 +69,7 @@ type process struct {
 }
 
 // New returns an empty Table.
-func New() *Table { return &Table{look: look, now: time.Now, all: map[uint32]*process{}} }
+func New() *Table { return &Table{look: look, now: time.Now, began: began, all: map[uint32]*process{}} }
 
 // Opening looks at the process that waits for an open(2). It returns when that is done, or
 // OpenPatience is over.
@@ -124,6 +129,55 @@ func (t *Table) Of(pid uint32, ask Ask, fresh bool) *record.Process {
 		return is
 	}
 	return &nobody
+}
+
+// Opener is one process that opened a file at a time, in nanoseconds since 1970: what the kernel
+// writes for it may come long after it is gone and another process has its pid. It is not safe for
+// concurrent use.
+type Opener struct {
+	PID  uint32
+	Time int64
+
+	met   bool // its start is known
+	start uint64
+	by    [4]*record.Process // as of the newest look that found it
+}
+
+// OfOpener is Of, with fresh, for that process, whoever has its pid now.
+func (t *Table) OfOpener(o *Opener, ask Ask) *record.Process {
+	t.meet(o)
+	t.Of(o.PID, ask, true)
+	t.meet(o)
+	if is := o.by[ask]; is != nil {
+		return is
+	}
+	return &nobody
+}
+
+// meet has o know what is known of its process, unless that began after o opened the file.
+func (t *Table) meet(o *Opener) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.all[o.PID]
+	if p == nil || !p.known || o.met && p.start != o.start || !o.met && t.began(p.start) > o.Time+beganSlack {
+		return
+	}
+	o.met, o.start, o.by = true, p.start, p.by
+}
+
+// beganSlack is how much later than its open(2) a process may seem to have begun: ticks are
+// hundredths of a second, and the clock is set now and then.
+const beganSlack = int64(time.Second)
+
+// began is when a process began that did so so many ticks (proc_pid_stat(5): of 10 ms wherever Linux
+// runs) after the boot, by the clock as it is now: one that was set forward since the open makes
+// a process look younger, and its records say nothing of it.
+func began(start uint64) int64 {
+	var now, up unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_REALTIME, &now) != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
+		return math.MaxInt64
+	}
+	return now.Nano() - up.Nano() + int64(start)*int64(10*time.Millisecond)
 }
 
 var nobody record.Process

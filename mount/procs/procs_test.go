@@ -92,6 +92,7 @@ type fake struct {
 func newFake() *fake {
 	f := &fake{Table: New(), is: map[uint32]found{}, looks: map[uint32]int{}, time: time.Unix(1000, 0)}
 	f.now = func() time.Time { return f.time }
+	f.began = func(start uint64) int64 { return int64(start) * int64(time.Second) }
 	f.look = func(pid uint32) (found, error) {
 		if f.block != nil {
 			<-f.block
@@ -146,6 +147,60 @@ func TestAPidThatAnotherProcessGotIsNoticed(t *testing.T) {
 	if p := f.Of(7, Exe, true); p.Exe != "/b" {
 		t.Errorf("gone: %+v", p)
 	}
+}
+
+// TestAnOpenerStaysItselfWhenAnotherProcessGetsItsPid: what the kernel went on writing for it, by a
+// child that has its descriptor, was said to be the other's.
+func TestAnOpenerStaysItselfWhenAnotherProcessGetsItsPid(t *testing.T) {
+	f := newFake()
+	defer f.Close()
+	f.is[7] = found{1, "/a", "/g"}
+	f.Opening(7)
+	first := &Opener{PID: 7, Time: int64(5 * time.Second)}
+	says := func(o *Opener, want string) {
+		t.Helper()
+		f.OfOpener(o, Exe)
+		f.Close() // a look that was begun is over
+		if p := f.OfOpener(o, Exe); p.Exe != want {
+			t.Errorf("the opener is %+v, want %q", p, want)
+		}
+	}
+	says(first, "/a")
+	f.is[7] = found{1, "/b", "/g"} // it executes a program
+	f.time = f.time.Add(again)
+	says(first, "/b")
+	f.is[7] = found{20, "/c", "/h"} // another process
+	f.time = f.time.Add(again)
+	says(first, "/b")
+	f.Opening(7) // opens a file, too
+	says(&Opener{PID: 7, Time: int64(20 * time.Second)}, "/c")
+	says(first, "/b")
+	says(&Opener{PID: 7, Time: int64(5 * time.Second)}, "") // of one that nothing was known of, as at a takeover
+}
+
+// TestAProcessBeganBeforeItOpens.
+func TestAProcessBeganBeforeItOpens(t *testing.T) {
+	began := time.Now()
+	cmd := exec.Command("/bin/cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tab, pid := New(), uint32(cmd.Process.Pid)
+	defer tab.Close()
+	tab.Opening(pid)
+	cat, _ := filepath.EvalSymlinks("/bin/cat")
+	if p := tab.OfOpener(&Opener{PID: pid, Time: time.Now().UnixNano()}, Exe); p.Exe != cat {
+		t.Errorf("%+v", p)
+	}
+	if p := tab.OfOpener(&Opener{PID: pid, Time: began.Add(-time.Minute).UnixNano()}, Exe); p.Exe != "" {
+		t.Errorf("a process that began later: %+v", p)
+	}
+	in.Close()
+	_ = cmd.Wait()
 }
 
 // TestALookThatHangsHoldsNobodyUp for longer than it may, and Wrote not at all.
