@@ -151,3 +151,33 @@ func TestAnIntentIsForgotten(t *testing.T) {
 		must(t, q.Close())
 	}
 }
+
+// TestForgottenBetweenALookAndTheCommit: a name that a record comes for meanwhile, one whose files
+// are worked on, one with bytes that are still to be written.
+func TestForgottenBetweenALookAndTheCommit(t *testing.T) {
+	r := newRotating(t, Rotate{Size: 1 << 20, Every: 24 * time.Hour})
+	from := newSealer(1)
+	r.turns(t, from, 1, "record", "work")
+	r.feedLines(t, from, "bytes", 0, 10, 10)
+	must(t, r.rotor.try(t.Context(), r.table.files[r.out("bytes")], true))
+	must(t, os.Remove(r.out("bytes"))) // it has another name, and the next one is empty
+	r.rotor.forgetAfter, r.rotor.at = time.Nanosecond, r.rotor.series[r.out("work")]
+	busy := r.table.busyIDs()
+	gone, err := r.rotor.leaveAll(time.Now(), r.rotor.resting(time.Now(), busy))
+	must(t, err)
+	if len(gone) != 1 || gone[0].s.name != "record" {
+		t.Errorf("to be forgotten are %+v, want one", gone)
+	}
+	r.feedLines(t, from, "record", 0, 1, 1)
+	must(t, r.rotor.strike(t.Context(), gone, busy))
+	if n := r.known(t); n != 3 {
+		t.Errorf("%d names are known, want 3", n)
+	}
+	r.rotor.at = nil
+	stop := r.runs(t)
+	r.drain(t)
+	stop()
+	if r.forgets(t); r.known(t) != 1 || r.rotor.series[r.out("record")] == nil {
+		t.Errorf("known are %v, want the one that waits for the clock", r.rotor.series)
+	}
+}
