@@ -55,10 +55,12 @@ func check(c *cli.Context) error {
 			continue
 		}
 		fmt.Fprintf(c.App.Writer, "%s: %s: good\n", cfg.File, role)
+		notes := cfg.Notes(role)
 		if role == config.RoleMount {
 			fmt.Fprintf(c.App.Writer, "%s: %s: capture: %s\n", cfg.File, role, mount.Capture(cfg))
+			notes = append(notes, mount.Notes(cfg)...)
 		}
-		for _, note := range cfg.Notes(role) {
+		for _, note := range notes {
 			fmt.Fprintf(c.App.Writer, "%s: %s: note: %s\n", cfg.File, role, note)
 		}
 	}

@@ -9,7 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"ftfuse/bench/rig"
 )
@@ -312,4 +315,40 @@ func TestFilesWrittenAnewAreTakenAnew(t *testing.T) {
 		t.Error("a file was taken that the rules do not transfer")
 	}
 	same(t, p.In("private/x"), []byte("secret\n"))
+}
+
+// The mount point of one mount lies below that of another: what the outer one had captured was
+// taken in by the inner one, stood twice, and was removed from the outer one.
+func TestWhatAnotherMountCapturedIsNotTakenIn(t *testing.T) {
+	p := newPair(t)
+	start(t, p)
+	must(t, os.Mkdir(p.In("inner"), 0o755))
+	outer, inner := offLines("outer", 0, 100), offLines("inner", 0, 10)
+	must(t, os.WriteFile(p.In("inner/a.log"), outer, 0o644))
+	arrives(t, p.Out("inner/a.log"), outer)
+	state := filepath.Join(p.Dir, "inner")
+	must(t, os.Mkdir(state, 0o755))
+	file := filepath.Join(p.Dir, "inner.toml")
+	text := fmt.Sprintf("host = \"inner\"\nstate_dir = %q\n[mount]\npoint = %q\n[[mount.forward]]\nprimary = [%q]\n", state, p.In("inner"), p.Addr)
+	must(t, os.WriteFile(file, []byte(text), 0o644))
+	if out, _, code := ftfuse(t, "check", "-c", file); code != 0 || !strings.Contains(out, "lies on another mount of ftfuse") {
+		t.Errorf("check says %q (%d), and nothing of the outer mount", out, code)
+	}
+	r, err := rig.Start(bin, "mount", file, roleLog(t))
+	must(t, err)
+	t.Cleanup(func() { _ = r.Kill(); _ = unix.Unmount(p.In("inner"), unix.MNT_DETACH) })
+	must(t, r.Ready(t.Context()))
+	if _, err := r.WaitLog(t.Context(), "lies on another mount of ftfuse"); err != nil {
+		t.Error(err)
+	}
+	must(t, os.WriteFile(p.In("inner/a.log"), inner, 0o644))
+	got := filepath.Join(p.OutDir(), "inner", "a.log")
+	arrives(t, got, inner)
+	must(t, r.Stop(patience))
+	if _, err := os.Stat(p.In("inner/a.log")); err != nil {
+		t.Errorf("the outer mount has lost its file: %v", err)
+	}
+	stop(t, p)
+	same(t, got, inner)
+	same(t, p.Out("inner/a.log"), outer)
 }

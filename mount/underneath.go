@@ -4,10 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	"ftfuse/config"
+	"ftfuse/internal/mountinfo"
 	"ftfuse/mount/capture"
+	"ftfuse/mount/kernel"
 	"ftfuse/mount/offline"
 )
 
@@ -42,6 +47,13 @@ func (r *role) openUnderneath() error {
 	if err != nil {
 		return err
 	}
+	switch captured, err := isCaptured(dir); {
+	case err != nil:
+		return errors.Join(err, dir.Close())
+	case captured:
+		r.log.Warn(onAnother+": files that are there are not taken in", "point", r.m.Point)
+		return dir.Close()
+	}
 	under, err := offline.New(offline.Options{
 		Dir: dir, Capture: r.cap, Keep: r.m.Offline == config.OfflineKeep, Logger: r.log,
 		Matches: r.transfers, Chunk: int(min(r.roomToSpare(), 4<<20)), Room: r.spareRoom,
@@ -50,6 +62,38 @@ func (r *role) openUnderneath() error {
 		return fmt.Errorf("take in what was written while nothing was mounted: %w", err)
 	}
 	r.under.Store(under)
+	return nil
+}
+
+// onAnother is of a mount point below that of another mount.
+const onAnother = "the mount point lies on another mount of ftfuse, which captures what is written there while nothing is mounted on it"
+
+// isCaptured reports whether dir is on a mount of ftfuse: its files have been captured there,
+// and taken in they would stand twice.
+func isCaptured(dir *os.File) (bool, error) {
+	st, err := dir.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at the directory below the mount point: %w", err)
+	}
+	dev := st.Sys().(*syscall.Stat_t).Dev
+	all, err := mountinfo.Of(uint64(dev))
+	return len(all) > 0 && all[0].Type == kernel.FSType, err
+}
+
+// Notes are what `ftfuse check` tells of a good configuration on this machine as it is now. It
+// asks no file system.
+func Notes(cfg *config.Config) []string {
+	for dir := cfg.Mount.Point; dir != filepath.Dir(dir); {
+		dir = filepath.Dir(dir)
+		all, err := mountinfo.On(dir)
+		switch {
+		case err != nil || len(all) == 0:
+		case all[len(all)-1].Type == kernel.FSType:
+			return []string{onAnother + " (" + dir + ")"}
+		default:
+			return nil
+		}
+	}
 	return nil
 }
 

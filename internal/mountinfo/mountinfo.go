@@ -7,6 +7,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Mount is one mounted file system.
@@ -19,21 +21,36 @@ type Mount struct {
 
 // On returns what this process sees mounted on the directory point, the topmost last.
 func On(point string) ([]Mount, error) {
+	return read(func(at string, _ Mount) bool { return at == point })
+}
+
+// Of returns where this process sees the file system of a device mounted.
+func Of(dev uint64) ([]Mount, error) {
+	name := fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev))
+	return read(func(_ string, m Mount) bool { return m.Dev == name })
+}
+
+func read(want func(at string, m Mount) bool) ([]Mount, error) {
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("read the mounts: %w", err)
 	}
-	return on(string(text), point), nil
+	return parse(string(text), want), nil
 }
 
-func on(text, point string) []Mount {
+// parse returns the mounts that are wanted; at is where one is mounted.
+func parse(text string, want func(at string, m Mount) bool) []Mount {
 	var all []Mount
 	for line := range strings.Lines(text) {
 		before, after, ok := strings.Cut(line, " - ")
 		fields, rest := strings.Fields(before), strings.Fields(after)
-		if ok && len(fields) >= 5 && len(rest) >= 2 && unescape(fields[4]) == point {
-			parent, _ := strconv.ParseUint(fields[1], 10, 64) // the kernel writes a number
-			all = append(all, Mount{Parent: parent, Dev: fields[2], Type: rest[0], Source: unescape(rest[1])})
+		if !ok || len(fields) < 5 || len(rest) < 2 {
+			continue
+		}
+		parent, _ := strconv.ParseUint(fields[1], 10, 64) // the kernel writes a number
+		m := Mount{Parent: parent, Dev: fields[2], Type: rest[0], Source: unescape(rest[1])}
+		if want(unescape(fields[4]), m) {
+			all = append(all, m)
 		}
 	}
 	return all
