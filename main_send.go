@@ -70,7 +70,7 @@ func sendAction(c *cli.Context) error {
 	level := new(slog.LevelVar)
 	log := newLogger(c.App.ErrWriter, config.Log{Level: "warn", Format: cfg.Log.Format}, level)
 	w := &sending{c: c, ctx: ctx}
-	w.s = &offline.Sender{Patience: sendPatience, Find: func(ctx context.Context) (offline.Target, func() error, error) {
+	w.s = &offline.Sender{Patience: sendPatience, Find: func(ctx context.Context) (offline.Found, error) {
 		return mount.FindSend(ctx, cfg, log)
 	}}
 	if stream {

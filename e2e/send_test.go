@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"ftfuse/bench/rig"
 )
@@ -225,4 +226,40 @@ func TestSendShowsABarOnATerminal(t *testing.T) {
 		t.Errorf("without a terminal: %q", out)
 	}
 	stop(t, p)
+}
+
+// A mount did not start while a stream was open that had begun to send before it: the queue
+// was the sender's until the stream's end.
+func TestAMountStartsWhileAStreamIsSent(t *testing.T) {
+	for _, holder := range []string{"30s", "0s"} {
+		t.Run("holder_timeout "+holder, func(t *testing.T) {
+			p := newPair(t)
+			p.Mount = fmt.Sprintf("holder_timeout = %q\n", holder)
+			must(t, p.WriteConfigs())
+			startReceive(t, p)
+			data := offLines("stream", 0, 30_000)
+			cmd := exec.CommandContext(t.Context(), bin, "send", "-c", p.MountConfig(), "--as", "stream.log")
+			in, err := cmd.StdinPipe()
+			must(t, err)
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			must(t, cmd.Start())
+			_, err = in.Write(data[:len(data)/3])
+			must(t, err)
+			eventually(t, 20*time.Second, func() error { // it has the queue
+				_, err := os.Stat(filepath.Join(p.MountState, "mount", "sender.sock"))
+				return err
+			})
+			startMount(t, p)
+			_, err = in.Write(data[len(data)/3:])
+			must(t, err)
+			must(t, in.Close())
+			if err := cmd.Wait(); err != nil {
+				t.Fatalf("%v\n%s", err, &out)
+			}
+			arrives(t, p.Out("stream.log"), data)
+			stop(t, p)
+			same(t, p.Out("stream.log"), data)
+		})
+	}
 }

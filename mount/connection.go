@@ -91,6 +91,11 @@ type taken struct {
 // holder, or from a worker whose holder died, which has ended then.
 func (r *role) enter(ctx context.Context, w Worker) error {
 	r.taken.fd = -1
+	if r.link == nil {
+		if err := holder.AwaitSender(r.cfg.RoleDir(config.RoleMount), r.log); err != nil {
+			return err
+		}
+	}
 	if err := r.link.Hello(ctx, w.Version, HolderSettings(r.cfg), w.Text); err != nil {
 		return err
 	}

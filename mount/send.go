@@ -44,27 +44,30 @@ func (r *role) spareRoom() bool { return r.free() >= r.roomToSpare() }
 // FindSend returns what takes the bytes of `ftfuse send`: the mount that runs by cfg, or,
 // while none does, its queue, which is this process's until leave is called; whatever the next
 // mount would take over is in the queue then, too.
-func FindSend(ctx context.Context, cfg *config.Config, log *slog.Logger) (t offline.Target, leave func() error, err error) {
+// A mount that wants to start has it given back.
+func FindSend(ctx context.Context, cfg *config.Config, log *slog.Logger) (f offline.Found, err error) {
 	dir := cfg.RoleDir(config.RoleMount)
 	switch _, _, err := control.Status(ctx, dir); {
 	case err == nil:
-		return offline.Remote{Client: control.Client(dir)}, func() error { return nil }, nil
+		return offline.Found{Target: offline.Remote{Client: control.Client(dir)}, Leave: func() error { return nil }}, nil
 	case !errors.Is(err, control.ErrNotRunning):
-		return nil, nil, err
+		return f, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("make state directory: %w", err)
+		return f, fmt.Errorf("make state directory: %w", err)
 	}
 	// A holder that is about to start a worker keeps this process out, and the other way round.
 	only, err := holder.Exclude(dir)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open the queue of the mount: %w", err)
+		return f, fmt.Errorf("open the queue of the mount: %w", err)
 	}
 	t, closeAll, err := openSend(ctx, cfg, log)
 	if err != nil {
-		return nil, nil, errors.Join(err, only.Close())
+		return f, errors.Join(err, only.Close())
 	}
-	return t, func() error { return errors.Join(closeAll(), only.Close()) }, nil
+	return offline.Found{
+		Target: t, Wanted: only.Wanted(), Leave: func() error { return errors.Join(closeAll(), only.Close()) },
+	}, nil
 }
 
 // openSend is a mount's queue and capture without the mount.

@@ -136,7 +136,7 @@ func (h *holder) begin() (err error) {
 	if err = os.MkdirAll(h.s.Dir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
-	if h.lock, err = lock(h.s.Dir); err != nil {
+	if h.lock, err = lockForMount(h.s.Dir, h.log); err != nil {
 		return err
 	}
 	if h.control, err = listen(h.s.Dir, holderSocket); err != nil {

@@ -3,7 +3,6 @@ package holder
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 const (
 	holderSocket = "holder.sock" // of the holder, for `ftfuse mount --handover`
 	workerSocket = "worker.sock" // of the worker, for the worker of the next holder
+	senderSocket = "sender.sock" // of who has the lock without a mount, see Exclude
 	lockName     = "holder.lock" // held by the holder
 )
 
@@ -92,10 +92,6 @@ func (c *channel) peer() int {
 	})
 	return pid
 }
-
-// Exclude keeps holders of dir away until the file that it returns is closed. The error is
-// ErrRunning where there is one.
-func Exclude(dir string) (io.Closer, error) { return lock(dir) }
 
 // lock takes dir's lock, or says who has it. The lock is the open file's: it goes with
 // the last copy of the descriptor.

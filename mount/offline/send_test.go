@@ -125,8 +125,8 @@ func (r *reminded) Data(ctx context.Context, id uint64, off int64, data []byte, 
 }
 
 func sendTo(t Target) *Sender {
-	return &Sender{Patience: time.Minute, Find: func(context.Context) (Target, func() error, error) {
-		return t, func() error { return nil }, nil
+	return &Sender{Patience: time.Minute, Find: func(context.Context) (Found, error) {
+		return Found{Target: t, Leave: func() error { return nil }}, nil
 	}}
 }
 

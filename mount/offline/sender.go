@@ -8,20 +8,27 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"ftfuse/mount/capture"
 )
 
+// Found is a Target for a while.
+type Found struct {
+	Target
+	Leave  func() error    // is called once, when it is not used any more
+	Wanted <-chan struct{} // closed when it is to be left soon for somebody else; nil: never
+}
+
 // Sender sends files and streams to whatever target there is, and goes on where it was when
 // that went away and another is found. It is for one goroutine.
 type Sender struct {
-	Find     func(ctx context.Context) (Target, func() error, error) // a running mount, or its queue
-	Patience time.Duration                                           // how long a target may be away
-	Progress func(pos, size int64)                                   // size is -1 of a stream; may be nil
+	Find     func(ctx context.Context) (Found, error) // a running mount, or its queue
+	Patience time.Duration                            // how long a target may be away
+	Progress func(pos, size int64)                    // size is -1 of a stream; may be nil
 
-	target Target
-	leave  func() error
+	found  Found
 	since  time.Time     // when the target was lost; zero: it is there
 	remind time.Duration // remindEvery; tests set it
 }
@@ -37,15 +44,16 @@ func final(err error) bool {
 // errLocal is wrapped by what goes wrong on this side.
 var errLocal = errors.New("cannot be read")
 
-// do calls fn with a target, again with another where the target went away.
-func (s *Sender) do(ctx context.Context, fn func(t Target) error) error {
+// do calls fn with a target, again with another where the target went away or was wanted
+// by somebody else: the context of the call ends then.
+func (s *Sender) do(ctx context.Context, fn func(ctx context.Context, t Target) error) error {
 	for {
 		var err error
-		if s.target == nil {
-			s.target, s.leave, err = s.Find(ctx)
+		if s.found.Target == nil {
+			s.found, err = s.Find(ctx)
 		}
 		if err == nil {
-			if err = fn(s.target); err == nil {
+			if err = s.unlessWanted(ctx, fn); err == nil {
 				return nil
 			}
 		}
@@ -70,10 +78,27 @@ func (s *Sender) do(ctx context.Context, fn func(t Target) error) error {
 	}
 }
 
+// unlessWanted calls fn with the target that was found.
+func (s *Sender) unlessWanted(ctx context.Context, fn func(ctx context.Context, t Target) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-s.found.Wanted:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	err := fn(ctx, s.found.Target)
+	cancel()
+	wg.Wait()
+	return err
+}
+
 // Close leaves the target.
 func (s *Sender) Close() error {
-	leave := s.leave
-	s.target, s.leave = nil, nil
+	leave := s.found.Leave
+	s.found = Found{}
 	if leave == nil {
 		return nil
 	}
@@ -91,7 +116,7 @@ func (s *Sender) at(pos, size int64) {
 // how many bytes were sent now.
 func (s *Sender) File(ctx context.Context, f *os.File, as string, again bool) (sent int64, err error) {
 	buf := make([]byte, MaxData)
-	return sent, s.do(ctx, func(t Target) error {
+	return sent, s.do(ctx, func(ctx context.Context, t Target) error {
 		r, by, err := FileRequest(f, as)
 		if err != nil {
 			return fmt.Errorf("%w: %w", errLocal, err)
@@ -135,7 +160,7 @@ func (s *Sender) Stream(ctx context.Context, r io.Reader, as, name string) (sent
 		in.every = remindEvery
 	}
 	go in.read(ctx, r)
-	return sent, s.do(ctx, func(t Target) error {
+	return sent, s.do(ctx, func(ctx context.Context, t Target) error {
 		b, err := t.Begin(ctx, Request{Path: as, Name: name})
 		if err != nil {
 			return err
