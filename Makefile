@@ -33,7 +33,8 @@ setup:
 
 # Every test, those of the built binary on real mounts included; a package at a time, since many kill, fill and measure.
 test: setup
-	$(GO) test -p 1 -timeout 30m ./...
+	$(GO) test -p 1 -timeout 30m $$($(GO) list ./... | grep -v '/e2e$$')
+	$(GO) test -count=1 -timeout 30m ./e2e # never from go's cache, which knows nothing of the binary
 
 # A receiver and a mount in a temporary folder, real programs, a kill -9, and the count.
 demo:
