@@ -129,14 +129,18 @@ func stat(pid int) ([]string, bool) {
 }
 
 // KillWorker ends the process that serves as kill -9 does, waits until it is gone, and
-// leaves the holder, if there is one, alone.
+// leaves the holder, if there is one, alone. Where none serves, because the last one was
+// killed a moment ago, it waits for the next.
 func (r *Role) KillWorker() error {
 	pid := r.Worker()
 	if pid == r.PID() {
 		return r.Kill()
 	}
-	if !slices.Contains(r.Family(), pid) {
-		return fmt.Errorf("kill the worker of %s: process %d of its ready line is no child of process %d", r.Name, pid, r.PID())
+	for limit := time.Now().Add(goneIn); !slices.Contains(r.Family(), pid); pid = r.Worker() {
+		if r.Gone() || time.Now().After(limit) {
+			return fmt.Errorf("kill the worker of %s: process %d of its ready line is no child of process %d", r.Name, pid, r.PID())
+		}
+		pause(time.Millisecond)
 	}
 	return killAndWait([]int{pid})
 }
