@@ -149,7 +149,7 @@ func TestAProgramThatOpenedItsFileBeforeTheMount(t *testing.T) {
 func TestKilledWhileFilesAreTakenIn(t *testing.T) {
 	steps := []string{
 		"capture/seal", "queue/commit-before", "queue/commit-after", "capture/committed", "capture/fed",
-		"offline/taken", "offline/punched", "offline/whole", "offline/looked", "offline/aside", "offline/removed",
+		"offline/taken", "offline/punching", "offline/punched", "offline/whole", "offline/looked", "offline/aside", "offline/removed",
 	}
 	for _, step := range steps {
 		for n := 1; n < 9; n += 2 {

@@ -42,10 +42,11 @@ var ErrNoRoom = errors.New("the queue has no room to spare")
 
 // Steps that a kill can come between; the capture has those of a commit.
 var (
-	fpTaken   = failpoint.New("offline/taken")   // bytes of a file are committed; nothing of it was punched
-	fpWhole   = failpoint.New("offline/whole")   // a file is taken to its end; nobody was asked whether somebody writes to it
-	fpPunched = failpoint.New("offline/punched") // they are punched out
-	fpRemoved = failpoint.New("offline/removed") // a file is removed; the queue still knows it
+	fpTaken    = failpoint.New("offline/taken")    // bytes of a file are committed; nothing of it was punched
+	fpWhole    = failpoint.New("offline/whole")    // a file is taken to its end; nobody was asked whether somebody writes to it
+	fpPunching = failpoint.New("offline/punching") // they are compared, for the last time before they are punched out
+	fpPunched  = failpoint.New("offline/punched")  // they are punched out
+	fpRemoved  = failpoint.New("offline/removed")  // a file is removed; the queue still knows it
 )
 
 // Options of a Taker. Dir, Capture and Matches must be set.

@@ -321,6 +321,31 @@ func TestSpaceIsGivenBackAndTheFileIsStillKnown(t *testing.T) {
 	r.want("a.log", data+"more\n"+data)
 }
 
+// Between the last comparison and the punch somebody truncated the file and wrote it anew: that
+// was punched out unread. Who opens it then waits until it is punched.
+func TestWhatIsWrittenAnewBeforeThePunchIsNotPunchedOut(t *testing.T) {
+	r := newRig(t, Options{Chunk: 64 << 10})
+	first, second := strings.Repeat("the first text\n", 5_000), strings.Repeat("another text\n", 30_000)
+	r.write("a.log", first).Close()
+	anew := func() error {
+		f, err := os.OpenFile(filepath.Join(r.dir, "a.log"), os.O_WRONLY|os.O_TRUNC|unix.O_NONBLOCK, 0)
+		if err == nil {
+			_, err = f.WriteString(second)
+			r.must(f.Close())
+		}
+		return err
+	}
+	r.at("offline/punching", r.pass, func() {
+		if err := anew(); !errors.Is(err, unix.EWOULDBLOCK) {
+			t.Errorf("opened in the middle of a punch: %v", err)
+		}
+	})
+	r.want("a.log", first)
+	r.must(anew())
+	r.pass()
+	r.want("a.log", first+second)
+}
+
 // While a file is taken somebody truncates it and writes it anew: what stands there then is
 // neither punched out nor taken for what would have come next.
 func TestAFileThatIsWrittenAnewWhileItIsTaken(t *testing.T) {

@@ -29,7 +29,7 @@ func (r *rig) at(name string, pass, do func()) {
 }
 
 // points are those at which a test writes.
-var points = map[string]*failpoint.Point{"offline/whole": fpWhole, "offline/looked": fpLooked, "offline/foreign": fpForeign}
+var points = map[string]*failpoint.Point{"offline/whole": fpWhole, "offline/looked": fpLooked, "offline/foreign": fpForeign, "offline/punching": fpPunching}
 
 // Between the last read of a file and the answer that nobody writes to it somebody did, and has
 // closed it: its unfinished line was ended in the middle, and what a file of the same size had

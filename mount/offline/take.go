@@ -183,8 +183,8 @@ func unchanged(f *os.File, k *known) error {
 
 // punch gives the space of what is committed back, but for the beginning and the block at
 // the position. A file with several names is somebody else's, too, and one that somebody has
-// open for writing may be written anew at any moment: what would be punched out then is not
-// what was taken.
+// open may be written anew at any moment: what would be punched out then is not what was
+// taken.
 func (t *Taker) punch(f *os.File, k *known, st *stat) error {
 	upto := k.s.Pos / keptHead * keptHead
 	if t.o.Keep || st.links != 1 || upto <= k.punched {
@@ -193,28 +193,78 @@ func (t *Taker) punch(f *os.File, k *known, st *stat) error {
 	if busy, err := written(f); busy || err != nil {
 		return nil // finish says where nobody can know who writes
 	}
-	release(f) // else the next open would wait for it
-	w, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_WRONLY, 0)
-	if err != nil {
+	release(f) // else it could not be opened for writing
+	free, err := alone(f)
+	if errors.Is(err, unix.EAGAIN) {
+		return nil
+	}
+	if err == nil {
+		err = t.punchAlone(f, k, st, upto)
+		if ferr := free(); ferr != nil {
+			return errors.Join(err, &fileError{ferr})
+		}
+	}
+	var refused *os.PathError
+	if errors.As(err, &refused) {
 		t.once("punch", "space of files that were taken in is not given back before they are removed", "path", k.at, "err", err)
 		return nil
 	}
-	defer w.Close()
+	return err
+}
+
+// punchAlone is the end of punch, while nobody else can open the file.
+func (t *Taker) punchAlone(f *os.File, k *known, st *stat, upto int64) error {
 	if err := unchanged(f, k); err != nil {
 		return err
 	}
-	err = unix.Fallocate(int(w.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, k.punched, upto-k.punched)
-	if err != nil {
-		t.once("punch", "space of files that were taken in is not given back before they are removed", "path", k.at, "err", err)
-		return nil
+	if err := fpPunching.Inject(); err != nil {
+		return err
+	}
+	fd := int(f.Fd())
+	if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, k.punched, upto-k.punched); err != nil {
+		return &os.PathError{Op: "punch", Path: k.at, Err: err}
 	}
 	k.punched = upto
-	if after, err := statOf(int(w.Fd())); err == nil && after.size == st.size {
+	if after, err := statOf(fd); err == nil && after.size == st.size {
 		times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(st.mtime)}
-		_ = unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", w.Fd()), times, 0)
+		_ = unix.UtimesNanoAt(unix.AT_FDCWD, procPath(f), times, 0)
 	}
 	return fpPunched.Inject()
 }
+
+// alone has f opened for writing, and by nobody else, until free, after which it can be read
+// alone, as before. Who opens the file meanwhile waits (F_WRLCK of F_SETLEASE in fcntl(2),
+// which is for the only descriptor of a file). The error is an *os.PathError, of
+// EAGAIN where somebody has it open.
+func alone(f *os.File) (free func() error, err error) {
+	reopen := func(flags int) error {
+		again, err := os.OpenFile(procPath(f), flags, 0)
+		if err != nil {
+			return err
+		}
+		defer again.Close()
+		if err := unix.Dup3(int(again.Fd()), int(f.Fd()), unix.O_CLOEXEC); err != nil {
+			return &os.PathError{Op: "reopen", Path: f.Name(), Err: err}
+		}
+		return nil
+	}
+	if err := reopen(os.O_RDWR); err != nil {
+		return nil, err
+	}
+	free = func() error {
+		release(f)
+		return reopen(os.O_RDONLY)
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		if ferr := free(); ferr != nil {
+			return nil, ferr
+		}
+		return nil, &os.PathError{Op: "lease", Path: f.Name(), Err: err}
+	}
+	return free, nil
+}
+
+func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // written reports whether somebody has f open for writing (F_SETLEASE of fcntl(2): nobody
 // gets a lease to read on such a file). With false the lease is f's until release.
