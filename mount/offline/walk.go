@@ -34,16 +34,32 @@ func (t *Taker) pass(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var gone []*known
 	for _, k := range t.files {
 		switch {
 		case k.seen || !whole:
 			k.missed = 0
-			continue
 		case k.missed+1 < forgetAfter:
 			k.missed++
 			t.watch.everything()
-			continue
+		default:
+			gone = append(gone, k)
 		}
+	}
+	return t.forgetGone(ctx, gone)
+}
+
+// forgetGone forgets files that are not there any more. After a power loss one would be there
+// again, and be taken again, whose removal is not on the disk, as after a kill right behind it.
+func (t *Taker) forgetGone(ctx context.Context, gone []*known) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	if err := unix.Syncfs(int(t.o.Dir.Fd())); err != nil {
+		t.once("syncfs", "files below the mount point that were removed stay known: their file system cannot be synced", "err", err)
+		return nil
+	}
+	for _, k := range gone {
 		if err := t.forget(ctx, k); err != nil {
 			return err
 		}
