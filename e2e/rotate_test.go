@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 
 	"ftfuse/bench/rig"
@@ -56,6 +59,39 @@ func TestLogrotateUnderFullLoad(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A program opens a file in the moment in which it is renamed: the OPEN of FUSE names the file
+// only, which was another's by then, and a rule for rotated files kept what was written.
+func TestAFileThatIsRenamedWhileItIsOpenedKeepsThePathItWasOpenedBy(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		p.Rules = keepRotated
+		c.start(t, p)
+		over := make(chan struct{})
+		var renames sync.WaitGroup
+		renames.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+					_ = os.Rename(p.In("app.log"), p.In("app.log.1")) // where it is not there yet, the next time
+				}
+			}
+		})
+		want := make([]string, 3000)
+		for i := range want {
+			f, err := os.OpenFile(p.In("app.log"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+			must(t, err)
+			want[i] = fmt.Sprintf("line %05d", i)
+			_, err = fmt.Fprintln(f, want[i])
+			must(t, errors.Join(err, f.Close()))
+		}
+		close(over)
+		renames.Wait()
+		arrives(t, p.Out("app.log"), []byte(strings.Join(want, "\n")+"\n"))
+		stop(t, p)
+	})
 }
 
 // Truncation by every means, under programs that append as fast as they can.

@@ -24,6 +24,9 @@ func (s *server) lookup(r *fuse.LookupRequest) {
 		r.RespondError(err)
 		return
 	}
+	if s.fileNode(resp.Node) != nil {
+		s.looked.note(r.Pid, resp.Node, parent.child(r.Name))
+	}
 	s.dev.RespondEntry(&r.Header, resp)
 }
 

@@ -70,8 +70,8 @@ func (s *server) openFile(r *fuse.Header, fn *fileNode, flags fuse.OpenFlags) (*
 		return nil, syscall.EIO
 	}
 	mode, reply := s.how(f, sf, flags)
-	h := &handle{file: f, node: fn, reply: reply, flags: flags, pid: r.Pid, path: f.path()}
-	h.asks = s.asksOf(flags, f.path)
+	h := &handle{file: f, node: fn, reply: reply, flags: flags, pid: r.Pid, path: s.looked.take(r.Pid, fn.id, f.path())}
+	h.asks = s.asksOf(flags, func() string { return h.path })
 	m := metaOf(r)
 	if !flags.IsReadOnly() {
 		if h.write, err = s.store.OpenHandle(sf, h.path, mode, &m); err != nil {

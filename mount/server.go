@@ -110,6 +110,7 @@ type server struct {
 
 	mu            sync.Mutex
 	nodes         *nodeTable
+	looked        lookedUp
 	written       map[*file]bool     // those with handles through which the kernel writes
 	restored      map[uint64]*handle // handles of a predecessor, by the request that opened them
 	backingFailed sync.Once
@@ -128,7 +129,7 @@ func newServer(conn *fuse.Conn, dev *kernel.Device, store *spool.Store, c captur
 	s := &server{
 		o: o, conn: conn, dev: dev, store: store, capture: c, session: sess, log: log,
 		fail:  func(error) {},
-		nodes: newNodeTable(o.one), written: map[*file]bool{}, served: make(chan struct{}),
+		nodes: newNodeTable(o.one), looked: lookedUp{}, written: map[*file]bool{}, served: make(chan struct{}),
 	}
 	s.limits.Store(&o.limits)
 	s.room.free = free
