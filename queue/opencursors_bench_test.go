@@ -4,8 +4,6 @@ import (
 	"runtime"
 	"testing"
 	"time"
-
-	"ftfuse/internal/batch"
 )
 
 // BenchmarkOpenWithoutACursor opens a queue of 50,000 batches, in segments that the page cache has
@@ -17,36 +15,22 @@ import (
 //	flock /tmp/ftfuse/bench.lock go test ./queue -run '^$' -bench OpenWithoutACursor -benchtime 1x
 func BenchmarkOpenWithoutACursor(b *testing.B) {
 	const count = 50000
-	odd := func(name string, lane batch.Lane) bool { return name != "odd" || lane == testLane(1) }
 	for _, c := range []struct {
 		name string
 		to   []string
 	}{{"rest", []string{"a", "b"}}, {"removed", []string{"a"}}, {"added", []string{"a", "b", "odd"}}} {
 		b.Run(c.name, func(b *testing.B) {
 			for range b.N {
-				benchOpen(b, count, Options{Cursors: c.to, Wants: odd, MemoryBytes: 1, SegmentBytes: 64 << 20, Dedupe: true})
+				to := benchOptions
+				to.Cursors, to.Wants = c.to, benchWants
+				benchOpen(b, count, to)
 			}
 		})
 	}
 }
 
 func benchOpen(b *testing.B, count uint64, to Options) {
-	dir := b.TempDir()
-	q := mustOpen(b, dir, Options{Cursors: []string{"a", "b"}, MemoryBytes: 1, SegmentBytes: 64 << 20, Dedupe: true})
-	data := testEntry(1, 1, 4000)
-	for n := uint64(1); n <= count; n++ {
-		e := data
-		e.Batch.ID = batch.ID{Lane: testLane(byte(n % 2)), N: n}
-		mustSubmit(b, q, &Txn{Entries: []Entry{e}})
-	}
-	mustFlush(b, q)
-	if len(to.Cursors) == 1 {
-		a := mustCursor(b, q, "a")
-		for range count {
-			a.Ack(mustNext(b, a).Seq)
-		}
-	}
-	mustClose(b, q)
+	dir, _ := benchBacklog(b, count, len(to.Cursors) == 1)
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)

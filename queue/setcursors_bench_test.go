@@ -15,7 +15,6 @@ import (
 //	flock /tmp/ftfuse/bench.lock go test ./queue -run '^$' -bench SetCursors -benchtime 1x
 func BenchmarkSetCursors(b *testing.B) {
 	const count = 50000
-	odd := func(name string, lane batch.Lane) bool { return name != "odd" || lane == testLane(1) }
 	for _, c := range []struct {
 		name string
 		to   []string
@@ -27,31 +26,15 @@ func BenchmarkSetCursors(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			for range b.N {
-				benchCursors(b, count, CursorSet{Cursors: c.to, Wants: odd}, c.done)
+				benchCursors(b, count, CursorSet{Cursors: c.to, Wants: benchWants}, c.done)
 			}
 		})
 	}
 }
 
 func benchCursors(b *testing.B, count uint64, set CursorSet, done func(Stats) bool) {
-	o := Options{Cursors: []string{"a", "b"}, MemoryBytes: 1, SegmentBytes: 64 << 20, Dedupe: true}
-	dir := b.TempDir()
-	q := mustOpen(b, dir, o)
-	data := testEntry(1, 1, 4000)
-	for n := uint64(1); n <= count; n++ {
-		e := data
-		e.Batch.ID = batch.ID{Lane: testLane(byte(n % 2)), N: n}
-		mustSubmit(b, q, &Txn{Entries: []Entry{e}})
-	}
-	mustFlush(b, q)
-	if len(set.Cursors) == 1 {
-		a := mustCursor(b, q, "a")
-		for range count {
-			a.Ack(mustNext(b, a).Seq)
-		}
-	}
-	mustClose(b, q)
-	q = mustOpen(b, dir, o) // drops the page cache
+	dir, data := benchBacklog(b, count, len(set.Cursors) == 1)
+	q := mustOpen(b, dir, benchOptions) // drops the page cache
 	stop, lock, commit := make(chan struct{}), make(chan time.Duration), make(chan time.Duration)
 	go longest(stop, lock, func() { q.Room() })
 	n := uint64(0)
@@ -75,6 +58,34 @@ func benchCursors(b *testing.B, count uint64, set CursorSet, done func(Stats) bo
 	b.ReportMetric(float64((<-lock).Microseconds())/1000, "lock-ms")
 	b.ReportMetric(float64((<-commit).Microseconds())/1000, "commit-ms")
 	mustClose(b, q)
+}
+
+// benchOptions are those of benchBacklog's queue.
+var benchOptions = Options{Cursors: []string{"a", "b"}, MemoryBytes: 1, SegmentBytes: 64 << 20, Dedupe: true}
+
+// benchWants has a cursor "odd" want half of benchBacklog.
+func benchWants(name string, lane batch.Lane) bool { return name != "odd" || lane == testLane(1) }
+
+// benchBacklog makes a queue of count batches in two lanes, like the one that it returns. "b"
+// needs all of them, "a" none where acked is set.
+func benchBacklog(b *testing.B, count uint64, acked bool) (dir string, one Entry) {
+	b.Helper()
+	dir, one = b.TempDir(), testEntry(1, 1, 4000)
+	q := mustOpen(b, dir, benchOptions)
+	for n := uint64(1); n <= count; n++ {
+		e := one
+		e.Batch.ID = batch.ID{Lane: testLane(byte(n % 2)), N: n}
+		mustSubmit(b, q, &Txn{Entries: []Entry{e}})
+	}
+	mustFlush(b, q)
+	if acked {
+		a := mustCursor(b, q, "a")
+		for range count {
+			a.Ack(mustNext(b, a).Seq)
+		}
+	}
+	mustClose(b, q)
+	return dir, one
 }
 
 // longest calls fn until stop is closed, and says how long it took at most.

@@ -10,25 +10,14 @@ import (
 	"time"
 
 	"ftfuse/config"
+	"ftfuse/internal/roletest"
 )
-
-// smallDisk mounts a tmpfs of that size.
-func smallDisk(t *testing.T, size string) string {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "disk")
-	must(t, os.Mkdir(dir, 0o755))
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
-		t.Skipf("mount a tmpfs: %v (needs root)", err)
-	}
-	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
-	return dir
-}
 
 // TestFullDiskHoldsItsDataAlone: an output disk without room keeps its data in the
 // queue, across a kill too; another output goes on; nothing is lost or doubled when
 // there is room again.
 func TestFullDiskHoldsItsDataAlone(t *testing.T) {
-	full, dir := smallDisk(t, "300k"), t.TempDir()
+	full, dir := roletest.SmallDisk(t, "size=300k"), t.TempDir()
 	s := newSetup(t,
 		output1(full, func(o *config.Output) { o.File = "%f" }),
 		output1(dir+"/other", func(o *config.Output) { o.File = "%f" }))
@@ -77,7 +66,7 @@ func TestFullDiskHoldsItsDataAlone(t *testing.T) {
 // TestFileThatCannotBeMade: without room for the file itself there is no inode to assign
 // bytes in.
 func TestFileThatCannotBeMade(t *testing.T) {
-	full := smallDisk(t, "1m,nr_inodes=2")
+	full := roletest.SmallDisk(t, "size=1m,nr_inodes=2")
 	s := newSetup(t, output1(full, func(o *config.Output) { o.File = "%f" }))
 	must(t, os.WriteFile(full+"/filler", nil, 0o644))
 	x := start(t, s)
@@ -287,7 +276,7 @@ func TestFailedAppendIsTriedAgain(t *testing.T) {
 // drops by its policy; what is left comes whole and in order, with nothing in between,
 // and the role ends without waiting for what is gone.
 func TestDroppedBatchesLeaveNoHole(t *testing.T) {
-	full := smallDisk(t, "100k")
+	full := roletest.SmallDisk(t, "size=100k")
 	s := newSetup(t, output1(full, func(o *config.Output) { o.File = "%f" }))
 	s.MaxBytes, s.OnFull = 200<<10, config.FullDropNewest
 	x := start(t, s)

@@ -13,26 +13,15 @@ import (
 
 	"ftfuse/internal/failpoint"
 	"ftfuse/internal/record"
+	"ftfuse/internal/roletest"
 	"ftfuse/internal/status"
 )
-
-// smallDisk mounts a tmpfs of that size.
-func smallDisk(t *testing.T, size string) string {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "disk")
-	must(t, os.Mkdir(dir, 0o755))
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
-		t.Skipf("mount a tmpfs: %v (needs root)", err)
-	}
-	t.Cleanup(func() { must(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
-	return dir
-}
 
 // thinDisk mounts an ext4 that thinks it has 64 MiB on a disk of 6: what is written beyond that
 // is taken by write(2), and lost at the sync, with ENOSPC. grow gives it room.
 func thinDisk(t *testing.T) (dir string, grow func()) {
 	t.Helper()
-	below := smallDisk(t, "6m")
+	below := roletest.SmallDisk(t, "size=6m")
 	image, dir := filepath.Join(below, "image"), filepath.Join(t.TempDir(), "thin")
 	must(t, os.Mkdir(dir, 0o755))
 	must(t, os.WriteFile(image, nil, 0o600))
@@ -198,7 +187,7 @@ func TestASyncThatFailsAtAStopFailsTheRole(t *testing.T) {
 
 // The script of the documentation said "ok" to what it could not print.
 func TestThePluginOfTheDocumentationDoesNotAcknowledgeWhatTheDiskDidNotTake(t *testing.T) {
-	disk := smallDisk(t, "64k")
+	disk := roletest.SmallDisk(t, "size=64k")
 	script, err := filepath.Abs("../../testdata/plugins/batch.sh")
 	must(t, err)
 	p := shell("exec "+script, to(disk, "a"))

@@ -16,6 +16,25 @@ const (
 	noLogFlush  = 2
 )
 
+// SmallDisk mounts a tmpfs with options, as size=64k, until the end of the test, which is skipped
+// where that cannot be (it needs root).
+func SmallDisk(t testing.TB, options string) (dir string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "disk")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Skipf("mount a tmpfs: %v (needs root)", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // Disk is an ext4 of its own, which can lose power.
 type Disk struct {
 	Dir   string // where it is mounted

@@ -1,6 +1,6 @@
-// Package roletest has what the tests of queue, sink and mount/offline and of the roles that take
-// batches, relay and receive, need of the machine: addresses, damage, a disk that loses power, what
-// a compressed file has.
+// Package roletest has what the tests of queue, sink, plugin and mount/offline and of the roles
+// that take batches, relay and receive, need of the machine: addresses, damage, a small disk and one
+// that loses power, what a compressed file has.
 package roletest
 
 import (
