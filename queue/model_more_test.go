@@ -79,10 +79,11 @@ func (m *model) fetch(c *modelCursor) {
 	}
 }
 
+// acked notes an ack, which counts for what took the entry's place, and for what took the place
+// of that.
 func (m *model) acked(c *modelCursor, seq uint64) {
-	c.acked[seq] = true
-	if now, ok := m.replaced[seq]; ok {
-		c.acked[now] = true
+	for ok := true; ok; seq, ok = m.replaced[seq] {
+		c.acked[seq] = true
 	}
 }
 
