@@ -163,6 +163,12 @@ func (b *bench) measure(size int, mode string, writers int) (*Case, error) {
 		{"kernel alone", b.o.noRefs || mode != ModeLine || !slices.Contains(b.o.attrs, AttrOpen), b.alone, &c.Alone},
 		{"tail -F | nc", !b.o.tailNC || mode != ModeBlock, b.tailNC, &c.TailNC},
 	}
+	c.Shippers = make([]Shipped, len(b.o.shippers))
+	for i, s := range b.o.shippers {
+		run := func(p tally.Plan, mode string) (*Rate, error) { return b.ship(s, p, mode) }
+		c.Shippers[i].Name = s.name
+		ways = append(ways, way{s.name, false, run, &c.Shippers[i].Rate})
+	}
 	for _, attr := range b.o.attrs {
 		run := func(p tally.Plan, mode string) (*Rate, error) { return b.ftfuse(p, mode, attr, false) }
 		ways = append(ways, way{"ftfuse " + attr, false, run, map[string]**Rate{AttrOpen: &c.Open, AttrWrite: &c.Write}[attr]})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,6 +69,41 @@ func TestReferencesCarryEveryLine(t *testing.T) {
 	}
 }
 
+// Other programs are measured by the same lines; those that this machine has are tried.
+func TestShippersCarryEveryLine(t *testing.T) {
+	for _, s := range shippers {
+		t.Run(s.name, func(t *testing.T) {
+			known, err := parseShippers(s.name)
+			if errors.Is(err, exec.ErrNotFound) {
+				t.Skip(err)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := tally.Plan{Writers: 2, Lines: 5000, Size: 128}
+			r, err := newBench(t).ship(known[0], p, ModeLine)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Count.Lost != 0 || r.Count.Doubled != 0 || r.Count.Lines != 10_000 || r.LineS <= 0 {
+				t.Errorf("%v at %.0f lines/s", r.Count, r.LineS)
+			}
+		})
+	}
+}
+
+func TestGoalsBesideFluentBit(t *testing.T) {
+	c := Case{Size: 1024, Mode: ModeLine, Writers: 4, Open: &Rate{LineS: 200_000}, Shippers: []Shipped{{Name: "fluent-bit", Rate: &Rate{LineS: 100_000}}}}
+	var got []string
+	for _, g := range c.goals(AttrOpen) {
+		got = append(got, g.String())
+	}
+	want := []string{"arrived: 200000 lines/s\twant 220000: MISSED", "arrived: 2.00 of fluent-bit\twant 1.33: reached"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestDiskIsMeasured(t *testing.T) {
 	d, err := measureDisk(t.TempDir(), 4<<20)
 	if err != nil || d.New <= 0 || d.Reused <= 0 {
@@ -77,15 +113,17 @@ func TestDiskIsMeasured(t *testing.T) {
 
 func TestArguments(t *testing.T) {
 	for args, want := range map[string]string{
-		"--sizes 5":           "numbers from 10",
-		"--sizes 10,x":        "numbers from 10",
-		"--writers 0":         "numbers from 1",
-		"--modes blocks":      "want line, 64k",
-		"--bytes 12parsecs":   "want a size",
-		"--durability always": "want journal or sync",
-		"--attributions all":  "want open, write",
-		"--no-such-flag":      "not defined",
-		"extra":               "unexpected argument",
+		"--sizes 5":                           "numbers from 10",
+		"--sizes 10,x":                        "numbers from 10",
+		"--writers 0":                         "numbers from 1",
+		"--modes blocks":                      "want line, 64k",
+		"--bytes 12parsecs":                   "want a size",
+		"--durability always":                 "want journal or sync",
+		"--attributions all":                  "want open, write",
+		"--shippers tail":                     "want some of fluent-bit",
+		"--shippers rsyslog=/no/such/program": "no such file",
+		"--no-such-flag":                      "not defined",
+		"extra":                               "unexpected argument",
 	} {
 		_, err := parse(strings.Fields(args), io.Discard)
 		if !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), want) {

@@ -56,6 +56,7 @@ type options struct {
 	noRefs     bool
 	hold       bool
 	relay      bool
+	shippers   []shipper
 }
 
 // parse reads the arguments of `ftfuse bench`. Help goes to w.
@@ -74,6 +75,7 @@ func parse(args []string, w io.Writer) (options, error) {
 	fs.BoolVar(&o.quick, "quick", false, "a twentieth of the bytes and shorter waits: a look, not a measurement")
 	fs.BoolVar(&o.tailNC, "tail-nc", false, "also run `tail -F FILE | nc` on the same lines, in mode 64k")
 	fs.BoolVar(&o.relay, "relay", false, "also measure with a relay between mount and receiver, in mode 64k")
+	others := fs.String("shippers", "", "also run these `programs` on the same lines, each of fluent-bit, rsyslog, syslog-ng as NAME or NAME=PROGRAM: one process follows a plain file and sends it over TCP to another, which writes a file")
 	fs.BoolVar(&o.hold, "hold-memory", false, "keep the machine from giving free memory back to its host meanwhile, and use it once before each run (root)")
 	fs.BoolVar(&o.noRefs, "no-refs", false, "leave out the plain file, the empty FUSE file system and the kernel alone")
 	fs.Usage = func() {
@@ -106,6 +108,9 @@ func parse(args []string, w io.Writer) (options, error) {
 	}
 	if o.durability != "journal" && o.durability != "sync" {
 		return o, fmt.Errorf("%w: --durability %q, want journal or sync", ErrUsage, o.durability)
+	}
+	if o.shippers, err = parseShippers(*others); err != nil {
+		return o, fmt.Errorf("%w: --shippers: %w", ErrUsage, err)
 	}
 	if fs.NArg() > 0 {
 		return o, fmt.Errorf("%w: unexpected argument %q", ErrUsage, fs.Arg(0))

@@ -177,7 +177,7 @@ func (b *bench) tailNC(p tally.Plan, mode string) (*Rate, error) {
 	}
 	defer endGroup(listen)
 	if err := waitListening(b.ctx, port); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("start nc -l (Debian package netcat-openbsd): %w", err)
 	}
 	follow, err := shell(`tail -n +1 -F "$1" | nc "$2" "$3"`, in, host, port)
 	if err != nil {
@@ -245,22 +245,28 @@ func waitListening(ctx context.Context, port string) error {
 	}
 	// Local address and state, 0A is TCP_LISTEN (proc(5), /proc/net/tcp).
 	want := fmt.Appendf(nil, ":%04X 00000000:0000 0A", n)
+	return waitUntil(ctx, "something listens on port "+port, func() (bool, error) {
+		table, err := os.ReadFile("/proc/net/tcp")
+		return bytes.Contains(table, want), err
+	})
+}
+
+// waitUntil waits until ok says true, for ten seconds at most; what says what that means.
+func waitUntil(ctx context.Context, what string, ok func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		table, err := os.ReadFile("/proc/net/tcp")
-		if err != nil {
-			return fmt.Errorf("look for a listener: %w", err)
-		}
-		if bytes.Contains(table, want) {
+		if yes, err := ok(); err != nil {
+			return fmt.Errorf("see whether %s: %w", what, err)
+		} else if yes {
 			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for nc -l on port %s (Debian package netcat-openbsd): %w", port, ctx.Err())
+			return fmt.Errorf("wait until %s: %w", what, ctx.Err())
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -77,6 +78,24 @@ type Case struct {
 	Null   *Rate `json:"empty_fuse,omitempty"`
 	Alone  *Rate `json:"kernel_alone,omitempty"` // passthrough, with every role stopped
 	TailNC *Rate `json:"tail_nc,omitempty"`
+
+	Shippers []Shipped `json:"shippers,omitempty"`
+}
+
+// Shipped is what another program reached, from a plain file it follows to another one.
+type Shipped struct {
+	Name string `json:"name"`
+	*Rate
+}
+
+// by is what the shipper of that name reached, nil if it was not run.
+func (c Case) by(name string) *Rate {
+	for _, s := range c.Shippers {
+		if s.Name == name {
+			return s.Rate
+		}
+	}
+	return nil
 }
 
 // of is what the mount did on one way, nil if that was not measured.
@@ -114,7 +133,12 @@ func rate(p tally.Plan, writing, all time.Duration, cpu float64) *Rate {
 	}
 }
 
-// OK reports whether every line of every case came out once.
+// shipped reports whether any other program was measured.
+func (r *Report) shipped() bool {
+	return slices.ContainsFunc(r.Cases, func(c Case) bool { return len(c.Shippers) > 0 })
+}
+
+// OK reports whether every line of every case came out once; the references are not asked.
 func (r *Report) OK() bool {
 	for _, c := range r.Cases {
 		for _, f := range []*Rate{c.Open, c.Write, c.Relay} {
@@ -159,6 +183,9 @@ func (r *Report) WriteTable(w io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(w, "\naccepted: lines a second until the last write(2) had returned and the file was closed; arrived: until the last byte stood in the output file, durably queued on all sides. relay: attribution open, with a relay between. kernel alone: FUSE passthrough while all roles are stopped, the most that a writer can reach on a mount.")
+	if r.shipped() {
+		fmt.Fprintln(w, "fluent-bit, rsyslog, syslog-ng: the same lines appended to a plain file, which one process of the program follows; a second one gets them over TCP and writes a file. Their queues are in memory, and nothing of theirs is synced.")
+	}
 	fmt.Fprintln(w, "CPU: seconds of all roles for a million lines. MB: peak of anonymous memory (RssAnon), holder and worker together. disk x: bytes all roles sent to the disk for each byte of lines.")
 	fmt.Fprintln(w, "fsync: a line written 100 times a second to another file beside the load, until write(2) and fsync(2) had returned, which is when it is durable in the source's queue.")
 	fmt.Fprintln(w, "lag: such a line until it stood in its output, behind what the load had written before it.")
@@ -188,6 +215,10 @@ func (r *Report) writeCases(w io.Writer) error {
 			if f := ref.rate; f != nil {
 				fmt.Fprintf(t, "%s\t%s\t%.0f\t%.0f\t%.0f\t%.2f\t\t\t\t\t\t\t\t\t\t\t\n", name, ref.way, f.Accepted, f.LineS, f.MBS, f.CPU)
 			}
+		}
+		for _, s := range c.Shippers {
+			fmt.Fprintf(t, "%s\t%s\t%.0f\t%.0f\t%.0f\t%.2f\t\t\t\t\t\t\t\t%d\t%d\t%d\t\n", name, s.Name, s.Accepted, s.LineS, s.MBS, s.CPU,
+				s.Count.Lost, s.Count.Doubled, s.Count.Altered+s.Count.Disorder+s.Count.Partial)
 		}
 		for _, attr := range []string{AttrWrite, AttrOpen, wayRelay} {
 			if f := c.of(attr); f != nil {
