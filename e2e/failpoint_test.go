@@ -220,7 +220,11 @@ func TestKilledWhileOrphansAreFound(t *testing.T) {
 		if !strings.HasPrefix(name, "spool/orphan") && name != "capture/replayed" {
 			continue
 		}
-		for _, hit := range []int{1, 2} {
+		hits := []int{1, 2}
+		if name == "capture/replayed" { // once a start
+			hits = hits[:1]
+		}
+		for _, hit := range hits {
 			t.Run(fmt.Sprintf("%s-%d", strings.ReplaceAll(name, "/", "-"), hit), func(t *testing.T) {
 				eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
 					p.Mount = "holder_timeout = \"0s\""
@@ -235,7 +239,9 @@ func TestKilledWhileOrphansAreFound(t *testing.T) {
 					err := p.StartMount(t.Context(), fmt.Sprintf("FTFUSE_FAILPOINTS=%s=kill@%d", name, hit))
 					k := &killed{p: p, role: "mount", first: p.MountRole}
 					k.startAgain(t, err)
-					t.Logf("died: %v", k.died())
+					if !k.died() {
+						t.Errorf("the start never came to %s, time %d", name, hit)
+					}
 					for _, l := range loads {
 						grows(t, p.Out(l.file), 1000)
 					}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -280,6 +281,32 @@ func TestATakeoverThatFailsDropsTheConnection(t *testing.T) {
 	stop(t, p)
 }
 
+// A kernel before 6.9 gives nobody the requests again that a dead worker has not answered:
+// the next one cannot go on with the connection, and what was accepted waits for a start.
+func TestAKernelWithoutResendDropsTheConnection(t *testing.T) {
+	for _, c := range captures[1:] { // no passthrough there either
+		t.Run(c.name, func(t *testing.T) {
+			p := c.pair(t)
+			startReceive(t, p)
+			startMount(t, p, "FTFUSE_FAILPOINTS=kernel/no-passthrough=error;kernel/no-resend=error")
+			want := []byte("one\nand two\n")
+			must(t, os.WriteFile(p.In("b.log"), want, 0o644))
+			failed := writesUntilError(t, p.In("a.log"))
+			grows(t, p.Out("a.log"), 1)
+			must(t, p.MountRole.KillWorker())
+			gaveUp(t, failed)
+			code(t, p.MountRole, 1)
+			unmounted(t, p)
+			if _, err := p.MountRole.WaitLog(t.Context(), "FUSE_NOTIFY_RESEND, Linux 6.9"); err != nil {
+				t.Error(err)
+			}
+			c.startMount(t, p)
+			stop(t, p)
+			same(t, p.Out("b.log"), want)
+		})
+	}
+}
+
 // The holder is killed, the worker is not: it serves on, and the next start adopts it.
 func TestAKilledHolderIsReplacedAndNobodyNotices(t *testing.T) {
 	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
@@ -433,24 +460,52 @@ func (m *manager) restart(t *testing.T, p *rig.Pair) {
 	must(t, r.Ready(t.Context()))
 }
 
-// The holder is a small process that has nothing open on its own mount.
+// holdsNothing fails the test if a process of the mount has a file of it: a holder or a worker that
+// is killed would wait for itself.
+func holdsNothing(t *testing.T, p *rig.Pair, who string, pid int) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	links := []string{"cwd", "root", "exe"}
+	for _, sub := range []string{"fd", "map_files"} {
+		list, err := os.ReadDir(dir + sub)
+		must(t, err)
+		for _, e := range list {
+			links = append(links, sub+"/"+e.Name())
+		}
+	}
+	for _, link := range links { // one may be closed by now
+		if to, err := os.Readlink(dir + link); err == nil && strings.HasPrefix(to, p.Point()) {
+			t.Errorf("the %s has %s open", who, to)
+		}
+	}
+}
+
+// throttleHelper waits for the worker's helper, and returns it.
+func throttleHelper(t *testing.T, p *rig.Pair) (pid int) {
+	t.Helper()
+	eventually(t, patience, func() error {
+		for _, pid = range p.MountRole.Family() {
+			if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.HasPrefix(string(text), "ftfuse-throttle\x00") {
+				return nil
+			}
+		}
+		return errors.New("the worker has no helper for the throttle")
+	})
+	return pid
+}
+
+// The holder is a small process that has nothing open on its own mount; neither have the worker
+// and the throttle's helper, under load too.
 func TestTheHolderIsSmallAndHoldsNothingOfItsMount(t *testing.T) {
 	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
 		c.start(t, p)
 		l := startLoad(t, p, "load.log", 2, rig.Job{Size: 64, Lines: tally.MaxLines, Rate: 20_000})
 		grows(t, p.Out("load.log"), 1<<20)
 		killWorker(t, p)
-		dir := fmt.Sprintf("/proc/%d/", p.MountRole.PID())
-		for _, sub := range []string{"fd", "map_files"} {
-			list, err := os.ReadDir(dir + sub)
-			must(t, err)
-			for _, e := range list {
-				if to, err := os.Readlink(dir + sub + "/" + e.Name()); err == nil && strings.HasPrefix(to, p.Point()) {
-					t.Errorf("the holder has %s", to)
-				}
-			}
-		}
-		status := string(read(t, dir+"status"))
+		holdsNothing(t, p, "holder", p.MountRole.PID())
+		holdsNothing(t, p, "worker", p.MountRole.Worker())
+		holdsNothing(t, p, "throttle's helper", throttleHelper(t, p))
+		status := string(read(t, fmt.Sprintf("/proc/%d/status", p.MountRole.PID())))
 		var rss int
 		_, rest, _ := strings.Cut(status, "VmRSS:")
 		if _, err := fmt.Sscanf(rest, "%d kB", &rss); err != nil || rss > 16<<10 {

@@ -77,8 +77,15 @@ func decodeSaved(b []byte) (id session.ID, device []byte, err error) {
 	return id, b[savedHead:], nil
 }
 
-// fpTakeover: a worker has a connection and has opened nothing yet.
-var fpTakeover = failpoint.New("mount/takeover")
+// Failpoints of a takeover, in its order; those of the capture's start are between the second
+// and the third.
+var (
+	fpTakeover = failpoint.New("mount/takeover") // a worker has a connection and has opened nothing yet
+	fpRestored = failpoint.New("mount/restored") // it has the predecessor's open files, and has recovered nothing
+	fpAttached = failpoint.New("mount/attached") // it can talk to the kernel; stray backing ids are closed
+	fpResumed  = failpoint.New("mount/resumed")  // it knows handles and locks, and has asked for nothing
+	fpResent   = failpoint.New("mount/resent")   // the kernel has the requests ready that were not answered; none was read
+)
 
 // taken is a connection that this process takes over; fd is -1 where it mounts.
 type taken struct {
@@ -256,10 +263,15 @@ func (r *role) await(ctx context.Context) (outcome, error) {
 	}
 }
 
-// captured says which capture is in force and why, for the log.
-func captured(s kernel.Support) []any {
-	if s.Passthrough {
+// captured says which capture is in force and why, for the log. Files that programs opened
+// under a predecessor that had passthrough stay the kernel's to write until they are closed.
+func (r *role) captured() []any {
+	if r.support.Passthrough {
 		return []any{"capture", "passthrough"}
 	}
-	return []any{"capture", "daemon", "why", s.Why}
+	said := []any{"capture", "daemon", "why", r.support.Why}
+	if n := len(r.srv.kernelWritten()); n > 0 {
+		said = append(said, "still_passthrough", n)
+	}
+	return said
 }

@@ -14,6 +14,7 @@ import (
 
 // TestCaptureInForce: what `ftfuse check` says is what the mount's ready line says.
 func TestCaptureInForce(t *testing.T) {
+	needPassthrough(t)
 	const rule = "[[mount.rule]]\npath = %q\nattribution = %q\n"
 	for _, c := range []struct {
 		name, extra, want string

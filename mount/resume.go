@@ -47,6 +47,9 @@ func (r *role) takeSession() (live func(writer uint64) bool, err error) {
 	if r.held, err = restoreHandles(r.store, r.sess); err != nil {
 		return nil, err
 	}
+	if err := fpRestored.Inject(); err != nil {
+		return nil, err
+	}
 	return r.sess.Live()
 }
 
@@ -143,6 +146,10 @@ func (s *server) restore(k *heldFile) {
 	}
 	s.count(h)
 	s.handles.put(h)
+	if h.mappable() {
+		s.log.Warn("a program has this file open for reading and writing: what it stored through a shared mapping while the worker changed is not transferred, and not noticed", "path", h.path, "pid", h.pid)
+		s.guard(h)
+	}
 }
 
 // leave ends the server for a successor: nothing more is read and nothing answered. What

@@ -145,6 +145,23 @@ func (r *Role) KillWorker() error {
 	return killAndWait([]int{pid})
 }
 
+// KillNext waits until the holder has started a worker after the one that was killed, gives
+// it so much time, and ends it as kill -9 does, however far it has come. It returns its
+// process id.
+func (r *Role) KillNext(killed int, after time.Duration) (int, error) {
+	for limit := time.Now().Add(goneIn); ; pause(time.Millisecond) {
+		if r.Gone() || time.Now().After(limit) {
+			return 0, fmt.Errorf("kill the worker after process %d of %s: process %d has started none", killed, r.Name, r.PID())
+		}
+		for _, pid := range r.Family()[1:] {
+			if f, ok := stat(pid); ok && f[1] == strconv.Itoa(r.PID()) && pid != killed {
+				pause(after)
+				return pid, killAndWait([]int{pid})
+			}
+		}
+	}
+}
+
 // Kill ends the role as kill -9 of each of its processes at once does, and waits until all
 // are gone. What has ended already is not an error.
 func (r *Role) Kill() error {

@@ -216,9 +216,12 @@ func OnFUSE(path string) bool {
 	return syscall.Statfs(path, &st) == nil && st.Type == FUSE
 }
 
+// ErrStill is WaitSize's error when a file has stopped growing.
+var ErrStill = errors.New("no more comes")
+
 // WaitSize waits until the file at path has at least size bytes, and returns how long
-// after the call that was seen. It looks every look, and gives up when the size has not
-// grown for still.
+// after the call that was seen. It looks every look, and gives up with ErrStill when the size
+// has not grown for still.
 func WaitSize(ctx context.Context, path string, size int64, look, still time.Duration) (time.Duration, error) {
 	began := time.Now()
 	last, grew := int64(-1), began
@@ -236,7 +239,7 @@ func WaitSize(ctx context.Context, path string, size int64, look, still time.Dur
 			return time.Since(began), fmt.Errorf("wait for %d bytes in %s (%d there): %w", size, path, max(last, 0), err)
 		}
 		if time.Since(grew) > still {
-			return time.Since(began), fmt.Errorf("wait for %d bytes in %s: %d there and none came for %v", size, path, max(last, 0), still)
+			return time.Since(began), fmt.Errorf("wait for %d bytes in %s: %d there and none came for %v: %w", size, path, max(last, 0), still, ErrStill)
 		}
 		pause(look)
 	}

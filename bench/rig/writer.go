@@ -80,7 +80,8 @@ func StartWriter(bin string, job Job) (*Writer, error) {
 		return nil, fmt.Errorf("describe the writer's job: %w", err)
 	}
 	cmd := exec.Command(bin)
-	cmd.Env = append(os.Environ(), HelperEnv+"=write", jobEnv+"="+string(j), "GOMAXPROCS=1")
+	// The runtime signals its own threads no more: EINTR of a write(2) is the mount's fault then.
+	cmd.Env = append(os.Environ(), HelperEnv+"=write", jobEnv+"="+string(j), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Stderr = os.Stderr
 	w := &Writer{cmd: cmd}
@@ -313,7 +314,8 @@ func (w *writer) once(b []byte) (int, error) {
 }
 
 // write appends lines, the first of them numbered first, with one write(2), and with
-// further ones only for what a short count left over.
+// further ones only for what a short count left over. EINTR is an error like others: no program
+// expects it of a file.
 func (w *writer) write(lines []byte, first int) error {
 	for done := 0; done < len(lines); {
 		n, err := w.once(lines[done:])
@@ -321,7 +323,6 @@ func (w *writer) write(lines []byte, first int) error {
 		case err == nil:
 			done += n
 			w.res.Bytes += int64(n)
-		case errors.Is(err, syscall.EINTR):
 		case w.job.Survive && gone(err):
 			w.giveUp(first+done/w.job.Size, first+len(lines)/w.job.Size, err)
 			return w.reopen()

@@ -23,7 +23,8 @@ import (
 )
 
 // Env is the environment variable that arms failpoints at start:
-// "name=action[;name=action]...", actions as for Set.
+// "name=action[;name=action]...", actions as for Set. What ends with "#N" is for a
+// holder's worker number N alone: see ForWorker.
 const Env = "FTFUSE_FAILPOINTS"
 
 // Errors of this package.
@@ -63,10 +64,33 @@ func init() {
 		if !ok {
 			panic(fmt.Sprintf("failpoint: %s has %q, want name=action", Env, part))
 		}
+		if strings.Contains(act, "#") {
+			continue // a worker's
+		}
 		if err := Set(name, act); err != nil {
 			panic(fmt.Sprintf("failpoint: %s: %v", Env, err))
 		}
 	}
+}
+
+// ForWorker returns the part of spec, a value of Env, for worker number n of a process that
+// starts them one after another, counted from 1: what ends with "#n", without that, and what
+// has no number. Without a number only the first gets what kills, or pauses at its Nth hit:
+// else none would come up. n is 0 for the process itself, which gets none of these.
+func ForWorker(spec string, n int) string {
+	var out []string
+	for part := range strings.SplitSeq(spec, ";") {
+		part, number, numbered := strings.Cut(part, "#")
+		if numbered && number != strconv.Itoa(n) {
+			continue
+		}
+		_, act, _ := strings.Cut(part, "=")
+		if !numbered && n != 1 && (strings.HasPrefix(act, "kill") || strings.HasPrefix(act, "pause@")) {
+			continue
+		}
+		out = append(out, part)
+	}
+	return strings.Join(out, ";")
 }
 
 // New registers the place called name. It is meant for package variables; two places

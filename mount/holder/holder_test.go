@@ -301,11 +301,10 @@ func TestWhatIsNoMessageIsRefused(t *testing.T) {
 }
 
 func TestEnvironmentOfAWorker(t *testing.T) {
-	in := []string{"A=1", FDEnv + "=3", systemd.Env + "=/x", "LISTEN_FDS=2", "FTFUSE_FAILPOINTS=a/b=kill@3;c/d=error;e=kill"}
-	if got := strings.Join(workerEnv(in, false), " "); got != "A=1 FTFUSE_FAILPOINTS=a/b=kill@3;c/d=error;e=kill" {
-		t.Error(got)
-	}
-	if got := strings.Join(workerEnv(in, true), " "); got != "A=1 FTFUSE_FAILPOINTS=c/d=error" {
-		t.Error(got)
+	in := []string{"A=1", FDEnv + "=3", systemd.Env + "=/x", "LISTEN_FDS=2", "FTFUSE_FAILPOINTS=a/b=kill@3;c/d=error;e=kill;i=pause@2;f=kill#2;g=error@2#3;h=kill@4#2"}
+	for n, want := range []string{"c/d=error", "a/b=kill@3;c/d=error;e=kill;i=pause@2", "c/d=error;f=kill;h=kill@4", "c/d=error;g=error@2", "c/d=error"} {
+		if got := strings.Join(workerEnv(in, n), " "); got != "A=1 FTFUSE_FAILPOINTS="+want {
+			t.Errorf("worker %d: %s", n, got)
+		}
 	}
 }

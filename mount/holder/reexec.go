@@ -95,7 +95,7 @@ func (h *holder) become(bin *os.File, w *worker, r *request) error {
 			return fmt.Errorf("keep descriptor %d: %w", fd, err)
 		}
 	}
-	env := append(workerEnv(os.Environ(), true), reexecEnv+"="+strconv.Itoa(state))
+	env := append(workerEnv(os.Environ(), 0), reexecEnv+"="+strconv.Itoa(state))
 	if h.sd.socket != "" {
 		env = append(env, systemd.Env+"="+h.sd.socket)
 	}

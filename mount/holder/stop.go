@@ -53,7 +53,9 @@ func (h *holder) stop(sig syscall.Signal) {
 	}
 }
 
-// giveUp drops the connection, so that programs get ENOTCONN and can end, and ends.
+// giveUp drops the connection, so that programs get ENOTCONN and can end, and ends. An append
+// descriptor that the kernel serves writes to the spool file whatever becomes of the
+// connection: its program sees no error, and is an orphan of the next start.
 func (h *holder) giveUp(why string) {
 	if h.over {
 		return
@@ -64,7 +66,7 @@ func (h *holder) giveUp(why string) {
 		}
 	}
 	if h.conn != nil {
-		h.log.Error("the mount point is given up; programs that use it get ENOTCONN. What was accepted stays in the spool and is sent after the next start", "point", h.s.Point, "why", why)
+		h.log.Error("the mount point is given up: programs get ENOTCONN; programs that append through the kernel go on into the spool. What was accepted stays there and is sent after the next start", "point", h.s.Point, "why", why)
 		if err := h.conn.detach(h.s.Point); err != nil {
 			h.log.Error("the mount point answers ENOTCONN", "err", err)
 		}

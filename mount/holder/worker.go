@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -85,7 +84,7 @@ func (h *holder) spawn(bin string, text []byte) (*worker, error) {
 	cmd := &exec.Cmd{
 		Path: bin, Args: h.o.Args, Stdout: os.Stdout, Stderr: os.Stderr,
 		ExtraFiles:  []*os.File{theirs},
-		Env:         append(workerEnv(os.Environ(), h.spawned > 0), FDEnv+"=3"),
+		Env:         append(workerEnv(os.Environ(), h.spawned+1), FDEnv+"=3"),
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
 	}
 	if text != nil {
@@ -109,21 +108,17 @@ func (h *holder) spawn(bin string, text []byte) (*worker, error) {
 	return w, nil
 }
 
-// workerEnv is env without what is meant for the holder alone. A worker that is not the
-// first does not get failpoints that kill: it would never come up.
-func workerEnv(env []string, again bool) []string {
+// workerEnv is env for worker number n, counted from 1, without what is meant for the holder
+// alone. n is 0 for the holder's own next binary.
+func workerEnv(env []string, n int) []string {
 	var out []string
 	for _, e := range env {
 		name, value, _ := strings.Cut(e, "=")
 		switch {
 		case name == FDEnv, name == ConfigEnv, name == reexecEnv, name == systemd.Env, strings.HasPrefix(name, "LISTEN_"):
 			continue
-		case name == failpoint.Env && again:
-			parts := slices.DeleteFunc(strings.Split(value, ";"), func(p string) bool {
-				_, act, _ := strings.Cut(p, "=")
-				return strings.HasPrefix(act, "kill")
-			})
-			e = name + "=" + strings.Join(parts, ";")
+		case name == failpoint.Env:
+			e = name + "=" + failpoint.ForWorker(value, n)
 		}
 		out = append(out, e)
 	}

@@ -29,6 +29,9 @@ var (
 // before 6.9 does.
 var fpNoPass = failpoint.New("kernel/no-passthrough")
 
+// fpNoResend, armed with error, refuses FUSE_NOTIFY_RESEND, as a kernel before 6.9 does.
+var fpNoResend = failpoint.New("kernel/no-resend")
+
 // Device owns one descriptor of /dev/fuse with a mounted file system behind it. Its
 // methods but Connect and Close are safe for concurrent use.
 type Device struct {
@@ -44,8 +47,8 @@ type Options struct {
 	Flags      []string // mount options that the kernel keeps: noexec, noatime, nodiratime, relatime, strictatime, sync, dirsync
 }
 
-// Mount mounts a file system on the directory point and returns its device. Root (with
-// CAP_SYS_ADMIN) mounts by itself, anybody else by the system's fusermount3. The kernel's
+// Mount mounts a file system on the directory point and returns its device. Root mounts by
+// itself, which needs CAP_SYS_ADMIN, anybody else by the system's fusermount3. The kernel's
 // INIT was read and waits for Connect.
 func Mount(point string, o Options) (*Device, error) {
 	mount := mountUser
@@ -120,7 +123,11 @@ func (d *Device) Resend() error {
 	b := make([]byte, outHeaderSize)
 	ne.PutUint32(b, outHeaderSize)
 	ne.PutUint32(b[outError:], notifyResend)
-	if _, err := unix.Write(d.fd, b); err != nil {
+	_, err := unix.Write(d.fd, b)
+	if fpNoResend.Inject() != nil {
+		err = unix.EINVAL
+	}
+	if err != nil {
 		return fmt.Errorf("ask the kernel for unanswered requests (FUSE_NOTIFY_RESEND, Linux 6.9): %w", err)
 	}
 	return nil

@@ -53,6 +53,9 @@ func mountRoot(dir string, o Options) (int, error) {
 	}
 	if err := unix.Mount(o.source(), dir, FSType, flags, strings.Join(data, ",")); err != nil {
 		_ = unix.Close(fd)
+		if err == unix.EPERM && !capable(unix.CAP_SYS_ADMIN) {
+			return -1, fmt.Errorf("%w on %s: %w: root has no CAP_SYS_ADMIN here; give it to the container or service (--cap-add SYS_ADMIN, CapabilityBoundingSet=)", ErrMount, dir, err)
+		}
 		return -1, fmt.Errorf("%w on %s: %w", ErrMount, dir, err)
 	}
 	return fd, nil
