@@ -52,9 +52,10 @@ bench:
 bench-quick:
 	@$(MAKE) --no-print-directory bench BENCHFLAGS='--quick --sizes 128 --writers 4 $(BENCHFLAGS)'
 
-# The tests that take their time: many kills, larger amounts.
+# The tests that take their time: many kills, larger amounts, and what they time, for which a
+# package, and a test in it, has the machine to itself.
 soak: setup
-	FTFUSE_SOAK=1 $(GO) test -count=1 -timeout 240m -v ./...
+	FTFUSE_SOAK=1 $(GO) test -p 1 -parallel 1 -count=1 -timeout 240m -v ./...
 
 # Every package but e2e, whose binary is built without it.
 race: setup

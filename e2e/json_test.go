@@ -1,14 +1,17 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ftfuse/bench/rig"
 )
@@ -158,4 +161,64 @@ func TestProgramAndControlGroupStandInFormatsAndObjects(t *testing.T) {
 			}
 		}
 	}, "open", "write")
+}
+
+// TestJSONObjectsSayWhoOpenedTheFile where the kernel writes: pid, uid and gid of the newest opener,
+// that they are an opener's, that there were several, and the time of the capture, as %P, %U, %G
+// and %T do.
+func TestJSONObjectsSayWhoOpenedTheFile(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		p.Outputs = fmt.Sprintf("[[receive.output]]\ndir = %q\nfile = \"all.json\"\nformat = \"json\"\n[[receive.output]]\ndir = %q\nfile = \"all\"\ntime = \"%%s%%-\"\nformat = \"%%P %%U %%G %%T\"\n", p.OutDir(), p.OutDir())
+		c.start(t, p)
+		lines := func(name string, want int) {
+			eventually(t, patience, func() error {
+				if n := bytes.Count(read(t, p.OutDir()+"/"+name), []byte("\n")); n < want {
+					return fmt.Errorf("%s has %d lines of %d", name, n, want)
+				}
+				return nil
+			})
+		}
+		var pids []int
+		var opened, wrote []int64
+		var ends []func() error
+		for i := range 2 {
+			cmd := exec.Command("sh", "-c", `exec 3>>"$1"; echo; read line; echo "$line" >&3; echo; read line; exit 0`, "sh", p.In("a.log"))
+			in, err := cmd.StdinPipe()
+			must(t, err)
+			out, err := cmd.StdoutPipe()
+			must(t, err)
+			must(t, cmd.Start())
+			said := bufio.NewReader(out)
+			_, err = said.ReadString('\n') // it has opened the file
+			must(t, err)
+			opened = append(opened, time.Now().UnixNano())
+			_, err = fmt.Fprintf(in, "line %d\n", i)
+			must(t, err)
+			_, err = said.ReadString('\n')
+			must(t, err)
+			lines("all.json", i+1)
+			wrote = append(wrote, time.Now().UnixNano())
+			pids = append(pids, cmd.Process.Pid)
+			ends = append(ends, func() error { in.Close(); return cmd.Wait() })
+		}
+		for _, end := range ends {
+			must(t, end())
+		}
+		lines("all", 2)
+		stop(t, p)
+		all, _ := objects(t, p.OutDir()+"/all.json")
+		formatted := strings.Split(string(read(t, p.OutDir()+"/all")), "\n")
+		if len(all) != 2 {
+			t.Fatalf("%d objects", len(all))
+		}
+		for i, o := range all {
+			flags := []string{"opener", "several"}[:i+1]
+			if *o.Data != fmt.Sprint("line ", i) || int(*o.PID) != pids[i] || *o.UID != 0 || *o.GID != 0 || !slices.Equal(o.Flags, flags) || o.TimeNS < opened[i] || o.TimeNS > wrote[i] {
+				t.Errorf("object %d is %+v of %q by %d, want pid %d, %v and a time of %d to %d", i, o, *o.Data, *o.PID, pids[i], flags, opened[i], wrote[i])
+			}
+			if want := fmt.Sprintf("%d 0 0 %d", pids[i], o.TimeNS); formatted[i] != want {
+				t.Errorf("the line %q, want %q", formatted[i], want)
+			}
+		}
+	}, "open")
 }

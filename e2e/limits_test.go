@@ -6,12 +6,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ftfuse/bench/rig"
+	"ftfuse/bench/tally"
 )
 
 // killableIn is how long a program may take to be gone after SIGKILL, whatever it waits
@@ -141,8 +145,16 @@ func TestFullQueueWithBlockLeavesProgramsKillable(t *testing.T) {
 // The spool has a small file system of its own, and that is full: the program gets ENOSPC,
 // what was accepted goes out once the receiver comes, and then writing works again.
 func TestSpoolDiskOfItsOwnFull(t *testing.T) {
-	for _, onFull := range []string{"block", "error"} {
-		t.Run(onFull, func(t *testing.T) {
+	for _, q := range []struct {
+		name, onFull, max string
+		left              int64
+	}{
+		// The queue takes next to nothing, so the spool must hold what comes.
+		{"block", "block", "1GiB", 1 << 20}, // less than is ever punched out at once
+		{"error", "error", "1GiB", 1 << 20},
+		{"error and a full queue", "error", "2MiB", 16 << 20},
+	} {
+		t.Run(q.name, func(t *testing.T) {
 			eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
 				d := newDisk(t, 48)
 				spool := filepath.Join(p.MountState, "mount", "spool")
@@ -150,10 +162,9 @@ func TestSpoolDiskOfItsOwnFull(t *testing.T) {
 				must(t, os.Remove(filepath.Join(d.dir, "lost+found")))
 				sh(t, `mount --bind "$1" "$2"`, d.dir, spool)
 				t.Cleanup(func() { p.Close(); _ = syscall.Unmount(spool, syscall.MNT_DETACH) })
-				// The queue takes next to nothing, so the spool must hold what comes.
-				p.MountTop = fmt.Sprintf("[mount.queue]\nmax_bytes = \"1GiB\"\non_full = %q\n", onFull)
+				p.MountTop = fmt.Sprintf("[mount.queue]\nmax_bytes = %q\non_full = %q\n", q.max, q.onFull)
 				c.startMount(t, p)
-				ballast := d.fill(t, 1<<20) // less than is ever punched out at once
+				ballast := d.fill(t, q.left)
 				a := startAppender(t, p.In("app.log"), 256<<20)
 				blocked, err := a.stuck(t)
 				if c.passthrough && (blocked || !errors.Is(err, syscall.ENOSPC)) {
@@ -211,14 +222,52 @@ func TestSyncAndErrorAreServedByTheDaemon(t *testing.T) {
 	}
 }
 
+// The load writers took EINTR for no error, and tests that no program sees one did not see it.
+func TestAWriterThatIsInterruptedSaysSo(t *testing.T) {
+	needRoot(t)
+	p := newPair(t)
+	p.Attribution = "write"
+	p.MountTop = "[mount.queue]\nmax_bytes = \"16MiB\"\non_full = \"block\"\n"
+	startMount(t, p)
+	w, err := rig.StartWriter(bin, rig.Job{Path: p.In("app.log"), Size: 64, Chunk: 64 << 10, Lines: tally.MaxLines, IgnoreClose: true})
+	must(t, err)
+	t.Cleanup(w.Kill)
+	must(t, w.Go())
+	ended := make(chan error, 1)
+	go func() { _, err := w.Wait(); ended <- err }()
+	eventually(t, patience, func() error {
+		select {
+		case err := <-ended:
+			ended <- err
+			return nil
+		default:
+		}
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", w.PID()))
+		for _, thread := range threads { // one of them waits in write(2)
+			tid, err := strconv.Atoi(filepath.Base(thread))
+			must(t, err)
+			_ = unix.Tgkill(w.PID(), tid, unix.SIGURG) // which Go's runtime handles, and does nothing
+		}
+		return errors.New("the writer ignores signals at a full queue")
+	})
+	if err := <-ended; err == nil {
+		t.Error("a write(2) was interrupted, and the writer reports no error")
+	}
+	stop(t, p)
+}
+
 // `ftfuse check` and the ready line agree on who writes.
 func TestCheckSaysWhichCaptureIsInForce(t *testing.T) {
 	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
 		c.startMount(t, p)
 		stop(t, p)
 		out, _, code := ftfuse(t, "check", "-c", p.MountConfig())
-		if code != 0 || (c.passthrough && !strings.Contains(out, "mount: capture: passthrough")) || !strings.Contains(out, "mount: capture: ") {
-			t.Errorf("check says (%d):\n%s", code, out)
+		want := "mount: capture: daemon"
+		if c.passthrough {
+			want = "mount: capture: passthrough"
 		}
-	})
+		if code != 0 || !strings.Contains(out, want) {
+			t.Errorf("check says (%d), want %q:\n%s", code, want, out)
+		}
+	}, "open", "write")
 }

@@ -5,7 +5,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"ftfuse/bench/rig"
 	"ftfuse/bench/tally"
@@ -70,6 +73,50 @@ func TestPowerLossOfTheSource(t *testing.T) {
 			finishPower(t, p, &plan, next)
 		})
 	}
+}
+
+// A queue that is full takes nothing of what fsync(2) is called for; a kernel-served handle's
+// write with RWF_DSYNC tells the daemon nothing. What both said is on the disk survives the
+// power loss in the spool, with the queue as full as it was.
+func TestPowerLossAfterAnFsyncAtAFullQueue(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		d := newDisk(t, 256)
+		p.MountState = filepath.Join(d.dir, "state")
+		p.Queue = "max_bytes = \"1MiB\""
+		t.Cleanup(p.Close)
+		c.startMount(t, p)
+		f, err := os.OpenFile(p.In("app.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+		must(t, err)
+		defer f.Close()
+		block := strings.Repeat(yesLine, 1<<20/len(yesLine))
+		want := ""
+		put := func(text string) {
+			_, err := f.WriteString(text)
+			must(t, err)
+			must(t, f.Sync())
+			want += text
+		}
+		if c.passthrough {
+			for range 3 { // beyond max_bytes: what comes behind does not get into the queue
+				put(block)
+			}
+		}
+		put("first\n")
+		n, err := unix.Pwritev2(int(f.Fd()), [][]byte{[]byte("second\n")}, 0, unix.RWF_DSYNC)
+		if err != nil || n != len("second\n") {
+			t.Fatalf("a write with RWF_DSYNC: %d, %v", n, err)
+		}
+		want += "second\n"
+		d.cut(t)
+		must(t, p.MountRole.Kill())
+		_ = f.Close() // ENOTCONN
+		p.Close()
+		d.again(t)
+		start(t, p)
+		arrives(t, p.Out("app.log"), []byte(want))
+		stop(t, p)
+		same(t, p.Out("app.log"), []byte(want))
+	})
 }
 
 // exitOf waits for a role that must stop by itself.

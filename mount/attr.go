@@ -3,6 +3,7 @@ package mount
 import (
 	"context"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -131,6 +132,7 @@ func (s *server) held(r *fuse.SetattrRequest, f *file) bool {
 	if s.throttle == nil || r.Valid.Size() || r.Valid.Mode() || r.Valid.Uid() || r.Valid.Gid() {
 		return false
 	}
+	began := time.Now()
 	free := s.throttle.Hold(r.Pid, f.number)
 	if free == nil {
 		return false
@@ -144,8 +146,15 @@ func (s *server) held(r *fuse.SetattrRequest, f *file) bool {
 		a, err := s.fileAttr(f)
 		s.mu.Unlock()
 		s.answer(h.ID, func() { s.replyAttr(h, &a, err) })
+		raise(s.longestHold, int64(time.Since(began)))
 	})
 	return true
+}
+
+// raise makes v at least n.
+func raise(v *atomic.Int64, n int64) {
+	for old := v.Load(); n > old && !v.CompareAndSwap(old, n); old = v.Load() {
+	}
 }
 
 func (s *server) replyAttr(h *fuse.Header, a *fuse.Attr, err error) {

@@ -18,7 +18,7 @@ type handle struct {
 	write *spool.Handle // nil if it is not open for writing
 	reply uint32        // how the kernel was told to serve it (kernel.Open...)
 	flags fuse.OpenFlags
-	pid   uint32 // who opened it
+	pid   uint32 // who opened it: the process where the kernel writes, else the thread
 	asks  bool   // its records tell of processes
 	path  string // as it stands in the session
 

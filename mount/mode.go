@@ -131,6 +131,27 @@ func (s *server) how(f *file, sf *spool.File, flags fuse.OpenFlags) (spool.OpenM
 	return spool.Shared, kernel.OpenPassthrough | kernel.OpenDirectIO
 }
 
+// countSlow counts a handle that is opened (1) or closed (-1) if it only appends and the daemon
+// writes for it nevertheless, because of the file's way: an operator must be able to see what keeps
+// the kernel out.
+func (s *server) countSlow(h *handle, n int) {
+	if h.write.Mode() != spool.Shared || !byKernel(h.flags) {
+		return
+	}
+	f := h.file
+	f.slow += n
+	switch {
+	case f.slow == 0:
+		s.n.slowFiles.Add(-1)
+	case f.slow == 1 && n > 0:
+		s.n.slowFiles.Add(1)
+		if !f.said {
+			f.said = true
+			s.log.Info("the daemon writes to a file that programs append to: it was opened for reading and writing or with O_DIRECT before, and stays so until all have closed it", "path", h.path, "pid", h.pid)
+		}
+	}
+}
+
 var fpBacking = failpoint.New("mount/backing") // the kernel gave a backing id, nothing keeps it yet
 
 // openBacking gives f's spool file to the kernel. Where that fails, the daemon serves it.
@@ -172,7 +193,7 @@ func (s *server) closeBacking(f *file, free func()) {
 type kernelFile struct {
 	Number spool.Number
 	Path   string   // below the mount; "" for one that has no name any more
-	PIDs   []uint32 // threads that opened it, the newest last
+	PIDs   []uint32 // processes that opened it, the newest last
 }
 
 // kernelWritten returns the files that the kernel may be writing to. It may be called from

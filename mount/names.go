@@ -201,8 +201,14 @@ func (s *server) mkdir(r *fuse.MkdirRequest) {
 // it comes before what is written under the new name is not certain any more.
 const drainPatience = time.Second
 
-// changeNames does change, which takes the name of file n away, and answers. What the
-// kernel has written to it so far is in the queue before.
+// inFolder stands for all files below a directory that gets another name.
+const inFolder spool.Number = 0
+
+// changeNames does change, which takes the names of files n away, and answers. What the
+// kernel has written to those that are open so far is in the queue before, if that does not
+// take too long: it is delivered under the path that its handle was opened by in any case,
+// since a note says that. Where the ring had no place for that note yet the name stays
+// (EBUSY): a start would take the bytes by the new one.
 func (s *server) changeNames(h *fuse.Header, n []spool.Number, done *failpoint.Point, change func() error) {
 	var drain []spool.Number
 	for _, one := range n {
@@ -210,31 +216,52 @@ func (s *server) changeNames(h *fuse.Header, n []spool.Number, done *failpoint.P
 			drain = append(drain, one)
 		}
 	}
-	if len(drain) == 0 {
+	if len(drain) == 0 && len(s.unnoted(n)) == 0 {
 		err := change()
 		_ = done.Inject()
 		s.dev.RespondError(kernel.Forgo(h).ID, errno(err))
 		return
 	}
 	s.later(h, func(ctx context.Context, h *fuse.Header) {
-		wait, cancel := context.WithTimeout(ctx, drainPatience)
-		defer cancel()
-		for _, one := range drain {
-			if err := s.capture.DrainNow(wait, one); err != nil && s.ctx.Err() == nil {
-				s.log.Warn("a file loses its name before all of it is captured; the rest follows", "file", one.String(), "err", err)
-			}
-		}
+		s.drainNames(ctx, drain, n)
 		// A signal ends the wait only: no program expects EINTR of rename(2) or unlink(2).
 		if s.ctx.Err() != nil {
 			s.answer(h.ID, func() { s.dev.RespondError(h.ID, syscall.ESHUTDOWN) })
 			return
 		}
 		s.mu.Lock()
-		err := change()
+		err := error(syscall.EBUSY)
+		if left := s.unnoted(n); len(left) == 0 {
+			err = change()
+		} else {
+			s.log.Warn("a file keeps its name (EBUSY): who opened it is not noted yet, since the capture is behind", "file", left[0].String())
+		}
 		s.mu.Unlock()
 		_ = done.Inject()
 		s.answer(h.ID, func() { s.dev.RespondError(h.ID, errno(err)) })
 	})
+}
+
+// drainNames waits until what was written to the files drain, and to those among n of which
+// it is not noted who opened them, is in the queue, for drainPatience at most.
+func (s *server) drainNames(ctx context.Context, drain, n []spool.Number) {
+	wait, cancel := context.WithTimeout(ctx, drainPatience)
+	defer cancel()
+	for list := append(drain, s.unnoted(n)...); len(list) > 0 && wait.Err() == nil; list = s.unnoted(n) {
+		for _, one := range list {
+			if err := s.capture.DrainNow(wait, one); err != nil && s.ctx.Err() == nil {
+				s.log.Warn("not all that was written to a file is captured when its name changes; the rest follows", "file", one.String(), "err", err)
+			}
+		}
+	}
+}
+
+// unnoted returns the files among n of which it is not noted yet who opened them.
+func (s *server) unnoted(n []spool.Number) (list []spool.Number) {
+	for _, one := range n {
+		list = append(list, s.store.OwesOpening(one)...)
+	}
+	return list
 }
 
 // errno is what a program gets for an error of the store's calls on names, which are bare.
@@ -302,9 +329,9 @@ func (s *server) rename(r *fuse.RenameRequest) {
 		r.RespondError(err)
 		return
 	}
-	var files []spool.Number
-	if !dir {
-		files = append(files, n)
+	files := []spool.Number{n}
+	if dir {
+		files[0] = inFolder
 	}
 	if overErr == nil && over != 0 {
 		files = append(files, over)

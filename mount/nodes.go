@@ -1,8 +1,6 @@
 package mount
 
 import (
-	"sync/atomic"
-
 	"bazil.org/fuse"
 
 	"ftfuse/mount/spool"
@@ -77,11 +75,12 @@ type file struct {
 	// one: the kernel knows the file by one node and may write to it by itself. Else each
 	// lookup gives a node of its own, and the daemon writes.
 	one     bool
-	way     way         // how it is open, while handles > 0
-	backing int32       // backing id, 0 for none
-	kernel  openers     // handles through which the kernel writes
-	writers int         // handles for writing
-	over    atomic.Bool // a program wrote over captured bytes
+	way     way     // how it is open, while handles > 0
+	backing int32   // backing id, 0 for none
+	kernel  openers // handles through which the kernel writes
+	slow    int     // handles through which it would, were the file's way another
+	said    bool    // that there are such
+	writers int     // handles for writing
 }
 
 func (f *file) path() string { return f.parent.child(f.name) }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 )
 
 // notOnAnOldKernel are tests that have a part with attribution "write", which is the same, and
@@ -28,7 +29,11 @@ func TestAllOfItOnAnOldKernel(t *testing.T) {
 	if testing.Short() {
 		run = briefOnAnOldKernel
 	}
-	cmd := exec.Command(os.Args[0], "-test.run="+run, "-test.timeout=5m")
+	var limit time.Duration // none
+	if until, ok := t.Deadline(); ok {
+		limit = time.Until(until) - 10*time.Second
+	}
+	cmd := exec.Command(os.Args[0], "-test.run="+run, "-test.timeout="+limit.String())
 	if os.Getenv("FTFUSE_SOAK") == "" {
 		cmd.Args = append(cmd.Args, "-test.skip="+notOnAnOldKernel)
 	}

@@ -70,9 +70,12 @@ func (s *server) openFile(r *fuse.Header, fn *fileNode, flags fuse.OpenFlags) (*
 		return nil, syscall.EIO
 	}
 	mode, reply := s.how(f, sf, flags)
-	h := &handle{file: f, node: fn, reply: reply, flags: flags, pid: r.Pid, path: s.looked.take(r.Pid, fn.id, f.path())}
-	h.asks = s.asksOf(flags, func() string { return h.path })
 	m := metaOf(r)
+	if mode == spool.Kernel {
+		m.PID = processOf(r.Pid)
+	}
+	h := &handle{file: f, node: fn, reply: reply, flags: flags, pid: m.PID, path: s.looked.take(r.Pid, fn.id, f.path())}
+	h.asks = s.asksOf(flags, func() string { return h.path })
 	if !flags.IsReadOnly() {
 		if h.write, err = s.store.OpenHandle(sf, h.path, mode, &m); err != nil {
 			s.log.Error("open for writing", "path", h.path, "err", err)
@@ -80,10 +83,12 @@ func (s *server) openFile(r *fuse.Header, fn *fileNode, flags fuse.OpenFlags) (*
 		}
 	}
 	if err == nil {
+		s.guard(h)
 		err = s.keep(h, &m)
 	}
 	if err != nil {
 		if h.write != nil {
+			s.unguard(h)
 			h.write.End(&m)
 		}
 		s.closeBacking(f, func() {})
@@ -139,6 +144,7 @@ func (s *server) count(h *handle) {
 		return
 	}
 	h.file.writers++
+	s.countSlow(h, 1)
 	if h.write.Mode() == spool.Kernel {
 		h.file.kernel = append(h.file.kernel, h)
 		s.written[h.file] = true
@@ -225,13 +231,14 @@ func (s *server) closeHandle(h *handle, m *spool.Meta) {
 	h.node.handles--
 	if h.write != nil {
 		f.writers--
+		s.countSlow(h, -1)
 		if h.write.Mode() == spool.Kernel {
 			f.kernel.remove(h)
 			if len(f.kernel) == 0 {
 				delete(s.written, f)
 			}
 		}
-		s.lookForStores(h)
+		s.unguard(h)
 		h.write.End(m)
 	}
 	_ = fpReleased.Inject()
@@ -241,25 +248,6 @@ func (s *server) closeHandle(h *handle, m *spool.Meta) {
 	}
 	sf.Release()
 	s.nodes.drop(h.node)
-}
-
-// lookForStores says what was stored through a shared mapping of h over bytes that were
-// captured: it is in no record. A handle that reads and writes beside those for which the
-// kernel writes can be mapped (fs/fuse/passthrough.c, fuse_passthrough_mmap), and the
-// mapping ends before the handle does. Stores over bytes that are not captured yet are
-// captured, those into the readback are not noticed.
-func (s *server) lookForStores(h *handle) {
-	if h.reply&kernel.OpenPassthrough == 0 || !h.flags.IsReadWrite() || h.file.over.Load() {
-		return
-	}
-	n, err := h.write.Strays()
-	if n > 0 {
-		s.n.stored.Add(n)
-		s.log.Warn("a program stored into a shared mapping over bytes that were captured: what it stored there is not transferred", "path", h.path, "pid", h.pid, "bytes_at_most", n)
-	}
-	if err != nil {
-		s.log.Warn("stores through a shared mapping are not looked for", "path", h.path, "err", err)
-	}
 }
 
 // fsyncPatience is how long fsync(2) of a file with one node waits for the queue: the

@@ -75,6 +75,8 @@ type role struct {
 	offer   *holder.Offer
 	slow    *throttle // nil: nobody is slowed down near max_bytes
 
+	longestHold atomic.Int64 // server.longestHold
+
 	abandoned bool // the request loop could not be stopped and still uses the parts
 
 	fail   chan error // capacity 1: the first part that stopped by itself

@@ -30,18 +30,18 @@ func (r *role) mount() (err error) {
 	if r.tried != 0 {
 		r.sess.Opened(r.tried)
 	}
+	if err := fpAttached.Inject(); err != nil {
+		return errors.Join(err, r.dismount())
+	}
 	if err := r.announce(); err != nil {
 		return errors.Join(err, r.dismount())
 	}
 	r.support = inForce(r.cfg, r.support)
 	r.srv = newServer(r.conn, r.dev, r.store, r.cap, r.sess, r.free, serverSettings(r.cfg, r.support.Passthrough), r.log)
-	r.srv.procs = r.procs
+	r.srv.procs, r.srv.point, r.srv.longestHold = r.procs, r.m.Point, &r.longestHold
 	r.srv.fail = r.failed
 	if !r.mounted {
-		if err := r.srv.resume(r.held); err != nil {
-			return err
-		}
-		if err := r.dev.Resend(); err != nil {
+		if err := r.resume(); err != nil {
 			return err
 		}
 	}
@@ -62,8 +62,22 @@ func (r *role) mount() (err error) {
 	systemd.Tell(r.log, systemd.Ready()) // a worker is not asked: its holder is
 	r.serving.Store(true)
 	r.reload.Serve(r)
-	r.log.Info("ready", append([]any{"point", r.m.Point, "pid", os.Getpid()}, captured(r.support)...)...)
+	r.log.Info("ready", append([]any{"point", r.m.Point, "pid", os.Getpid()}, r.captured()...)...)
 	return nil
+}
+
+// resume makes the server ready to go on with the connection that was taken over.
+func (r *role) resume() error {
+	if err := r.srv.resume(r.held); err != nil {
+		return err
+	}
+	if err := fpResumed.Inject(); err != nil {
+		return err
+	}
+	if err := r.dev.Resend(); err != nil {
+		return err
+	}
+	return fpResent.Inject()
 }
 
 // kernelWrites reports whether the kernel may be writing: by this configuration, or for

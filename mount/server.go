@@ -97,6 +97,7 @@ type server struct {
 	parking parking
 	reading turns
 	procs   *procs.Table  // with settings.asks
+	point   string        // where it is mounted
 	looking turns         // opens that wait for a look at their process
 	closing atomic.Bool   // no write is accepted any more
 	leaving atomic.Bool   // a successor takes over: nothing is answered any more
@@ -105,6 +106,8 @@ type server struct {
 	progress progress // of the loop
 
 	limits atomic.Pointer[limits]
+
+	longestHold *atomic.Int64 // ns: the longest that the throttle kept a change of times, from request to answer
 
 	handles handleTable
 
@@ -118,9 +121,10 @@ type server struct {
 	n counters
 }
 
-// counters of a server; the loop and the slow operations add, anybody may read.
+// counters of a server; the loop and the slow operations add, anybody may read. slowFiles is a gauge
+// (file.slow).
 type counters struct {
-	writes, bytes, parked, refusedFull, overwrites, refusedOver, interrupted, truncates, stored atomic.Int64
+	writes, bytes, parked, refusedFull, overwrites, refusedOver, interrupted, truncates, slowFiles atomic.Int64
 }
 
 // newServer makes the server of a connection. sess is that connection's; free says how many
@@ -128,8 +132,8 @@ type counters struct {
 func newServer(conn *fuse.Conn, dev *kernel.Device, store *spool.Store, c capturer, sess *session.Session, free func() int64, o settings, log *slog.Logger) *server {
 	s := &server{
 		o: o, conn: conn, dev: dev, store: store, capture: c, session: sess, log: log,
-		fail:  func(error) {},
-		nodes: newNodeTable(o.one), looked: lookedUp{}, written: map[*file]bool{}, served: make(chan struct{}),
+		fail:        func(error) {},
+		longestHold: new(atomic.Int64), nodes: newNodeTable(o.one), looked: lookedUp{}, written: map[*file]bool{}, served: make(chan struct{}),
 	}
 	s.limits.Store(&o.limits)
 	s.room.free = free

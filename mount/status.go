@@ -2,6 +2,7 @@ package mount
 
 import (
 	"net/http"
+	"time"
 
 	"ftfuse/config"
 	"ftfuse/internal/control"
@@ -50,6 +51,7 @@ func (r *role) status() status.Role {
 		gauge("uncaptured_bytes", "Bytes in the spool that are not in the queue yet.", r.store.Uncaptured()),
 		gauge("unfinished_lines", "Lines whose end was not written yet.", c.Pending),
 		gauge("unfinished_line_bytes", "Bytes of them.", c.PendingBytes),
+		gauge("longest_hold_milliseconds", "The longest, since the start, that programs which append were held at a time near max_bytes.", time.Duration(r.longestHold.Load()).Milliseconds()),
 		{Name: "sealed_bytes", Help: "Bytes of the batches, encoded and compressed.", Value: c.BatchBytes},
 		{Name: "hole_bytes", Help: "Bytes of files that nobody wrote, skipped.", Value: c.HoleBytes},
 		{Name: "overwritten_bytes", Help: "Bytes written over captured ones.", Value: c.OverwriteBytes},
@@ -59,6 +61,14 @@ func (r *role) status() status.Role {
 		{Name: "possible_double_bytes", Help: "Bytes captured again after a repair of the queue.", Value: c.PossibleDoubles},
 		{Name: "lost_unfinished_line_bytes", Help: "Bytes of unfinished lines that a repair of the queue could not read.", Value: c.LostPending},
 	}
+	slow := int64(0)
+	if r.serving.Load() {
+		slow = r.srv.n.slowFiles.Load()
+	}
+	s.Counters = append(s.Counters, gauge("daemon_served_files", "Files that programs append to through the daemon, since they were opened for reading and writing or with O_DIRECT first: until all have closed them.", slow))
+	s.Counters = append(s.Counters, status.Counter{
+		Name: "mapped_store_bytes", Help: "Bytes at most that programs stored through shared mappings over captured ones, not transferred.", Value: r.store.Strays(),
+	})
 	under := r.under.Load().Stats()
 	s.Counters = append(s.Counters,
 		status.Counter{Name: "offline_bytes", Help: "Bytes of files that were written while nothing was mounted, and of ftfuse send.", Value: c.Offline},

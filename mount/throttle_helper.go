@@ -30,7 +30,7 @@ type touch struct {
 	Number spool.Number `json:"number"`
 	Inode  uint64       `json:"inode"` // as programs see it
 	Path   string       `json:"path"`  // below the mount point; "" if it has no name
-	PIDs   []uint32     `json:"pids"`  // threads that may have it open
+	PIDs   []uint32     `json:"pids"`  // processes that may have it open
 	Err    string       `json:"err,omitempty"`
 }
 

@@ -299,7 +299,6 @@ func (s *server) overwrite(ctx context.Context, w *pwrite, m *spool.Meta) (int, 
 		return 0, err
 	}
 	s.n.overwrites.Add(1)
-	h.file.over.Store(true)
 	s.putOver(w, over)
 	return len(over) + s.appendRest(ctx, w, len(over), m), nil
 }

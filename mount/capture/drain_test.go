@@ -263,9 +263,16 @@ func TestOneBusyFileDoesNotHoldUpAnother(t *testing.T) {
 	r.write(quiet, "line\n")
 	r.q.set(func() { r.q.held = false })
 	r.drain()
+	notHeldUp(t, r, "quiet")
+	r.want("busy", strings.Repeat(block, 501))
+}
+
+// notHeldUp fails where more than 6 MiB of other files came before the first record of path.
+func notHeldUp(t *testing.T, r *rig, path string) {
+	t.Helper()
 	before := 0
 	for _, x := range r.records() {
-		if x.path == "quiet" {
+		if x.path == path {
 			break
 		}
 		before += len(x.data)
@@ -273,7 +280,25 @@ func TestOneBusyFileDoesNotHoldUpAnother(t *testing.T) {
 	if before > 6<<20 {
 		t.Errorf("%d bytes of the busy file came first", before)
 	}
-	r.want("busy", strings.Repeat(block, 501))
+}
+
+// TestOneFileTheKernelWritesDoesNotHoldUpAnother: what the kernel wrote is one item of 30 MB.
+func TestOneFileTheKernelWritesDoesNotHoldUpAnother(t *testing.T) {
+	r := newRig(t, Options{InFlight: 2 << 20})
+	r.start()
+	r.holdBack()
+	busy, quiet := r.kernel("busy", 1), r.kernel("quiet", 2)
+	block := strings.Repeat("0123456789abcde\n", 1<<16)
+	busy.write(r, block)
+	r.waitFor("first batch", func() bool { return r.c.Stats().Commits > 1 })
+	for range 30 {
+		busy.write(r, block)
+	}
+	quiet.write(r, "line\n")
+	r.q.set(func() { r.q.held = false })
+	r.drain()
+	notHeldUp(t, r, "quiet")
+	r.want("busy", strings.Repeat(block, 31))
 }
 
 // TestFirstLineGoesAtOnce: at rest a line is submitted without waiting for company.

@@ -50,7 +50,9 @@ type File struct {
 	linked bool // has a name
 	held   bool // an orphan of the last run, until Settled
 
-	punch fileholes
+	punch    fileholes
+	captured atomic.Int64 // the bytes below are, or are about to be
+	guard    guard
 }
 
 // Number names the file.
@@ -97,6 +99,7 @@ func (s *Store) get(n Number) (*File, error) {
 	}
 	f := &File{s: s, number: n, fd: fd, readOnly: readOnly, linked: !s.orphans[n], held: s.orphans[n]}
 	f.size.Store(st.Size)
+	f.captured.Store(st.Size)
 	f.told = st.Size
 	s.files[n] = f
 	return f, nil
@@ -314,7 +317,7 @@ func (h *Handle) Overwrite(p []byte, off int64) (int, error) {
 	defer f.mu.Unlock()
 	n, err := 0, error(unix.EIO)
 	if fpOverwrite.Inject() == nil {
-		n, err = unix.Pwrite(f.fd, p, off)
+		f.changing(off, off+int64(len(p)), func() { n, err = unix.Pwrite(f.fd, p, off) })
 	}
 	n = max(n, 0)
 	if n > 0 && off+int64(n) > f.size.Load() {
@@ -414,6 +417,7 @@ func (s *Store) ReadAt(n Number, p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer f.Release()
+	f.caught(off + int64(len(p)))
 	total := 0
 	for total < len(p) {
 		n, err := f.ReadAt(p[total:], off+int64(total))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -177,6 +178,93 @@ func TestWithoutWatchesFilesAreLookedAt(t *testing.T) {
 	h.End(&Meta{})
 	if _, ok := s.NextPoll(); ok {
 		t.Error("a closed file is looked at")
+	}
+}
+
+// watches returns how many watches the kernel has of what the kernel writes.
+func watches(t *testing.T, s *Store) int {
+	t.Helper()
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", s.watch.fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(info), "inotify wd:")
+}
+
+// TestAWatchEndsWithTheFirstWrite: inotify takes part in that one alone (IN_ONESHOT). Then the
+// file is polled, every millisecond, and gets a watch again after 20 rounds without growth.
+func TestAWatchEndsWithTheFirstWrite(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	defer s.Close()
+	s.Begin(0)
+	_, fd := kernelOpen(t, s, makeFile(t, s, "a"), "a", 1)
+	for range 3 {
+		rest(t, s)
+		select {
+		case <-s.Growing(): // poked by the opening
+		default:
+		}
+		if n := watches(t, s); n != 1 {
+			t.Fatalf("%d watches of a file at rest", n)
+		}
+		appendTo(t, fd, "1234")
+		if n := watches(t, s); n != 0 {
+			t.Fatalf("%d watches after a write: each further one costs its program an event", n)
+		}
+		<-s.Growing()
+		rounds := 0
+		for d, busy := s.NextPoll(); busy; d, busy = s.NextPoll() {
+			if d > time.Millisecond {
+				t.Fatalf("the next look is %v away, want a millisecond at most", d)
+			}
+			<-time.After(d)
+			last := s.watch.polled
+			if s.Poll(nil); s.watch.polled != last {
+				rounds++
+			}
+		}
+		if rounds != 1+20 {
+			t.Errorf("looked at %d times before it rests, want once with growth and 20 times without", rounds)
+		}
+	}
+}
+
+// TestAThousandFilesAtRestArePolledByNobody: not every millisecond, and not every 50 either.
+func TestAThousandFilesAtRestArePolledByNobody(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	defer s.Close()
+	s.Begin(0)
+	const n = 1000
+	for i := range n {
+		_, fd := kernelOpen(t, s, makeFile(t, s, fmt.Sprint(i)), "a", 1)
+		appendTo(t, fd, "1234")
+	}
+	rest(t, s)
+	if d, ok := s.NextPoll(); ok {
+		t.Errorf("the next look is %v away, want none", d)
+	}
+	if b, l, w := len(s.watch.busy), len(s.watch.slow), watches(t, s); b != 0 || l != 0 || w != n {
+		t.Errorf("%d files are polled, %d slowly, %d watched, want all of %d watched", b, l, w, n)
+	}
+	last, lastSlow := s.watch.polled, s.watch.polledSlow
+	if g := s.Poll(nil); len(g) > 0 || s.watch.polled != last || s.watch.polledSlow != lastSlow {
+		t.Errorf("a poll looks at files at rest: %v", g)
+	}
+}
+
+// TestTheKernelGetsNoWriter: the descriptor that is registered for the kernel is for reading
+// only. Else the connection would have the file open for writing, as an orphan has.
+func TestTheKernelGetsNoWriter(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	defer s.Close()
+	s.Begin(0)
+	b, err := makeFile(t, s, "a").OpenBacking()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if flags, err := unix.FcntlInt(b.Fd(), unix.F_GETFL, 0); err != nil || flags&unix.O_ACCMODE != unix.O_RDONLY {
+		t.Errorf("open with %#x, %v; want read-only", flags, err)
 	}
 }
 

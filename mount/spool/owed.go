@@ -146,19 +146,37 @@ func (f *File) noteOwed() error {
 // Owes reports whether there are notes of file n, or of any file for 0, that the ring had no
 // place for: what Next says does not cover them. They are made as soon as Committed has
 // freed places.
-func (s *Store) Owes(n Number) bool {
+func (s *Store) Owes(n Number) bool { return len(s.owers(n)) > 0 }
+
+// OwesOpening returns the files, n or any for 0, of which it is owed who opened them: a start
+// would take what was written to them since by the name that they have then.
+func (s *Store) OwesOpening(n Number) (list []Number) {
+	for _, f := range s.owers(n) {
+		f.mu.Lock()
+		if slices.ContainsFunc(f.owed, func(o owedNote) bool { return o.Kind == Opened }) {
+			list = append(list, f.number)
+		}
+		f.mu.Unlock()
+	}
+	return list
+}
+
+// owers returns the files, n or any for 0, that owe notes.
+func (s *Store) owers(n Number) (list []*File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n != 0 {
-		f := s.files[n]
-		return f != nil && f.owes.Load()
+		if f := s.files[n]; f != nil && f.owes.Load() {
+			list = append(list, f)
+		}
+		return list
 	}
 	for _, f := range s.files {
 		if f.owes.Load() {
-			return true
+			list = append(list, f)
 		}
 	}
-	return false
+	return list
 }
 
 // noteMark makes a note without bytes, with f.mu held.

@@ -199,7 +199,9 @@ func (f *File) punchQuietly(off, size int64) error {
 		return err
 	}
 	return f.writable(func(fd int) error {
-		if err := punchHole(fd, off, size); err != nil {
+		var err error
+		f.changing(off, off+size, func() { err = punchHole(fd, off, size) })
+		if err != nil {
 			return err
 		}
 		f.mu.Lock()

@@ -154,6 +154,8 @@ type Store struct {
 	orphans map[Number]bool  // spool files that had no name at the start
 	gone    []Number
 
+	strays atomic.Uint64 // see Strays
+
 	followed   map[Number]*File // those with orphan writers
 	stopFollow context.CancelFunc
 	following  sync.WaitGroup

@@ -69,12 +69,15 @@ func (f *File) punchAll(size int64) (Cut, error) {
 		return c, err
 	}
 	const block = 1 << 16
-	if err := punchHole(f.fd, 0, (c.Old/block+1)*block); err != nil && err != unix.EOPNOTSUPP {
+	f.changing(0, c.Old, func() { err = punchHole(f.fd, 0, (c.Old/block+1)*block) })
+	if err != nil && err != unix.EOPNOTSUPP {
 		return c, fmt.Errorf("punch out spool file %s before its truncation: %w", f.number, err)
 	}
 	f.kept = k
 	c.Mark = newMark(min(markSize, c.Old-size))
-	if _, err := unix.Pwrite(f.fd, c.Mark, c.Old-int64(len(c.Mark))); err != nil {
+	at := c.Old - int64(len(c.Mark))
+	f.changing(at, c.Old, func() { _, err = unix.Pwrite(f.fd, c.Mark, at) })
+	if err != nil {
 		f.unpunch()
 		return c, fmt.Errorf("mark spool file %s before its truncation: %w", f.number, err)
 	}
@@ -132,7 +135,9 @@ func (f *File) putBack(b []byte, at int64) {
 	if len(b) == 0 {
 		return
 	}
-	if _, err := unix.Pwrite(f.fd, b, at); err != nil {
+	var err error
+	f.changing(at, at+int64(len(b)), func() { _, err = unix.Pwrite(f.fd, b, at) })
+	if err != nil {
 		f.s.o.Logger.Warn("bytes before a truncation cannot be read back", "file", f.number.String(), "err", err)
 	}
 }
@@ -159,8 +164,10 @@ func (f *File) Truncate(size int64) error {
 	f.told = size
 	f.s.watch.truncated(f, size)
 	if size >= old {
+		f.caught(size)
 		return nil
 	}
+	f.cut(size)
 	for i := range f.owed { // made before, they would be notes of the old file
 		if e := &f.owed[i].Entry; e.Kind == Opened || e.Kind == Grown {
 			e.Off = min(e.Off, size)
