@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/flock"
 )
 
 // Open opens the queue in dir, or makes it. It takes the lock of dir, drops what the page
@@ -52,7 +53,7 @@ func Open(dir string, o Options) (*Queue, error) {
 	return q, nil
 }
 
-func newQueue(dir string, o Options, lock *os.File) *Queue {
+func newQueue(dir string, o Options, lock *flock.File) *Queue {
 	return &Queue{
 		dir: dir, o: o, log: o.Logger, lock: lock,
 		cache: &blockCache{}, damaged: newDamaged(), replacing: map[uint64]bool{}, submit: make(chan struct{}, 1), changing: make(chan struct{}, 1), room: make(chan struct{}),
@@ -230,18 +231,14 @@ func (q *Queue) scanIDs(s *segment) (ids idRuns) {
 }
 
 // lockDir takes the lock of dir; it holds until the file is closed.
-func lockDir(dir string) (*os.File, error) {
+func lockDir(dir string) (*flock.File, error) {
 	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the queue's lock: %w", err)
+	f, err := flock.Open(path, 0o600)
+	if errors.Is(err, flock.ErrHeld) {
+		return nil, fmt.Errorf("lock %s: %w", path, ErrLocked)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w", path, ErrLocked)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+	if err != nil {
+		return nil, fmt.Errorf("take the queue: %w", err)
 	}
 	return f, nil
 }

@@ -22,12 +22,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/flock"
 )
 
 // Errors of opening.
@@ -257,7 +257,7 @@ type Queue struct {
 	dir  string
 	o    Options
 	log  *slog.Logger
-	lock *os.File
+	lock *flock.File
 
 	submit   chan struct{} // held by the one Submit that decides; orders all Txns
 	changing chan struct{} // held by a SetCursors, until what it began is done; by Close in the end

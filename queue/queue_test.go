@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ftfuse/internal/batch"
 )
 
@@ -211,4 +213,18 @@ func TestANewCursorIsNotAckedByAnOldOne(t *testing.T) {
 		}
 	}
 	mustClose(t, q)
+}
+
+// TestAProcessThatWasBeingStartedKeptTheQueue: it has all that is open for a moment, also what is
+// closed meanwhile.
+func TestAProcessThatWasBeingStartedKeptTheQueue(t *testing.T) {
+	dir := t.TempDir()
+	q := mustOpen(t, dir, Options{Cursors: []string{"a"}})
+	child, err := unix.FcntlInt(q.lock.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(child)
+	mustClose(t, q)
+	mustClose(t, mustOpen(t, dir, Options{Cursors: []string{"a"}}))
 }

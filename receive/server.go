@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ftfuse/internal/batch"
+	"ftfuse/internal/flock"
 	"ftfuse/internal/plugin"
 	"ftfuse/internal/service"
 	"ftfuse/internal/status"
@@ -71,7 +72,7 @@ type Server struct {
 
 	shutdown atomic.Int64 // nanoseconds: how long a stop may drain
 
-	lock    *os.File
+	lock    *flock.File
 	q       *queue.Queue
 	engine  engine
 	plugins *plugin.Set // nil: there are none

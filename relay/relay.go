@@ -21,7 +21,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +28,7 @@ import (
 	"ftfuse/config"
 	"ftfuse/internal/batch"
 	"ftfuse/internal/control"
+	"ftfuse/internal/flock"
 	"ftfuse/internal/forward"
 	"ftfuse/internal/plugin"
 	"ftfuse/internal/queuetool"
@@ -68,7 +68,7 @@ type Relay struct {
 	shutdown atomic.Int64                  // nanoseconds: how long a stop may drain
 	now      atomic.Pointer[config.Config] // in force; c is what it started with
 
-	lock    *os.File
+	lock    *flock.File
 	q       *queue.Queue
 	sink    *sink.Sink // nil: no outputs with files
 	plugins *plugin.Set

@@ -253,6 +253,21 @@ func TestSecondOwnerOfADirectory(t *testing.T) {
 	r.Close()
 }
 
+// TestAProcessThatWasBeingStartedKeptTheDirectory: it has all that is open for a moment, also what
+// is closed meanwhile.
+func TestAProcessThatWasBeingStartedKeptTheDirectory(t *testing.T) {
+	dir := t.TempDir()
+	r, err := OpenRoot(dir, Options{})
+	must(t, err)
+	child, err := unix.FcntlInt(uintptr(r.fd), unix.F_DUPFD_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(child)
+	must(t, r.Close())
+	r, err = OpenRoot(dir, Options{})
+	must(t, err)
+	must(t, r.Close())
+}
+
 // TestRootThatWasMovedAway: the operator moved the directory, or removed it: the next
 // file is below the directory that has the name.
 func TestRootThatWasMovedAway(t *testing.T) {

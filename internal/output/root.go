@@ -19,6 +19,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/flock"
 )
 
 // Defaults of Options.
@@ -137,9 +139,9 @@ func (r *Root) Lock() error {
 	if r.o.NoLock {
 		return nil
 	}
-	err := unix.Flock(r.fd, unix.LOCK_EX|unix.LOCK_NB)
+	err := flock.Lock(r.fd)
 	switch {
-	case errors.Is(err, unix.EWOULDBLOCK):
+	case errors.Is(err, flock.ErrHeld):
 		return fmt.Errorf("%w: %q; give each process a dir of its own", ErrLocked, r.dir)
 	case err != nil:
 		return fmt.Errorf("lock output directory %q: %w", r.dir, err)
@@ -156,7 +158,7 @@ func (r *Root) Unlock() error {
 	r.mu.Lock()
 	r.freed = true
 	r.mu.Unlock()
-	if err := unix.Flock(r.fd, unix.LOCK_UN); err != nil {
+	if err := flock.Unlock(r.fd); err != nil {
 		return fmt.Errorf("unlock output directory %q: %w", r.dir, err)
 	}
 	return nil
@@ -211,6 +213,9 @@ func (r *Root) Path(name string) string { return r.dir + "/" + name }
 
 // Close gives up the lock. Files that were opened stay open.
 func (r *Root) Close() error {
+	if !r.o.NoLock {
+		_ = flock.Unlock(r.fd) // a child that is being started may have it, too
+	}
 	if err := unix.Close(r.fd); err != nil {
 		return fmt.Errorf("close output directory %q: %w", r.dir, err)
 	}
@@ -318,7 +323,7 @@ func (r *Root) Revive() error {
 	if err != nil {
 		return err
 	}
-	defer fresh.Close() // the lock belongs to the open directory, which r.fd then names
+	defer unix.Close(fresh.fd) // the lock, of the open directory, stays: r.fd names that then
 	if err := unix.Dup3(fresh.fd, r.fd, unix.O_CLOEXEC); err != nil {
 		return fmt.Errorf("reopen output directory %q: %w", r.dir, err)
 	}

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"ftfuse/internal/flock"
 )
 
 // ErrLocked is returned by Lock where another process has the state directory.
@@ -16,20 +16,17 @@ var ErrLocked = errors.New("another process of this role uses this state_dir")
 
 // Lock makes dir, the state directory of one role, and locks it until the file that it
 // returns is closed, or the process ends.
-func Lock(dir string) (*os.File, error) {
+func Lock(dir string) (*flock.File, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
 	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o640)
-	if err != nil {
-		return nil, fmt.Errorf("lock the state directory: %w", err)
+	f, err := flock.Open(path, 0o640)
+	if errors.Is(err, flock.ErrHeld) {
+		return nil, fmt.Errorf("lock %q: %w", path, ErrLocked)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = ErrLocked
-		}
-		return nil, errors.Join(fmt.Errorf("lock %q: %w", path, err), f.Close())
+	if err != nil {
+		return nil, fmt.Errorf("take the state directory: %w", err)
 	}
 	return f, nil
 }

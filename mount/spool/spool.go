@@ -33,6 +33,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ftfuse/internal/flock"
 )
 
 // Errors of Open.
@@ -141,7 +143,7 @@ type Options struct {
 type Store struct {
 	o       Options
 	dir     string
-	lock    *os.File
+	lock    *flock.File
 	tree    *os.File // O_PATH of tree/
 	spool   *os.File // O_PATH of spool/
 	journal *journal
@@ -335,10 +337,13 @@ func (s *Store) closeFiles() error {
 	if s.journal != nil {
 		errs = append(errs, s.journal.close())
 	}
-	for _, f := range []*os.File{s.spool, s.tree, s.lock} {
+	for _, f := range []*os.File{s.spool, s.tree} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -404,17 +409,13 @@ func (s *Store) Uncaptured() int64 { return max(0, s.journal.uncaptured.Load()) 
 // Dir is the directory of the store.
 func (s *Store) Dir() string { return s.dir }
 
-func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
+func lockFile(path string) (*flock.File, error) {
+	f, err := flock.Open(path, 0o600)
+	if errors.Is(err, flock.ErrHeld) {
+		return nil, fmt.Errorf("%w: %s; is a mount with the same state_dir running?", ErrLocked, path)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if err == unix.EWOULDBLOCK {
-			return nil, fmt.Errorf("%w: %s; is a mount with the same state_dir running?", ErrLocked, path)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+	if err != nil {
+		return nil, fmt.Errorf("take the spool: %w", err)
 	}
 	return f, nil
 }
