@@ -37,7 +37,7 @@ type line struct {
 	paused   bool // nothing more is given to a destination
 	peers    peers
 	dests    []*destination
-	seen     []state // of each destination, when the flows were last steered
+	seen     []seen // of each destination, when the flows were last steered
 	flows    map[flowKey]*flow
 	lanes    map[batch.Lane]*laneEntries
 	entries  map[uint64]*entry

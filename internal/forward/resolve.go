@@ -176,11 +176,7 @@ func (l *line) vacant() int {
 
 // run sends to the destination until it ends, or ctx does.
 func (d *destination) run(ctx context.Context) error {
-	defer func() {
-		d.l.mu.Lock()
-		d.over = true
-		d.l.mu.Unlock()
-	}()
+	defer d.ran()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -195,6 +191,20 @@ func (d *destination) run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// ran notes that the client has ended. One whose host is not configured any more leaves what
+// it was just being given to the others.
+func (d *destination) ran() {
+	l := d.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d.over, d.connected = true, false
+	select {
+	case <-d.ended:
+		l.on(d, l.now(), evGone)
+	default: // all of them end
+	}
 }
 
 // connected reports whether any destination is.

@@ -81,15 +81,19 @@ func (l *line) steer(now time.Duration) {
 	l.steerAll(now)
 }
 
+// seen is what flows are steered by. A destination that is not configured any more can
+// still fail, with what it was given before.
+type seen struct {
+	state   state
+	removed bool
+}
+
 // changed reports whether a destination is in another state than when the flows were
 // last steered.
 func (l *line) changed() bool {
 	same := len(l.seen) == len(l.dests)
 	for i := range l.dests {
-		s := l.peers.health[i].state
-		if l.peers.removed[i] {
-			s = stateDown + 1
-		}
+		s := seen{l.peers.health[i].state, l.peers.removed[i]}
 		if i == len(l.seen) {
 			l.seen = append(l.seen, s)
 		}
