@@ -179,17 +179,34 @@ func (c *Cursor) Ack(seq uint64) {
 // Release tells that another node has seq, which Fetch or Next gave, and that it is kept only
 // in case that node loses it: a full queue under DropOldest and MaxAge may take it again, as a
 // Loss with Copy set, until Fetch has read it once more.
-func (c *Cursor) Release(seq uint64) {
+func (c *Cursor) Release(seq uint64) { c.letGo(seq, true) }
+
+// Return tells that nobody took seq, which Fetch or Next gave: a full queue under DropOldest
+// and MaxAge may take it again, until Fetch has read it once more.
+func (c *Cursor) Return(seq uint64) { c.letGo(seq, false) }
+
+// letGo notes that the consumer has seq no more; kept: another node has.
+func (c *Cursor) letGo(seq uint64, kept bool) {
 	q := c.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if g, ok := c.given[seq]; ok {
-		g.held, g.kept = false, true
-		c.given[seq] = g
-		if q.o.OnFull == DropOldest {
-			q.moreRoom() // who waits found nothing to drop
-		}
+	g, ok := c.given[seq]
+	if !ok || !g.held && !kept {
+		return
 	}
+	g.held, g.kept = false, kept
+	c.given[seq] = g
+	if q.o.OnFull == DropOldest {
+		q.moreRoom() // who waits found nothing to drop
+	}
+}
+
+// Needs reports whether seq, which was given, is still to be acked: it was not dropped.
+func (c *Cursor) Needs(seq uint64) bool {
+	c.q.mu.Lock()
+	defer c.q.mu.Unlock()
+	_, ok := c.given[seq]
+	return ok && !c.acked.Contains(seq)
 }
 
 // ackLate acks seq, which took the place of an entry that c has acked since: what it

@@ -62,3 +62,55 @@ func TestDropOldestTakesWhatWasReleased(t *testing.T) {
 		t.Errorf("told of %+v", told)
 	}
 }
+
+// TestPoliciesTakeWhatWasReturned: what nobody takes is held by nobody, or a full queue would
+// block for it for ever, whatever its policy says, and nothing of it would expire.
+func TestPoliciesTakeWhatWasReturned(t *testing.T) {
+	for name, o := range map[string]Options{
+		LostDropOldest: {MaxBytes: 42 << 10, OnFull: DropOldest},
+		LostExpired:    {MaxAge: time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			told := make(chan Loss, 4)
+			o.OnLoss = func(l Loss) { told <- l }
+			q := mustOpen(t, t.TempDir(), o)
+			for n := uint64(1); n <= 4; n++ {
+				e := testEntry(1, n, 10000)
+				e.Batch.Time = time.Now().Add(-30 * time.Minute).UnixNano()
+				mustSubmit(t, q, &Txn{Entries: []Entry{e}})
+			}
+			mustFlush(t, q)
+			c := mustCursor(t, q, "out")
+			for range 4 {
+				if _, ok, err := c.Fetch(t.Context(), mustNext(t, c).Seq); !ok || err != nil {
+					t.Fatal(ok, err)
+				}
+			}
+			if name == LostExpired { // all of them are too old now
+				if err := q.SetLimits(Limits{OnFull: Block, MaxBytes: DefaultMaxBytes, MaxAge: time.Minute}); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				go func() { _, _ = q.Submit(context.Background(), &Txn{Entries: []Entry{testEntry(1, 5, 10000)}}) }()
+				for len(q.submit) == 0 {
+					runtime.Gosched()
+				}
+			}
+			c.Return(2)
+			select {
+			case l := <-told:
+				if l.ID.N != 2 || l.Reason != name || l.Copy {
+					t.Errorf("told of %+v", l)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("what was returned is not taken")
+			}
+			if c.Needs(2) || !c.Needs(1) {
+				t.Error("what was taken is needed, or what is held is not")
+			}
+			if _, ok, err := c.Fetch(t.Context(), 2); ok || err != nil {
+				t.Errorf("what was dropped is there: %v, %v", ok, err)
+			}
+		})
+	}
+}

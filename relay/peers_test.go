@@ -162,6 +162,7 @@ type aggregator struct {
 	count   int                 // of taken
 	discard bool                // only count, and say nothing is final
 	hold    bool                // final is not said
+	refuse  transport.Code      // every batch, for that; 0: none
 	horizon map[batch.Lane]uint64
 	skipped transport.SkipSet
 }
@@ -195,6 +196,9 @@ func (a *aggregator) Batch(_ context.Context, _ transport.Peer, b batch.Sealed, 
 	defer a.Unlock()
 	known, conflict := a.set.Look(b.ID, b.CRC)
 	switch {
+	case a.refuse != 0:
+		reply(transport.Verdict{Code: a.refuse, Text: "a test"})
+		return
 	case conflict:
 		reply(transport.Verdict{Code: transport.Conflict, Text: "another content"})
 		return

@@ -204,3 +204,36 @@ func TestWhatIsTooOldIsToldUpstream(t *testing.T) {
 	})
 	x.end()
 }
+
+// TestWhatIsRefusedIsNotKeptForEver: what every next node refuses stays until its age, as the
+// operator said, or goes where a full queue is to drop the oldest. Else it would fill the queue
+// in the end, and nothing would go on.
+func TestWhatIsRefusedIsNotKeptForEver(t *testing.T) {
+	for reason, set := range map[string]func(*setup){
+		queue.LostExpired:    func(s *setup) { s.MaxAge = 2 * time.Second },
+		queue.LostDropOldest: func(s *setup) { s.MaxBytes, s.OnFull = 1<<20, config.FullDropOldest },
+	} {
+		t.Run(reason, func(t *testing.T) {
+			a := newAggregator(t, 9)
+			a.refuse = transport.Denied
+			s := newSetup(t, a)
+			set(&s)
+			x := start(t, s)
+			f := newFeeder(1)
+			f.connect(t, x.r.Addr().String())
+			line := strings.Repeat("x", 100<<10)
+			for range 10 {
+				f.add("f", line)
+			}
+			waitFor(t, "all refusals", func() bool { return x.r.Stats().Forward.Groups[0].Lines[0].Refused == 10 })
+			for range 10 {
+				f.add("f", line)
+			}
+			f.expect(t, "hop acks, and word of what is dropped", func() bool {
+				k := f.skipped.Lane(f.lane)
+				return f.allAcked() && len(k) == 1 && k[0].Reason == reason && k[0].Batches() >= 10
+			})
+			x.end()
+		})
+	}
+}

@@ -110,8 +110,7 @@ func (d *destination) next() *entry {
 				e.flow.out--
 				d.ready.update(e.flow)
 			}
-			e.stage, e.at = parked, nil
-			d.l.parked[e] = struct{}{}
+			d.l.park(e)
 			continue
 		}
 		if e != nil {

@@ -72,6 +72,7 @@ func (l *line) sendAll(ctx context.Context) error {
 func (l *line) left() (left, refused uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.forgetDropped()
 	for _, c := range l.f.store.Stats().Cursors {
 		if c.Name == l.cfg.cursor {
 			left = c.Waiting.Batches - min(c.Waiting.Batches, l.count.unfinal.Batches)

@@ -91,6 +91,43 @@ func TestARefusedBatchComesAgainWithTheNextConnection(t *testing.T) {
 	}, single())
 }
 
+// TestARefusedBatchThatIsDroppedIsForgotten: it is not counted as refused any more, keeps no
+// place among those that are read ahead, and a stop does not wait for it.
+func TestARefusedBatchThatIsDroppedIsForgotten(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, func(batch.Sealed) (v transport.Verdict, _ bool) {
+			v.Code = transport.Denied
+			return v, true
+		})
+		r.start()
+		r.submit(rigLane(1), 1, 4)
+		r.pass(time.Second)
+		drop := func(seq uint64) {
+			r.q.mu.Lock()
+			defer r.q.mu.Unlock()
+			delete(r.disk.entries, seq)
+		}
+		drop(2)
+		drop(3)
+		r.pass(2 * idleFlows)
+		if n := r.f.Stats().Groups[0].Lines[0].Refused; n != 2 {
+			t.Errorf("%d are refused, want 2", n)
+		}
+		l := r.f.lines[0]
+		l.mu.Lock()
+		if l.ahead != 2 || len(l.entries) != 2 {
+			t.Errorf("%d of %d are read ahead", l.ahead, len(l.entries))
+		}
+		l.mu.Unlock()
+		drop(4)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := r.f.Drain(ctx); err == nil || !strings.Contains(err.Error(), "1 batches of group \"g\" stay queued: the next nodes refused them") {
+			t.Errorf("Drain: %v", err)
+		}
+	}, single())
+}
+
 // TestAnotherDestinationTakesWhatOneRefuses, and nobody is asked twice on a connection.
 func TestAnotherDestinationTakesWhatOneRefuses(t *testing.T) {
 	inBubble(t, func(r *rig) {

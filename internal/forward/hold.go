@@ -35,8 +35,7 @@ func (l *line) hold(seq uint64) (needs, resent, ok bool) {
 	case e.stage == fetching || e.stage == given || e.stage == unfinal || e.resent && !e.conflicts():
 		return false, false, false
 	default:
-		e.stage, e.at = parked, nil
-		l.parked[e] = struct{}{}
+		l.park(e)
 		needs = true
 	}
 	if !l.held[seq] {
@@ -64,10 +63,13 @@ func (l *line) letGo(seq uint64, gone bool) (acked bool) {
 	acked = l.held[seq]
 	delete(l.held, seq)
 	if e := l.entries[seq]; e != nil && e.stage == parked {
-		if gone {
+		switch {
+		case gone:
 			l.drop(e)
-		} else {
-			l.unpark(e)
+		case e.conflicts(): // it was read to be relabelled
+			l.park(e)
+		default:
+			l.place(e)
 		}
 	}
 	return acked

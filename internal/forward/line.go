@@ -185,8 +185,7 @@ func (l *line) add(h queue.Head) {
 	e.flow.tracked++
 	l.ahead++
 	if _, held := l.held[e.seq]; held {
-		e.stage = parked
-		l.parked[e] = struct{}{}
+		l.park(e)
 	} else {
 		l.place(e)
 	}
@@ -228,14 +227,20 @@ func (l *line) place(e *entry) {
 	}
 	to := l.peers.pick(fl.key, nowhere, func(i int) bool { return l.refusedBy(e, i) })
 	if to == nowhere {
-		e.stage = parked
-		l.parked[e] = struct{}{}
+		l.park(e)
 		return
 	}
 	d := l.dests[to]
 	e.at = d
 	d.addStray(e)
 	signal(d.wake)
+}
+
+// park lays e aside: nobody takes it, and the policies of the queue may.
+func (l *line) park(e *entry) {
+	e.stage, e.at = parked, nil
+	l.parked[e] = struct{}{}
+	l.cursor.Return(e.seq)
 }
 
 // refusedBy reports whether a destination said no to e, and that still stands: a loop as
@@ -296,7 +301,8 @@ func (l *line) out(e *entry) {
 	}
 }
 
-// sweep forgets flows that had nothing for a while.
+// sweep forgets flows that had nothing for a while, and what the queue dropped of what
+// everybody refused.
 func (l *line) sweep(now time.Duration) {
 	if now-l.swept < idleFlows {
 		return
@@ -307,9 +313,20 @@ func (l *line) sweep(now time.Duration) {
 			d.end()
 		}
 	}
+	l.forgetDropped()
 	for k, fl := range l.flows {
 		if fl.tracked == 0 && now-fl.idle > idleFlows && now >= fl.pinUntil {
 			delete(l.flows, k)
+		}
+	}
+}
+
+// forgetDropped drops what is parked and is in the queue no more. The rest is found when it
+// is read for a destination.
+func (l *line) forgetDropped() {
+	for e := range l.parked {
+		if _, held := l.held[e.seq]; !held && !l.cursor.Needs(e.seq) {
+			l.drop(e)
 		}
 	}
 }

@@ -207,8 +207,7 @@ func (l *line) refused(d *destination, seq uint64, v transport.Verdict) {
 	e.refused[d] = refusal{v.Code, d.node, d.conns}
 	id := batch.ID{Lane: e.lane.lane, N: e.n}
 	if v.Code == transport.Conflict { // no other one is asked: an id never names two contents
-		e.stage, e.at = parked, nil
-		l.parked[e] = struct{}{}
+		l.park(e)
 	} else {
 		l.place(e)
 	}

@@ -365,6 +365,17 @@ func (c *simCursor) Release(seq uint64) {
 	c.released.Add(seq)
 }
 
+// Return notes that a policy may take it, and none does.
+func (c *simCursor) Return(uint64) {}
+
+// Needs reports whether an entry is there, and not acked.
+func (c *simCursor) Needs(seq uint64) bool {
+	c.q.mu.Lock()
+	defer c.q.mu.Unlock()
+	_, ok := c.q.disk.entries[seq]
+	return ok && !c.acked[seq]
+}
+
 // Rewind begins again with the oldest entry that was not acked.
 func (c *simCursor) Rewind() {
 	c.q.mu.Lock()

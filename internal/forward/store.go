@@ -26,6 +26,8 @@ type cursor interface {
 	Fetch(ctx context.Context, seq uint64) (queue.Item, bool, error)
 	Ack(seq uint64)
 	Release(seq uint64)
+	Return(seq uint64)
+	Needs(seq uint64) bool
 	Rewind()
 }
 
