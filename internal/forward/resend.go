@@ -56,7 +56,7 @@ func (h *unfinalSet) due() (at time.Duration, ok bool) {
 func (l *line) resendDue(now time.Duration) {
 	h := &l.unfinal
 	for e := range h.resends {
-		if e.stage == gone {
+		if e.stage == gone || e.stage == parked { // refused: the others need not wait for it
 			delete(h.resends, e)
 		}
 	}

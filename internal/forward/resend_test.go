@@ -75,6 +75,31 @@ func TestWhatAnotherNodesPredecessorHadIsSentInOrder(t *testing.T) {
 	}
 }
 
+// TestWhatIsRefusedWhenItIsSentAgainHoldsUpNoOther: the last node lost some, and does not take
+// one host's any more. The others' are sent again all the same, although only few are at a time.
+func TestWhatIsRefusedWhenItIsSentAgainHoldsUpNoOther(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.o.KeepFinal, r.o.FinalTimeout = true, 10*time.Second
+		r.up("a", 2, nil) // takes all, and says of nothing that it is final
+		r.start()
+		r.submit(rigLane(1), 1, maxResends+10)
+		r.submit(rigLane(2), 1, 3)
+		r.pass(time.Second)
+		r.down("a")
+		var got batch.Ranges
+		r.up("a", 2, func(b batch.Sealed) (v transport.Verdict, _ bool) {
+			if b.ID.Lane == rigLane(1) {
+				v.Code = transport.Denied
+			} else {
+				got.Add(b.ID.N)
+			}
+			return v, true
+		})
+		r.pass(time.Minute)
+		r.want("sent again of the other", got.String(), "1-3")
+	}, single())
+}
+
 // BenchmarkResendFrom: another node answers where the most that is kept had gone. It
 // reports for how long the line's lock was held at a time.
 func BenchmarkResendFrom(b *testing.B) {
