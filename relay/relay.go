@@ -81,6 +81,7 @@ type Relay struct {
 	serving atomic.Bool
 	wired   chan struct{} // closed when forward and tell are set, or never will be
 	unwired func()        // closes it
+	failed  func(error)   // ends the role; set before it is asked to reload
 }
 
 // Addr is where it listens.
@@ -168,6 +169,7 @@ func (r *Relay) serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, ctl.Close()) }()
 
 	p := service.NewParts()
+	r.failed = p.Fail
 	p.Start("certificates", r.secure.Watch)
 	p.Start("forward", r.forward.Run)
 	p.Start("serve", func(ctx context.Context) error { return r.server.Serve(ctx, ln) })

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"ftfuse/config"
@@ -51,7 +52,9 @@ func (r *Relay) keepSink(next *config.Config) []string {
 	return []string{"relay.output: the first output and the last one come and go with a restart"}
 }
 
-// reloadConsumers goes over to the groups and the plugins of next, or to nothing of it.
+// reloadConsumers goes over to the groups and the plugins of next, or to nothing of it. Where the
+// plugins have gone over that is not taken back: an error ends the role, and a start handles each
+// step. Else the queue would be kept for groups that nobody sends to, or nothing would be sent.
 func (r *Relay) reloadConsumers(ctx context.Context, now, next *config.Config) error {
 	c := forward.Consumers{Queue: r.q, Copies: copies, Was: cursors(now), Now: cursors(next)}
 	if err := c.Begin(); err != nil {
@@ -61,6 +64,15 @@ func (r *Relay) reloadConsumers(ctx context.Context, now, next *config.Config) e
 		return errors.Join(err, c.Undo())
 	}
 	defer r.now.Store(next)
+	err := r.goOver(ctx, &c, now, next)
+	if err != nil && ctx.Err() == nil {
+		r.failed(fmt.Errorf("take over a configuration of which a part is in force: %w; the next start has all of it", err))
+	}
+	return err
+}
+
+// goOver has the groups of next sent to, and the queue kept for nobody else.
+func (r *Relay) goOver(ctx context.Context, c *forward.Consumers, now, next *config.Config) error {
 	if service.SameForward(now, next, config.RoleRelay) {
 		return c.End()
 	}
