@@ -76,6 +76,8 @@ func (l *line) left() (left, refused uint64) {
 	for _, c := range l.f.store.Stats().Cursors {
 		if c.Name == l.cfg.cursor {
 			left = c.Waiting.Batches - min(c.Waiting.Batches, l.count.unfinal.Batches)
+			// What was kept for the final ack may be dropped by now, and is counted still.
+			left = max(left, min(c.Waiting.Batches, uint64(l.ahead)))
 		}
 	}
 	for e := range l.parked {

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -98,6 +99,31 @@ func TestADrainEndsWithItsContextAndWithTheRun(t *testing.T) {
 		r.crash()
 		if err := <-drained; err == nil {
 			t.Error("a drain of what runs no more says that all is sent")
+		}
+	}, single())
+}
+
+// TestADrainIsNotEndedByWhatWasDropped: copies that were kept for the final ack, and that
+// max_age or a full queue took, do not stand for batches that nobody has.
+func TestADrainIsNotEndedByWhatWasDropped(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.o.KeepFinal, r.o.FinalTimeout = true, time.Hour
+		a := r.up("a", 2, func(b batch.Sealed) (transport.Verdict, bool) { return transport.Verdict{}, b.ID.N <= 3 })
+		r.start()
+		r.submit(rigLane(1), 1, 3)
+		r.pass(time.Second)
+		r.q.mu.Lock()
+		for seq := uint64(1); seq <= 3; seq++ {
+			delete(r.disk.entries, seq)
+		}
+		r.q.mu.Unlock()
+		r.submit(rigLane(1), 4, 5)
+		r.pass(time.Second)
+		r.want("sent", a.numbers(), "1 2 3 4 5")
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := r.f.Drain(ctx); err == nil || !strings.Contains(err.Error(), "2 batches") {
+			t.Errorf("two batches are not answered: %v", err)
 		}
 	}, single())
 }
