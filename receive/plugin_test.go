@@ -100,3 +100,29 @@ func TestAStuckPluginHoldsBackNeitherFilesNorFinals(t *testing.T) {
 	x.r.p.shutdown = x.r.c.ShutdownTimeout
 	x.end()
 }
+
+// TestTheFileOfAPluginWasOpenToEverybody: mode, dir_mode, uid and gid of an output say who may
+// read what its plugin prints, too; they were ignored. One that keeps them is the same plugin
+// for a reload.
+func TestTheFileOfAPluginWasOpenToEverybody(t *testing.T) {
+	s := newSetup(t)
+	dir := filepath.Join(filepath.Dir(s.State), "printed")
+	s.Outputs = append(s.Outputs, output1(dir, func(o *config.Output) {
+		o.Plugin, o.PluginAck, o.File = []string{"/bin/cat"}, config.PluginAckPipe, "all/plugin"
+		o.Mode, o.DirMode = new(uint32), new(uint32)
+		*o.Mode, *o.DirMode = 0o600, 0o710
+	}))
+	x := start(t, s)
+	f := newFeeder(1)
+	f.connect(t, x.r.Addr().String())
+	f.add(rec{host: "h", path: "f", data: "secret\n"})
+	f.until(t, "what the plugin prints", func() bool { return len(linesOf(t, filepath.Join(dir, "all", "plugin"))[0]) > 0 })
+	for name, want := range map[string]os.FileMode{"": 0o710, "all": 0o710, "all/plugin": 0o600} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		must(t, err)
+		if got := info.Mode().Perm(); got != want {
+			t.Errorf("%q below its dir has mode %o, want %o", name, got, want)
+		}
+	}
+	x.end()
+}

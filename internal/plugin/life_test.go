@@ -397,3 +397,23 @@ func TestAnAbandonedPluginHandlesWhatItHas(t *testing.T) {
 		t.Errorf("%d lines twice, want each: none was acknowledged", doubles)
 	}
 }
+
+// TestAReloadThatChangesNothingLeavesThePlugin, though who may read its file is told by other
+// pointers to the same modes.
+func TestAReloadThatChangesNothingLeavesThePlugin(t *testing.T) {
+	out := t.TempDir()
+	make1 := func(mode uint32) Plugin {
+		p := shell("cat", to(out, "a"))
+		p.Files.Perm.Mode = &mode
+		return p
+	}
+	r := newRig(t, make1(0o600))
+	await(t, "it runs", func() bool { return r.pid() != 0 })
+	pid := r.pid()
+	must(t, r.set.Reconfigure([]Plugin{make1(0o600)}))
+	if r.pid() != pid {
+		t.Error("it was started again")
+	}
+	must(t, r.set.Reconfigure([]Plugin{make1(0o640)}))
+	await(t, "another one runs", func() bool { return r.pid() != 0 && r.pid() != pid })
+}

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -57,7 +58,8 @@ func CursorOf(parts ...string) string {
 	return CursorPrefix + hex.EncodeToString(sum[:4])
 }
 
-// Plugin is one program and what it gets. Two that are equal are the same.
+// Plugin is one program and what it gets. Two of which all is equal, also what Files points to,
+// are the same.
 type Plugin struct {
 	Cursor  string // of the queue, this plugin's alone; see CursorOf
 	Rule    string // whose plugin it is, for FTFUSE_RULE, the log and the status
@@ -69,9 +71,9 @@ type Plugin struct {
 	Hosts, Path  string // globs: which records; doublestar
 	Format, Time string // of a line, as internal/template has it
 
-	Dir   string // of the file that gets its standard output; "": nothing does
-	File  string // below Dir: a template of times
-	Files output.Options
+	Dir   string         // of the file that gets its standard output; "": nothing does
+	File  string         // below Dir: a template of times
+	Files output.Options // and who owns what is made there
 }
 
 // Arguments makes the Args of a Plugin.
@@ -297,7 +299,7 @@ func (s *Set) Reconfigure(plugins []Plugin) error {
 	old := s.all()
 	for i, r := range fresh {
 		for _, was := range old {
-			if was.p == r.p {
+			if reflect.DeepEqual(was.p, r.p) {
 				fresh[i] = was
 			}
 		}

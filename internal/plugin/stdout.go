@@ -67,7 +67,7 @@ func (t *target) open(now time.Time) (*os.File, error) {
 		return nil, err
 	}
 	name := t.render(now)
-	f, err := t.root.Open(name)
+	f, err := t.root.OpenAs(name, &t.p.Files.Perm)
 	if err != nil {
 		return nil, err
 	}

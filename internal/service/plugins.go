@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"ftfuse/config"
+	"ftfuse/internal/output"
 	"ftfuse/internal/plugin"
 	"ftfuse/queue"
 )
@@ -27,7 +28,7 @@ func OutputPlugins(outputs []config.Output) []plugin.Plugin {
 		all = append(all, plugin.Plugin{
 			Cursor: plugin.CursorOf(who, fmt.Sprint(alike[who])), Rule: o.Path,
 			Command: o.Plugin[0], Args: plugin.Arguments(o.Plugin[1:]), Ack: plugin.Ack(o.PluginAck), Timeout: o.PluginTimeout,
-			Hosts: o.Hosts, Path: o.Path, Format: o.Format, Time: o.Time, Dir: o.Dir, File: o.File,
+			Hosts: o.Hosts, Path: o.Path, Format: o.Format, Time: o.Time, Dir: o.Dir, File: o.File, Files: output.Options{Perm: perm(o)},
 		})
 	}
 	return all
