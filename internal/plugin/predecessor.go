@@ -87,6 +87,8 @@ func (r *runner) awaitPredecessor(ctx context.Context) {
 	if now, err := startOf(pid); err != nil || now != born {
 		return
 	}
+	r.awaits(pid)
+	defer r.awaits(0)
 	r.log.Info("waiting for the plugin of an earlier run to end", "plugin", r.label, "pid", pid)
 	if waitPidfd(ctx, fd, max(r.set.o.ExitGrace, r.p.Timeout)) {
 		return
@@ -102,6 +104,13 @@ func (r *runner) awaitPredecessor(ctx context.Context) {
 	if !waitPidfd(ctx, fd, r.set.o.ExitGrace) {
 		r.log.Error("the plugin of an earlier run is still there; going on beside it", "plugin", r.label, "pid", pid)
 	}
+}
+
+// awaits makes known which process of an earlier run is waited for; 0: none.
+func (r *runner) awaits(pid int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state.earlier, r.state.awaited = pid, time.Now()
 }
 
 // waitPidfd waits until the process of fd has ended; false: it has not within patience, or

@@ -102,6 +102,9 @@ type state struct {
 	why     string    // the last child ended, or could not be started
 	waiting int       // units offered and not taken
 	held    int       // with waiting 0: batches that wait for the rest of a line
+	killed  time.Time // when the child got SIGKILL; zero: it did not
+	earlier int       // process of an earlier run that is waited for; 0: none
+	awaited time.Time // since when
 }
 
 func newRunner(s *Set, p Plugin, label string) (*runner, error) {
@@ -265,6 +268,7 @@ func (r *runner) show() {
 	defer r.mu.Unlock()
 	r.state.waiting = len(r.window) + len(r.unsynced)
 	r.state.held = len(r.refs)
+	r.state.killed = r.killed
 }
 
 // finishNow has the child end once it has read what it was given, and starts no other.

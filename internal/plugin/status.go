@@ -36,6 +36,9 @@ type Stats struct {
 	Since        time.Time // when that began
 	Next         time.Time // of the next start, when it does not run
 	Why          string    // it does not run
+	Killed       time.Time // when it got SIGKILL, which it has not ended by yet; zero: it did not
+	Earlier      int       // process of an earlier run that is waited for; 0: none
+	Awaited      time.Time // since when
 	Waiting      int       // batches offered and not taken
 	HeldBytes    int64     // in memory, of lines whose end has not come
 
@@ -59,7 +62,7 @@ func (s *Set) Stats() []Stats {
 		st := r.state
 		r.mu.Unlock()
 		all = append(all, Stats{
-			Rule: r.label, Cursor: r.p.Cursor, PID: st.pid, Since: st.since, Next: st.next, Why: st.why, Waiting: st.waiting, HeldBytes: c.held.Load(),
+			Rule: r.label, Cursor: r.p.Cursor, PID: st.pid, Since: st.since, Next: st.next, Why: st.why, Killed: st.killed, Earlier: st.earlier, Awaited: st.awaited, Waiting: st.waiting, HeldBytes: c.held.Load(),
 			GivenBatches: c.given.batches.Load(), GivenRecords: c.given.records.Load(), GivenBytes: c.given.bytes.Load(),
 			TakenBatches: c.taken.batches.Load(), TakenRecords: c.taken.records.Load(), TakenBytes: c.taken.bytes.Load(),
 			Starts: c.starts.Load(), Timeouts: c.timeouts.Load(), BadAcks: c.badAcks.Load(),
@@ -71,6 +74,19 @@ func (s *Set) Stats() []Stats {
 	return all
 }
 
+// trouble is what an operator should know of the plugin; "": nothing.
+func (p *Stats) trouble(now time.Time) string {
+	switch {
+	case p.PID != 0 && !p.Killed.IsZero() && now.Sub(p.Killed) > endPatience:
+		return fmt.Sprintf("the plugin of %q (pid %d) was killed and is still there: it waits for a disk or a server; no other is started before it has ended", p.Rule, p.PID)
+	case p.Earlier != 0 && now.Sub(p.Awaited) > endPatience:
+		return fmt.Sprintf("the plugin of %q is not started yet: pid %d of an earlier run is waited for", p.Rule, p.Earlier)
+	case p.PID == 0 && p.Why != "":
+		return fmt.Sprintf("the plugin of %q does not run (%s); its next start is at %s", p.Rule, p.Why, p.Next.UTC().Format(time.DateTime))
+	}
+	return ""
+}
+
 // Report adds what the plugins do to what a role says of itself.
 func (s *Set) Report(role *status.Role) {
 	for _, p := range s.Stats() {
@@ -80,8 +96,9 @@ func (s *Set) Report(role *status.Role) {
 		running := uint64(0)
 		if p.PID != 0 {
 			running = 1
-		} else if p.Why != "" {
-			role.Trouble = append(role.Trouble, fmt.Sprintf("the plugin of %q does not run (%s); its next start is at %s", p.Rule, p.Why, p.Next.UTC().Format(time.DateTime)))
+		}
+		if t := p.trouble(time.Now()); t != "" {
+			role.Trouble = append(role.Trouble, t)
 		}
 		role.Counters = append(role.Counters, status.Counter{Name: "plugin_running", Help: "1 while the plugin runs.", Gauge: true, Rule: p.Rule, Value: running})
 		role.Counters = append(role.Counters, status.Counter{Name: "plugin_held_bytes", Help: "Memory for long lines whose end has not come.", Gauge: true, Rule: p.Rule, Value: uint64(p.HeldBytes)})

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/internal/record"
+	"ftfuse/internal/status"
 )
 
 // hangingDir mounts a file system that answers nothing: who looks a name up there cannot be
@@ -100,6 +101,39 @@ func TestAPluginThatCannotBeKilledHoldsUpNoStop(t *testing.T) {
 			must(t, r.q.Close())
 		})
 	}
+}
+
+// A plugin that was killed and is still there was in the log alone: `ftfuse status` said that it
+// ran, though it takes nothing and no other is started. So did one of an earlier run that is
+// waited for.
+func TestAPluginThatCannotBeKilledIsTrouble(t *testing.T) {
+	dir, asked, release := hangingDir(t)
+	p := shell("read -r l; : <"+filepath.Join(dir, "x"), func(p *Plugin) { p.Timeout = 100 * time.Millisecond })
+	r := &rig{t: t, dir: t.TempDir(), log: &logBuffer{}, build: record.NewBuilder(1 << 20), exitGrace: 50 * time.Millisecond}
+	r.open(p)
+	r.start(p)
+	r.lines(0, 2)
+	<-asked
+	pid := r.pid()
+	trouble := func() string {
+		var role status.Role
+		r.set.Report(&role)
+		return strings.Join(role.Trouble, "; ")
+	}
+	await(t, "it is trouble", func() bool { return strings.Contains(trouble(), fmt.Sprintf("(pid %d) was killed", pid)) })
+	must(t, r.stop())
+	must(t, r.q.Close())
+	r.exitGrace = 30 * time.Second
+	r.open(p)
+	r.start(p)
+	await(t, "that it is waited for is trouble", func() bool { return strings.Contains(trouble(), fmt.Sprintf("pid %d of an earlier run", pid)) })
+	release()
+	await(t, "another one runs", func() bool { return r.pid() != 0 && r.pid() != pid })
+	if got := trouble(); got != "" {
+		t.Errorf("trouble remains: %s", got)
+	}
+	must(t, r.stop())
+	must(t, r.q.Close())
 }
 
 // A role that hands over before the plugin of an earlier run had ended killed it, though that was
