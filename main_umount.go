@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/config"
+	"ftfuse/internal/control"
 	"ftfuse/internal/mountinfo"
 	"ftfuse/mount/kernel"
 )
@@ -59,10 +60,24 @@ func umountRun(args []string, stderr io.Writer) error {
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
+	if servesElsewhere(ctx, cfg, dir) {
+		return nil
+	}
 	if err := awaitEnd(ctx, cfg); err != nil {
 		fmt.Fprintf(stderr, "%s: %s is unmounted; what it accepted is still being sent\n", umountHelper, dir)
 	}
 	return nil
+}
+
+// servesElsewhere reports whether the mount that cfg is about is another one than that which was
+// on dir, and goes on: a mount with config= is not that of the file that its source leads to.
+func servesElsewhere(ctx context.Context, cfg *config.Config, dir string) bool {
+	role, _, err := control.Status(ctx, cfg.RoleDir(config.RoleMount))
+	if err != nil || role.Point == dir {
+		return false
+	}
+	all, err := mountinfo.On(role.Point)
+	return err == nil && len(all) > 0 && all[len(all)-1].Type == kernel.FSType
 }
 
 // parseUmount reads `umount.fuse.ftfuse DIR [-flnrv] [-N NS] [-t TYPE]` (umount(8), "External

@@ -27,8 +27,9 @@ type fstabHost struct {
 
 const fstabSetup = `set -e
 mkdir -p up work dev
-mount -t tmpfs none up && mkdir up/u up/w
+mount -t tmpfs none up && mkdir up/u up/w up/e up/ew
 mount -t overlay -o lowerdir=/usr/sbin,upperdir=up/u,workdir=up/w overlay /usr/sbin
+mount -t overlay -o lowerdir=/etc,upperdir=up/e,workdir=up/ew overlay /etc
 for name in mount.ftfuse mount.fuse.ftfuse umount.fuse.ftfuse; do ln -s "$1" /usr/sbin/$name; done
 mount -t tmpfs none dev && cp -a /dev/null /dev/zero /dev/fuse /dev/urandom dev && mkdir dev/shm
 mount --bind dev /dev
@@ -204,6 +205,30 @@ func (h *fstabHost) ended() {
 		}
 		return nil
 	})
+}
+
+// TestUmountWaitedForAnotherMount: of a mount with config= umount(8) waited for the end of the
+// one that /etc/ftfuse/ftfuse.toml is about, which goes on, until shutdown_timeout was over and 15
+// seconds more, and said that it was still sending.
+func TestUmountWaitedForAnotherMount(t *testing.T) {
+	p := newPair(t)
+	p.Top = `shutdown_timeout = "1s"`
+	h := newFstabHost(t, p)
+	startReceive(t, p)
+	other := p.Dir + "/other"
+	text := strings.NewReplacer(p.MountState, other+"-state", p.Point(), other).Replace(string(read(t, p.MountConfig())))
+	must(t, os.MkdirAll(h.root+"/etc/ftfuse", 0o755))
+	must(t, os.WriteFile(h.root+"/etc/ftfuse/ftfuse.toml", []byte(text), 0o644))
+	h.wants(0, "mkdir "+other+" && mount -t ftfuse -o _netdev any "+other)
+	t.Cleanup(func() { h.run("umount " + other) })
+	h.wants(0, "mount -t ftfuse -o _netdev,config="+p.MountConfig()+" second "+p.Point()+" && echo a >"+p.In("a.log"))
+	if out := h.wants(0, "umount "+p.Point()); out != "" {
+		t.Errorf("umount says %q", out)
+	}
+	h.wants(0, "echo b >"+other+"/b.log")
+	arrives(t, p.Out("a.log"), []byte("a\n"))
+	h.wants(0, "umount "+other)
+	arrives(t, p.Out("b.log"), []byte("b\n"))
 }
 
 // TestMountAgainWhileItSends: umount without the helper (or a killed one) leaves a process that
