@@ -62,6 +62,7 @@ type writer struct {
 // piece is the beginning of a line whose end has not come.
 type piece struct {
 	data  []byte
+	raw   bool     // binary, and given as it is: no line
 	cost  int64    // of it in counters.held
 	seqs  []uint64 // batches that have a part of it
 	since time.Time
@@ -223,7 +224,7 @@ func (f *feed) records(b *batch.Sealed) error {
 		if f.fields&template.Seq != 0 {
 			f.lines += countLines(rec.Data)
 		}
-		if len(rec.Data) > 0 && f.wants(source{rec.Host, rec.Path}) {
+		if (len(rec.Data) > 0 || rec.Flags&record.PieceLast != 0) && f.wants(source{rec.Host, rec.Path}) {
 			f.vals.Number = base + 1
 			f.record(&rec)
 		}
@@ -260,14 +261,22 @@ func (f *feed) record(rec *record.Record) {
 		f.giveUp(s, h)
 		h = nil
 	}
+	if len(rec.Data) == 0 {
+		f.finish(s, h)
+		return
+	}
 	if cont && h == nil {
 		f.count.split.Add(1)
 	}
 	unfinished := rec.Flags&(record.PieceFirst|record.PieceMiddle) != 0
+	if f.exact && rec.Flags&record.Binary != 0 {
+		f.raw(s, h, rec.Data, unfinished)
+		return
+	}
 	if f.exact && h == nil && !unfinished {
 		f.flushText()
 		f.u.add(rec.Data)
-		if rec.Data[len(rec.Data)-1] != '\n' && rec.Flags&record.Binary == 0 {
+		if rec.Data[len(rec.Data)-1] != '\n' {
 			f.u.add(newline)
 		}
 		return
@@ -276,7 +285,7 @@ func (f *feed) record(rec *record.Record) {
 		line, eol, tail, whole := cutLine(rest)
 		rest = tail
 		if !whole && unfinished {
-			f.hold(s, h, line)
+			f.hold(s, h, line, false)
 			return
 		}
 		if h != nil {
@@ -288,6 +297,32 @@ func (f *feed) record(rec *record.Record) {
 		f.line(line)
 		f.text = f.format.AppendAfter(f.text, &f.vals)
 		f.text = append(f.text, eol...)
+	}
+}
+
+// raw adds a binary record as it is, or holds it while its end has not come; h is what there is
+// of it.
+func (f *feed) raw(s writer, h *piece, data []byte, unfinished bool) {
+	if unfinished {
+		f.hold(s, h, data, true)
+		return
+	}
+	if h != nil {
+		f.release(s, h)
+	}
+	f.flushText()
+	f.u.add(data)
+}
+
+// finish ends what is held of a line or a binary record: its last piece has no bytes, as where
+// all of it had left when its writer said that this was the end.
+func (f *feed) finish(s writer, h *piece) {
+	if h == nil {
+		return
+	}
+	f.release(s, h)
+	if !h.raw {
+		f.text = append(f.format.AppendAfter(f.text, &f.vals), '\n')
 	}
 }
 
@@ -314,10 +349,10 @@ func (f *feed) line(b []byte) {
 	}
 }
 
-// hold keeps a piece of a line; h is what there is of it.
-func (f *feed) hold(s writer, h *piece, b []byte) {
+// hold keeps a piece of a line, or of a record that is raw; h is what there is of it.
+func (f *feed) hold(s writer, h *piece, b []byte, raw bool) {
 	if h == nil {
-		h = &piece{data: f.format.AppendBefore(nil, &f.vals)}
+		h = &piece{data: f.format.AppendBefore(nil, &f.vals), raw: raw}
 		f.pieces[s] = h
 	}
 	if f.fields&template.Line != 0 {
@@ -344,10 +379,12 @@ func (f *feed) release(s writer, h *piece) {
 	delete(f.pieces, s)
 }
 
-// giveUp makes a line of its own of what was held of one.
+// giveUp makes a line of its own of what was held of one; what is raw stays as it is.
 func (f *feed) giveUp(s writer, h *piece) {
 	f.release(s, h)
-	f.u.add(newline)
+	if !h.raw {
+		f.u.add(newline)
+	}
 	f.count.split.Add(1)
 }
 

@@ -210,6 +210,50 @@ func TestABatchThatHoldsAPieceComesAgainAfterARestart(t *testing.T) {
 	}
 }
 
+// TestABinaryRecordWasHeldForAMinuteAndGotALineFeed: its end is a piece without bytes where what
+// was written had left when its file was flushed or closed. That was passed over, so that the
+// record was held until the next one or for a minute, and went out as a line.
+func TestABinaryRecordWasHeldForAMinuteAndGotALineFeed(t *testing.T) {
+	const first, middle, last = record.Binary | record.PieceFirst, record.Binary | record.PieceMiddle, record.Binary | record.PieceLast
+	for _, c := range []struct{ format, want string }{
+		{"%L", "\x00one\r\n\x01two\x02three\x03\nfour\x04long end\n"},
+		{"<%L>", "<\x00one>\r\n<\x01>\n<three\x03>\n<two\x02>\n<four\x04>\n<long end>\n"},
+	} {
+		out := t.TempDir()
+		p := shell("exec cat", to(out, "a"))
+		p.Format = c.format
+		r := newRig(t, p)
+		r.put(rec{"a", "\x00one\r\n\x01", first})
+		r.put(rec{"a", "", last})
+		r.put(rec{"a", "two", first}, rec{"b", "three\x03\nfo", first})
+		r.put(rec{"a", "\x02", last}, rec{"b", "u", middle})
+		r.put(rec{"b", "r\x04", last})
+		r.put(rec{"long", "long end", record.PieceFirst})
+		r.put(rec{"long", "", record.PieceLast | record.Unterminated})
+		await(t, "all is acked: nothing is held", func() bool { return r.backlog(p.Cursor) == 0 })
+		r.drain()
+		got, err := os.ReadFile(filepath.Join(out, "a"))
+		must(t, err)
+		if string(got) != c.want {
+			t.Errorf("with format %q got %q, want %q", c.format, got, c.want)
+		}
+	}
+}
+
+// TestABinaryRecordThatIsGivenUpIsGivenAsItIs: without a line feed.
+func TestABinaryRecordThatIsGivenUpIsGivenAsItIs(t *testing.T) {
+	out := t.TempDir()
+	p := shell("exec cat", to(out, "a"))
+	r := newRig(t, p)
+	r.put(rec{"a", "\x00one", record.Binary | record.PieceFirst})
+	r.put(rec{"a", "\x01two", record.Binary}) // the role of the source was killed
+	await(t, "all is acked", func() bool { return r.backlog(p.Cursor) == 0 })
+	r.drain()
+	if got, err := os.ReadFile(filepath.Join(out, "a")); err != nil || string(got) != "\x00one\x01two" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
 func TestOnlyWhatMatchesIsGivenInTheFormatThatIsAskedFor(t *testing.T) {
 	out := t.TempDir()
 	p := shell("exec cat", to(out, "a"))
