@@ -108,7 +108,9 @@ type signals struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	ch     chan os.Signal
-	wg     sync.WaitGroup
+	wg     sync.WaitGroup // of loop
+
+	watching sync.WaitGroup
 }
 
 // newSignals cancels ctx on the first SIGTERM or SIGINT and exits on the second. Writing to
@@ -128,7 +130,7 @@ func newSignals(log *slog.Logger, stops <-chan string) *signals {
 func (s *signals) watch(sig os.Signal, do func()) {
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, sig)
-	s.wg.Go(func() {
+	s.watching.Go(func() {
 		for {
 			select {
 			case <-ch:
@@ -174,9 +176,11 @@ func (s *signals) stop(log *slog.Logger, name string, n int) {
 	}
 }
 
-// close gives the signals back and waits for the goroutine.
+// close waits for the goroutines and gives the signals back: not before what watch does has ended,
+// which may write to the log.
 func (s *signals) close() {
 	s.cancel()
+	s.watching.Wait()
 	signal.Stop(s.ch)
 	close(s.ch)
 	s.wg.Wait()

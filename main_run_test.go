@@ -25,6 +25,9 @@ import (
 const stuckEnv = "FTFUSE_TEST_STUCK"
 
 func maybeStuck() {
+	if os.Getenv(lateReloadEnv) != "" {
+		lateReload()
+	}
 	file := os.Getenv(stuckEnv)
 	if file == "" {
 		return
@@ -34,6 +37,47 @@ func maybeStuck() {
 		select {}
 	}
 	os.Exit(exitCode(serve(config.RoleReceive, run, func() (*config.Config, error) { return config.Load(file) }, nil, nil, os.Stderr)))
+}
+
+// lateReloadEnv makes this test binary a role that is still busy with a SIGHUP when it has stopped.
+const lateReloadEnv = "FTFUSE_TEST_LATE_RELOAD"
+
+func lateReload() {
+	s := newSignals(slog.New(slog.DiscardHandler), nil)
+	busy := make(chan struct{})
+	s.watch(syscall.SIGHUP, func() {
+		fmt.Fprintln(os.Stderr, `{"msg":"ready"}`)
+		_, _ = os.Stdin.Read(make([]byte, 1)) // until nobody reads the log
+		close(busy)
+		for range 20000 {
+			fmt.Fprintln(os.Stderr, "a line of the log")
+		}
+	})
+	_ = syscall.Kill(os.Getpid(), syscall.SIGHUP)
+	<-busy
+	s.close()
+	os.Exit(exitOK)
+}
+
+// A role whose log nobody read was killed by that where it stopped while it was busy with a
+// SIGHUP: what the reload then said was written after the signals had been given back.
+func TestAReloadAtTheEndKilledARoleWhoseLogNobodyReads(t *testing.T) {
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startWith(t, in, []string{lateReloadEnv + "=1"}, self)
+	p.waitFor("ready")
+	p.pipe.Close()
+	if _, err := out.Write([]byte{0}); err != nil {
+		t.Fatal(err)
+	}
+	p.exits(exitOK)
 }
 
 // process is a role in the foreground whose log is read as JSON.
@@ -46,12 +90,22 @@ type process struct {
 
 func start(t *testing.T, env []string, name string, args ...string) *process {
 	t.Helper()
+	return startWith(t, nil, env, name, args...)
+}
+
+// startWith is start with a standard input, which it closes.
+func startWith(t *testing.T, in *os.File, env []string, name string, args ...string) *process {
+	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &process{t: t, cmd: exec.CommandContext(t.Context(), name, args...), pipe: r, log: bufio.NewScanner(r)}
 	p.cmd.Stderr = w
+	if in != nil {
+		p.cmd.Stdin = in
+		defer in.Close()
+	}
 	p.cmd.Env = append(os.Environ(), env...)
 	err = p.cmd.Start()
 	w.Close()
