@@ -10,13 +10,14 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"ftfuse/mount/capture"
 )
 
 // Handler answers below /send/ for a running mount:
 //
-//	POST /send/begin                          Request, answers Begun; JSON
+//	POST /send/begin                          beginning, answers Begun; JSON
 //	POST /send/data?id=N&off=N&by=P,U,G,T     at most MaxData bytes
 //	POST /send/end?id=N
 //
@@ -24,13 +25,13 @@ import (
 func Handler(t Target) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /send/begin", func(w http.ResponseWriter, q *http.Request) {
-		var r Request
+		var r beginning
 		err := json.NewDecoder(io.LimitReader(q.Body, 1<<20)).Decode(&r)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		b, err := t.Begin(q.Context(), r)
+		b, err := t.Begin(q.Context(), r.request())
 		answer(w, b, err)
 	})
 	mux.HandleFunc("POST /send/data", func(w http.ResponseWriter, q *http.Request) {
@@ -59,6 +60,28 @@ func Handler(t Target) http.Handler {
 	return mux
 }
 
+// beginning is a Request as it travels.
+type beginning struct {
+	Request
+	RawPath []byte `json:",omitempty"` // Path where that is not UTF-8, which is all that JSON holds
+}
+
+func beginningOf(r Request) beginning {
+	b := beginning{Request: r}
+	if !utf8.ValidString(r.Path) {
+		b.RawPath = []byte(r.Path)
+	}
+	return b
+}
+
+func (b *beginning) request() Request {
+	r := b.Request
+	if b.RawPath != nil {
+		r.Path = string(b.RawPath)
+	}
+	return r
+}
+
 func answer(w http.ResponseWriter, v any, err error) {
 	switch {
 	case errors.Is(err, ErrPath):
@@ -85,7 +108,7 @@ var ErrRefused = errors.New("the mount answers")
 
 // Begin asks the mount.
 func (r Remote) Begin(ctx context.Context, q Request) (b Begun, err error) {
-	text, err := json.Marshal(q)
+	text, err := json.Marshal(beginningOf(q))
 	if err != nil {
 		return b, err
 	}

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -167,6 +170,38 @@ func (d *deaf) End(ctx context.Context, id uint64) error {
 		return errors.Join(err, errors.New("the mount went away"))
 	}
 	return err
+}
+
+// remote is l, asked as a running mount is.
+func remote(t *testing.T, l *Local) Remote {
+	t.Helper()
+	s := httptest.NewServer(Handler(l))
+	t.Cleanup(s.Close)
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", s.Listener.Addr().String())
+	}
+	return Remote{Client: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// Files whose names are not UTF-8 were sent under another name where a mount ran, all under the
+// same one, and once more where none ran.
+func TestSentFilesWhoseNamesAreNotUTF8WereOne(t *testing.T) {
+	l, m := local()
+	there := remote(t, l)
+	var ids []uint64
+	for _, path := range []string{"logs/a\xff.log", "logs/a\xfe.log", "logs/\u65e5\u672c\ufffd.log"} {
+		b, err := there.Begin(t.Context(), Request{Path: path, Ino: 7, Head: []byte("x")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := m.sources[b.ID].Path; got != path {
+			t.Errorf("%q is sent as %q", path, got)
+		}
+		ids = append(ids, b.ID)
+	}
+	if b, err := l.Begin(t.Context(), Request{Path: "logs/a\xff.log", Ino: 7, Head: []byte("x")}); err != nil || b.ID != ids[0] || b.ID == ids[1] {
+		t.Errorf("without the mount it is source %d (%v), with it they are %v", b.ID, err, ids)
+	}
 }
 
 // A stream whose end was not answered was said to be another one, though all of it was in the
