@@ -126,7 +126,7 @@ func (r *rotor) untilNext() time.Duration {
 	wait, now := lookAtClock, r.now()
 	for _, o := range r.outputs().set.outputs {
 		if every := o.Rotate.Every; every > 0 {
-			wait = min(wait, began(now, every).Add(every).Sub(now))
+			wait = min(wait, next(now, every).Sub(now))
 		}
 	}
 	if r.table.turning() {

@@ -26,3 +26,20 @@ func began(now time.Time, every time.Duration) time.Time {
 	at := clock - clock%every
 	return time.Date(y, m, d, int(at/time.Hour), int(at%time.Hour/time.Minute), int(at%time.Minute/time.Second), int(at%time.Second), now.Location())
 }
+
+// next returns when it is to be looked whether another period has begun: when one begins, as the
+// clock on the wall goes now, and always behind now. A period in which clocks are set back lasts longer
+// than every.
+func next(now time.Time, every time.Duration) time.Time {
+	const day = 24 * time.Hour
+	from := began(now, every)
+	y, m, d := from.Date()
+	at := time.Date(y, m, d+int(max(every, day)/day), 0, 0, 0, 0, from.Location())
+	if end := from.Add(every); every < day && end.Before(at) {
+		at = end
+	}
+	if !at.After(now) { // an hour that comes twice, or a midnight that does not come
+		return now.Add(lookAtClock)
+	}
+	return at
+}
