@@ -13,8 +13,8 @@ import (
 	"sync"
 	"time"
 
-	"ftfuse/internal/record"
 	"ftfuse/mount/capture"
+	"ftfuse/mount/spool"
 	"ftfuse/queue"
 )
 
@@ -33,6 +33,8 @@ var (
 const (
 	// MaxData is how many bytes Data takes at most.
 	MaxData = 2 << 20
+	// maxName is how long a name can be (NAME_MAX).
+	maxName = 255
 	// maxSent is how many files and streams are remembered; the oldest are forgotten.
 	maxSent = 4096
 	// staleStream is after how long without a word from its sender, who must have gone, a
@@ -115,8 +117,10 @@ var _ Target = (*Local)(nil)
 // checkPath returns why nothing can be sent under a path.
 func (l *Local) checkPath(p string) error {
 	switch {
-	case p == "", p == ".", p != path.Clean(p), path.IsAbs(p), p == "..", strings.HasPrefix(p, "../"), strings.ContainsRune(p, 0), len(p) >= record.MaxString:
+	case p == "", p == ".", p != path.Clean(p), path.IsAbs(p), p == "..", strings.HasPrefix(p, "../"), strings.ContainsRune(p, 0):
 		return fmt.Errorf("%w: %.200q: write it as it would be below the mount point, such as logs/app.log", ErrPath, p)
+	case len(p) > spool.MaxPath, slices.ContainsFunc(strings.Split(p, "/"), func(name string) bool { return len(name) > maxName }):
+		return fmt.Errorf("%w: %.200q: no file can have it: a path has at most %d bytes, each name in it %d", ErrPath, p, spool.MaxPath, maxName)
 	case !l.Matches(p):
 		return fmt.Errorf("%w: %q: a [[mount.rule]] keeps it from being transferred", ErrPath, p)
 	}

@@ -204,6 +204,20 @@ func TestSentFilesWhoseNamesAreNotUTF8WereOne(t *testing.T) {
 	}
 }
 
+// A path that no file can have was taken, and all that was sent under it became a dead letter at the
+// receiver.
+func TestNothingIsSentUnderAPathThatNoFileCanHave(t *testing.T) {
+	l, _ := local()
+	for path, ok := range map[string]bool{
+		"logs/" + strings.Repeat("x", 255) + "/a": true, "logs/" + strings.Repeat("x", 256) + "/a": false, strings.Repeat("\u00e9", 128): false,
+		strings.Repeat("abc/", 999) + "abcd": true, strings.Repeat("abc/", 999) + "abcde": false,
+	} {
+		if _, err := l.Begin(t.Context(), Request{Path: path, Name: "s"}); ok != (err == nil) || !ok && !errors.Is(err, ErrPath) {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+}
+
 // A stream whose end was not answered was said to be another one, though all of it was in the
 // queue: the end had made it forgotten.
 func TestALostAnswerToTheEndOfAStream(t *testing.T) {
