@@ -111,8 +111,10 @@ func repeat(s string) (string, int) {
 	}
 	m := interval.FindStringSubmatch(s)
 	switch {
-	case m == nil || m[1] == "" && m[3] == "":
+	case m == nil || m[1] == "" && m[2] == "" && m[3] == "":
 		return `\{`, 1
+	case m[1] == "" && m[3] == "":
+		return "*", len(m[0])
 	case m[1] == "":
 		return "{0," + m[3] + "}", len(m[0])
 	}

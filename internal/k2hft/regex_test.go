@@ -26,6 +26,16 @@ func apply(t *testing.T, r rewrite, line string) (string, bool) {
 	return re.ReplaceAllString(line, *r.replace), true
 }
 
+// An interval without bounds was taken for text, so that an ALLOW with it dropped the lines that it
+// lets through with regcomp(3) of glibc.
+func TestAnIntervalWithoutBoundsWasText(t *testing.T) {
+	for posix, want := range map[string]string{"xa{,}y": "xa*y", "a{,3}": "a{0,3}", "a{2,}": "a{2,}", "a{": `a\{`, "a{}": `a\{}`} {
+		if got, _, err := toRE2(posix); err != nil || got != want {
+			t.Errorf("%q is %q (%v), want %q", posix, got, err, want)
+		}
+	}
+}
+
 // TestALineBecomesWhatK2HFTFUSEMadeOfIt: of a line that a regular expression matches, the
 // replacement is all that is left, and without one, what was matched.
 func TestALineBecomesWhatK2HFTFUSEMadeOfIt(t *testing.T) {
