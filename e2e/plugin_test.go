@@ -163,6 +163,7 @@ func TestThePluginOfARuleChangesUnderLoad(t *testing.T) {
 	start(t, p)
 	must(t, os.MkdirAll(p.In("logs"), 0o755))
 	load := startLoad(t, p, "logs/a", 2, rig.Job{Size: 100, Lines: tally.MaxLines, Rate: 5000})
+	grows(t, filepath.Join(p.Dir, "0"), 1)
 	for i := 1; i <= 4; i++ {
 		p.Rules = with(fmt.Sprint(i))
 		must(t, p.WriteConfigs())
