@@ -2,6 +2,7 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -76,10 +77,21 @@ func (s *server) fileAttr(f *file) (fuse.Attr, error) {
 	return attrOf(&st, fileInode(f.number), nlink), nil
 }
 
+// stale is err, of a call on the file of a node that the kernel named, as the kernel is to hear
+// it. A file can be removed between the LOOKUP that found it and what is asked of it next: for
+// ESTALE the kernel looks the name up again, and the program gets what is there now.
+func stale(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return syscall.ESTALE
+	}
+	return err
+}
+
 // nodeAttr returns the attributes of whatever id is.
 func (s *server) nodeAttr(id fuse.NodeID) (fuse.Attr, error) {
 	if fn := s.fileNode(id); fn != nil {
-		return s.fileAttr(fn.file)
+		a, err := s.fileAttr(fn.file)
+		return a, stale(err)
 	}
 	if d := s.dirNode(id); d != nil {
 		return s.dirAttr(d)
@@ -104,7 +116,7 @@ func (s *server) setattr(r *fuse.SetattrRequest) {
 	case fn != nil && s.held(r, fn.file):
 		return
 	case fn != nil:
-		err = s.setFile(fn.file.number, r)
+		err = stale(s.setFile(fn.file.number, r))
 		if err == nil && r.Valid.Size() {
 			s.truncate(r, fn.file)
 			return
@@ -236,10 +248,9 @@ func (s *server) truncate(r *fuse.SetattrRequest, f *file) {
 		r.RespondError(syscall.EFBIG)
 		return
 	}
-	sf, err := s.store.Acquire(f.number)
+	sf, err := s.acquire(f.number, "truncate", f.path())
 	if err != nil {
-		s.log.Error("truncate", "err", err)
-		r.RespondError(syscall.EIO)
+		r.RespondError(err)
 		return
 	}
 	sf.Reserve()

@@ -64,10 +64,9 @@ func (h *handle) backing() int32 {
 // the spool file for it, or one write(2) is one request (direct I/O).
 func (s *server) openFile(r *fuse.Header, fn *fileNode, flags fuse.OpenFlags) (*handle, error) {
 	f := fn.file
-	sf, err := s.store.Acquire(f.number)
+	sf, err := s.acquire(f.number, "open", f.path())
 	if err != nil {
-		s.log.Error("open", "path", f.path(), "err", err)
-		return nil, syscall.EIO
+		return nil, err
 	}
 	mode, reply := s.how(f, sf, flags)
 	m := metaOf(r)
@@ -98,6 +97,16 @@ func (s *server) openFile(r *fuse.Header, fn *fileNode, flags fuse.OpenFlags) (*
 	f.spool = sf
 	s.count(h)
 	return h, nil
+}
+
+// acquire opens file n for a program. An error is what it is told: see stale.
+func (s *server) acquire(n spool.Number, what, path string) (*spool.File, error) {
+	sf, err := s.store.Acquire(n)
+	if err = stale(err); err != nil && err != syscall.ESTALE {
+		s.log.Error(what, "path", path, "err", err)
+		err = syscall.EIO
+	}
+	return sf, err
 }
 
 // keep stores h in the session and gives it its id: the kernel may hear of it.

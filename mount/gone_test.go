@@ -1,0 +1,55 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// removedNode makes a file, finds it by its name as the first half of an open(2) does, and removes
+// it once nothing of it is left. It returns the way to what was found.
+func removedNode(t *testing.T, r *rig, name string) string {
+	t.Helper()
+	must(t, unix.Mknod(r.path(name), unix.S_IFREG|0o644, 0)) // without a note, which would keep it
+	fd, err := unix.Open(r.path(name), unix.O_PATH, 0)
+	must(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	must(t, os.Remove(r.path(name)))
+	return fmt.Sprintf("/proc/self/fd/%d", fd)
+}
+
+// TestAFileThatIsRemovedWhileItIsOpenedWasAnIOError: what comes for a node whose file is gone is
+// answered ESTALE, for which the kernel looks the name up again. EIO was told to programs that opened a
+// log while it was rotated away, and ENOENT to those that were to make it (O_CREAT).
+func TestAFileThatIsRemovedWhileItIsOpenedWasAnIOError(t *testing.T) {
+	for _, attribution := range []string{"open", "write"} {
+		t.Run(attribution, func(t *testing.T) {
+			r := newRig(t, fmt.Sprintf("[[mount.rule]]\npath = \"**\"\nattribution = %q\n", attribution))
+			found := removedNode(t, r, "gone")
+			for what, do := range map[string]func() error{
+				"open": func() error {
+					fd, err := unix.Open(found, unix.O_WRONLY|unix.O_APPEND, 0)
+					if err == nil {
+						unix.Close(fd)
+					}
+					return err
+				},
+				"stat":     func() error { return unix.Stat(found, new(unix.Stat_t)) },
+				"truncate": func() error { return unix.Truncate(found, 0) },
+				"chmod":    func() error { return unix.Chmod(found, 0o600) },
+				"chown":    func() error { return unix.Chown(found, 1, 1) },
+				"times":    func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, found, nil, 0) },
+			} {
+				if err := do(); !errors.Is(err, unix.ESTALE) {
+					t.Errorf("%s: %v, want ESTALE", what, err)
+				}
+			}
+			if r.logged("level=ERROR") {
+				t.Error("an error is logged")
+			}
+		})
+	}
+}
