@@ -255,8 +255,13 @@ func (s *server) truncate(r *fuse.SetattrRequest, f *file) {
 	}
 	sf.Reserve()
 	size := int64(r.Size)
+	marks := size == 0 || r.Valid.Handle() // not truncate(2), which cannot be told from O_TRUNC where that is to 0
 	s.later(&r.Header, func(ctx context.Context, h *fuse.Header) {
 		err := s.alone(ctx, f.gate, func() {
+			if marks && sf.Size() == size {
+				s.truncated(ctx, h, f, sf, s.modified(sf))
+				return
+			}
 			err := s.resizeOnce(ctx, h.ID, sf, size)
 			s.truncated(ctx, h, f, sf, err)
 		})
@@ -266,6 +271,12 @@ func (s *server) truncate(r *fuse.SetattrRequest, f *file) {
 		sf.Unreserve()
 		sf.Release()
 	})
+}
+
+// modified gives f the time of now: O_TRUNC and ftruncate(2) mark a file as changed also where
+// they leave its length, and the kernel leaves that to who serves it (fs/fuse/dir.c, update_mtime).
+func (s *server) modified(f *spool.File) error {
+	return s.store.Utimens(f.Number(), unix.Timespec{Nsec: unix.UTIME_OMIT}, unix.Timespec{Nsec: unix.UTIME_NOW})
 }
 
 // alone runs work while nothing else has the file for itself. What is answered there is

@@ -444,3 +444,35 @@ func TestManyOpensAtOnceSeeNoError(t *testing.T) {
 		t.Fatalf("%d lines were delivered, want %d", got, 8*200)
 	}
 }
+
+// TestATruncationThatChangesNoLengthLeftTheTimeOfChange: "> stamp" and ftruncate(2) mark a file as
+// changed also where it has that length already (POSIX, open(2) and ftruncate(2)); the kernel leaves
+// that to the daemon. truncate(2) does not, as on ext4.
+func TestATruncationThatChangesNoLengthLeftTheTimeOfChange(t *testing.T) {
+	r := newRig(t, "")
+	long := time.Unix(1000, 0)
+	modified := func(name, text string, change func(f *os.File) error) bool {
+		t.Helper()
+		f := appender(t, r.path(name))
+		if text != "" {
+			put(t, f, text)
+		}
+		must(t, os.Chtimes(r.path(name), long, long))
+		must(t, change(f))
+		st, err := os.Stat(r.path(name))
+		must(t, err)
+		if st.Size() != int64(len(text)) {
+			t.Errorf("%s has %d bytes, want %d", name, st.Size(), len(text))
+		}
+		return !st.ModTime().Equal(long)
+	}
+	if !modified("opened", "", func(*os.File) error { return os.WriteFile(r.path("opened"), nil, 0o644) }) {
+		t.Error("O_TRUNC of an empty file left its time")
+	}
+	if !modified("cut", "text\n", func(f *os.File) error { return f.Truncate(5) }) {
+		t.Error("ftruncate to the length that it has left its time")
+	}
+	if modified("named", "text\n", func(*os.File) error { return os.Truncate(r.path("named"), 5) }) {
+		t.Error("truncate to the length that it has changed its time")
+	}
+}
