@@ -166,7 +166,7 @@ func Adopt(dir string) (*Adoption, error) {
 		m, err = ch.recv()
 	}
 	switch {
-	case err != nil && exited(a.proc, 0):
+	case err != nil && exited(a.proc, dying(err)):
 		a.Decline()
 		return nil, nil
 	case err != nil:
@@ -181,6 +181,15 @@ func Adopt(dir string) (*Adoption, error) {
 	}
 	a.FD, a.Saved, a.Point = m.fd, m.State, m.Point
 	return a, nil
+}
+
+// dying is how long a worker with which talking ended with err may take to end. One that is being
+// killed has closed its sockets some time before.
+func dying(err error) time.Duration {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0
+	}
+	return adoptLimit
 }
 
 // Take makes the old worker leave and returns when its process has ended. One that does

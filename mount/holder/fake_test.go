@@ -26,11 +26,14 @@ import (
 const (
 	holderTest = "FTFUSE_HOLDER_TEST" // the test's folder
 	fakeTest   = "FTFUSE_FAKE"        // what the first worker does amiss
+	dyingTest  = "FTFUSE_DYING"       // the folder of a worker that is being killed
 )
 
 func TestMain(m *testing.M) {
 	dir := os.Getenv(holderTest)
 	switch {
+	case os.Getenv(dyingTest) != "":
+		os.Exit(dyingMain(os.Getenv(dyingTest)))
 	case dir == "":
 		os.Exit(m.Run())
 	case os.Getenv(FDEnv) != "":
