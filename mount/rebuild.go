@@ -1,10 +1,7 @@
 package mount
 
 import (
-	"io/fs"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"bazil.org/fuse"
@@ -127,12 +124,9 @@ func (s *server) nameOf(n spool.Number) (path string, ok bool) {
 	}
 	// Renamed since, or a directory above it: look at all names once more.
 	clear(names)
-	s.walkTree(func(path string, d fs.DirEntry) {
-		if d.Type() != fs.ModeSymlink {
-			return
-		}
-		if dir, number, err := s.store.Lookup(path); err == nil && !dir {
-			names[number] = path
+	s.walkTree(func(e spool.Dirent) {
+		if e.Number != 0 {
+			names[e.Number] = e.Name
 		}
 	})
 	path, ok = names[n]
@@ -141,30 +135,18 @@ func (s *server) nameOf(n spool.Number) (path string, ok bool) {
 
 func (s *server) scanDirs() map[uint64]string {
 	dirs := map[uint64]string{}
-	s.walkTree(func(path string, d fs.DirEntry) {
-		if !d.IsDir() {
-			return
-		}
-		if st, err := s.store.StatDir(path); err == nil {
-			dirs[st.Ino] = path
+	s.walkTree(func(e spool.Dirent) {
+		if e.Dir {
+			dirs[e.Inode] = e.Name
 		}
 	})
 	return dirs
 }
 
 // walkTree gives fn every name below the mount.
-func (s *server) walkTree(fn func(path string, d fs.DirEntry)) {
-	root := filepath.Join(s.store.Dir(), "tree")
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			if os.IsNotExist(err) {
-				return nil // removed meanwhile
-			}
-			return err
-		}
-		if rel, _ := filepath.Rel(root, path); rel != "." {
-			fn(rel, d)
-		}
+func (s *server) walkTree(fn func(spool.Dirent)) {
+	err := s.store.Walk(func(e spool.Dirent) error {
+		fn(e)
 		return nil
 	})
 	if err != nil {

@@ -156,7 +156,8 @@ type Store struct {
 	orphans map[Number]bool  // spool files that had no name at the start
 	gone    []Number
 
-	strays atomic.Uint64 // see Strays
+	strays  atomic.Uint64 // see Strays
+	longest atomic.Int64  // no path is longer: see fits
 
 	followed   map[Number]*File // those with orphan writers
 	stopFollow context.CancelFunc

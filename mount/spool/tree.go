@@ -3,9 +3,9 @@ package spool
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"unsafe"
 
@@ -13,7 +13,7 @@ import (
 )
 
 // MaxPath is the longest path below the mount, in bytes, that the tree of names takes;
-// a longer one gets ENAMETOOLONG.
+// a longer one gets ENAMETOOLONG, and so does a directory's new name with which one in it would be.
 const MaxPath = 4000
 
 // FileInfo is one spool file as Open found it.
@@ -97,29 +97,17 @@ func (s *Store) checkTree() (Number, error) {
 
 func (s *Store) readTree() (map[Number]string, error) {
 	names := map[Number]string{}
-	root := filepath.Join(s.dir, "tree")
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
+	err := s.Walk(func(e Dirent) error {
+		s.noteLongest(int64(len(e.Name)))
+		switch other, twice := names[e.Number]; {
+		case e.Dir:
+		case e.Number == 0:
+			s.o.Logger.Warn("not a name that ftfuse made, hidden on the mount; move it away", "path", filepath.Join(s.dir, "tree", e.Name))
+		case twice:
+			return fmt.Errorf("%w: %q and %q are names of the same file %s; remove the one that was copied there", ErrTree, other, e.Name, e.Number)
+		default:
+			names[e.Number] = e.Name
 		}
-		var n Number
-		ok := false
-		if d.Type() == fs.ModeSymlink {
-			target, err := os.Readlink(path)
-			if err != nil {
-				return err
-			}
-			n, ok = parseNumber(target)
-		}
-		if !ok {
-			s.o.Logger.Warn("not a name that ftfuse made, hidden on the mount; move it away", "path", path)
-			return nil
-		}
-		rel, _ := filepath.Rel(root, path)
-		if other, twice := names[n]; twice {
-			return fmt.Errorf("%w: %q and %q are names of the same file %s; remove the one that was copied there", ErrTree, other, rel, n)
-		}
-		names[n] = rel
 		return nil
 	})
 	if err != nil && !errors.Is(err, ErrTree) {
@@ -198,6 +186,7 @@ func (s *Store) Create(path string, mode, uid, gid uint32) (*File, error) {
 	if len(path) > MaxPath {
 		return nil, unix.ENAMETOOLONG
 	}
+	s.noteLongest(int64(len(path)))
 	s.mu.Lock()
 	id, err := s.numbers.take()
 	s.mu.Unlock()
@@ -233,6 +222,7 @@ func (s *Store) Mkdir(path string, mode, uid, gid uint32) error {
 	if len(path) > MaxPath {
 		return unix.ENAMETOOLONG
 	}
+	s.noteLongest(int64(len(path)))
 	fd := int(s.tree.Fd())
 	if err := unix.Mkdirat(fd, path, 0o700); err != nil {
 		return err
@@ -276,9 +266,18 @@ func (s *Store) Rename(from, to string) error {
 	if from == to {
 		return nil
 	}
-	if _, _, err := s.Lookup(from); err != nil {
+	folder, _, err := s.Lookup(from)
+	if err != nil {
 		return err
 	}
+	if folder {
+		if ok, err := s.fits(from, to); err != nil {
+			return err
+		} else if !ok {
+			return unix.ENAMETOOLONG
+		}
+	}
+	s.noteLongest(int64(len(to)))
 	dir, replaced, err := s.Lookup(to)
 	if err == unix.ENOENT {
 		var st unix.Stat_t
@@ -299,40 +298,18 @@ func (s *Store) Rename(from, to string) error {
 
 // ReadDir returns the names in a directory, without those that ftfuse did not make.
 func (s *Store) ReadDir(path string) ([]Dirent, error) {
-	fd, err := unix.Openat(int(s.tree.Fd()), at(path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := s.openTree(path)
 	if err != nil {
 		return nil, err
 	}
-	d := os.NewFile(uintptr(fd), path)
-	defer d.Close()
-	list, err := d.ReadDir(-1)
-	if err != nil {
-		return nil, bare(err)
-	}
-	out := make([]Dirent, 0, len(list))
-	var buf [17]byte
-	for _, e := range list {
-		if e.IsDir() {
-			var st unix.Stat_t
-			if unix.Fstatat(fd, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-				out = append(out, Dirent{Name: e.Name(), Dir: true, Inode: st.Ino})
-			}
-			continue
-		}
-		size, err := unix.Readlinkat(fd, e.Name(), buf[:])
-		if err != nil {
-			continue
-		}
-		if n, ok := parseNumber(string(buf[:size])); ok {
-			out = append(out, Dirent{Name: e.Name(), Number: n})
-		}
-	}
-	return out, nil
+	defer unix.Close(fd)
+	list, err := dirents(fd)
+	return slices.DeleteFunc(list, func(e Dirent) bool { return !e.Dir && e.Number == 0 }), err
 }
 
 // SyncDir makes the names of a directory durable.
 func (s *Store) SyncDir(path string) error {
-	fd, err := unix.Openat(int(s.tree.Fd()), at(path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := s.openTree(path)
 	if err != nil {
 		return err
 	}
