@@ -88,24 +88,17 @@ func doOver(t *testing.T, r *rig) {
 	content(t, r.path("a"), "XXXX\nYYYY\nlonger\n")
 }
 
-// doTruncate truncates twice. kept: what is below the first cut can be read back; a kill
-// between the punch and the end of a truncation takes it (docs/architecture.md).
-func doTruncate(kept bool) func(t *testing.T, r *rig) {
-	return func(t *testing.T, r *rig) {
-		f := openFlags(t, r.path("a"), os.O_WRONLY|os.O_CREATE|os.O_APPEND)
-		put(t, f, "one\ntwo\n")
-		must(t, os.Truncate(r.path("a"), 4))
-		below := "one\n"
-		if !kept {
-			below = "\x00\x00\x00\x00"
-		}
-		content(t, r.path("a"), below)
-		put(t, f, "three\n")
-		content(t, r.path("a"), below+"three\n")
-		must(t, f.Truncate(0))
-		put(t, f, "four\n")
-		content(t, r.path("a"), "four\n")
-	}
+// doTruncate truncates twice. What is below the first cut can be read back whatever is killed.
+func doTruncate(t *testing.T, r *rig) {
+	f := openFlags(t, r.path("a"), os.O_WRONLY|os.O_CREATE|os.O_APPEND)
+	put(t, f, "one\ntwo\n")
+	must(t, os.Truncate(r.path("a"), 4))
+	content(t, r.path("a"), "one\n")
+	put(t, f, "three\n")
+	content(t, r.path("a"), "one\nthree\n")
+	must(t, f.Truncate(0))
+	put(t, f, "four\n")
+	content(t, r.path("a"), "four\n")
 }
 
 func prepFiles(t *testing.T, r *rig) {
@@ -202,10 +195,10 @@ func resendCases() []resendCase {
 			{name: "overwrite done", points: "mount/done-write=kill@2", do: doOver, want: over},
 			{name: "overwrite over the end committed", once: true, points: "capture/overwrite=kill@2", do: doOver, want: over},
 			{name: "overwrite over the end done", points: "mount/done-write=kill@3", do: doOver, want: over},
-			{name: "truncation intended", points: "capture/intent=kill", do: doTruncate(false), want: cut},
-			{name: "truncation cut", points: "spool/truncated=kill", do: doTruncate(false), want: cut},
-			{name: "truncation done", points: "mount/done-truncate=kill", do: doTruncate(true), want: cut},
-			{name: "second truncation done", points: "mount/done-truncate=kill@2", do: doTruncate(true), want: cut},
+			{name: "truncation intended", points: "capture/intent=kill", do: doTruncate, want: cut},
+			{name: "truncation cut", points: "spool/truncated=kill", do: doTruncate, want: cut},
+			{name: "truncation done", points: "mount/done-truncate=kill", do: doTruncate, want: cut},
+			{name: "second truncation done", points: "mount/done-truncate=kill@2", do: doTruncate, want: cut},
 		} {
 			one.name, one.extra = one.name+", "+mode, extra
 			all = append(all, one)

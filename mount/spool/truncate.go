@@ -12,8 +12,8 @@ import (
 // truncation had happened. So it is prepared:
 //
 //  1. the file is drained: everything in it is committed
-//  2. PunchAll: it is punched out whole, the last bytes below its end become a random Mark,
-//     and both are synced
+//  2. PunchAll: it is punched out but for what can be read back, the last bytes below its end
+//     become a random Mark, and both are synced
 //  3. the intent is committed: old size, new size, mark
 //  4. ftruncate
 //  5. the new position is committed
@@ -31,13 +31,17 @@ type Cut struct {
 // markSize is the length of a mark, in bytes.
 const markSize = 16
 
-// kept is what could be read back of a file before it was punched out.
+// kept is what the mark of a truncation that is prepared stands over.
 type kept struct {
-	low, high       []byte
-	lowAt, highAt   int64
+	over            []byte
+	at              int64
 	prepared        bool
 	preparedForSize int64
 }
+
+// highKept bounds what can be read back below the old end when no truncation follows, in bytes: it
+// is synced with the mark, while all writers wait.
+const highKept = 1 << 20
 
 // PunchAll prepares file n for its truncation to size, for a caller who keeps all writers
 // away and has drained the file: see Cut.
@@ -60,26 +64,23 @@ func (f *File) punchAll(size int64) (Cut, error) {
 	if size >= c.Old {
 		return c, nil
 	}
-	k := kept{prepared: true, preparedForSize: size}
+	at := c.Old - min(markSize, c.Old-size)
+	k := kept{at: at, prepared: true, preparedForSize: size}
 	var err error
-	if k.low, k.lowAt, err = f.readTail(size); err != nil {
-		return c, err
-	}
-	if k.high, k.highAt, err = f.readTail(c.Old); err != nil {
-		return c, err
-	}
-	const block = 1 << 16
-	f.changing(0, c.Old, func() { err = punchHole(f.fd, 0, (c.Old/block+1)*block) })
-	if err != nil && err != unix.EOPNOTSUPP {
-		return c, fmt.Errorf("punch out spool file %s before its truncation: %w", f.number, err)
-	}
-	f.kept = k
-	c.Mark = newMark(min(markSize, c.Old-size))
-	at := c.Old - int64(len(c.Mark))
-	f.changing(at, c.Old, func() { _, err = unix.Pwrite(f.fd, c.Mark, at) })
+	f.changing(0, c.Old, func() {
+		if err = f.punchBut(size, c.Old); err != nil {
+			return
+		}
+		if k.over, err = f.readBack(at, c.Old); err != nil {
+			return
+		}
+		f.kept = k
+		c.Mark = newMark(c.Old - at)
+		_, err = unix.Pwrite(f.fd, c.Mark, at)
+	})
 	if err != nil {
 		f.unpunch()
-		return c, fmt.Errorf("mark spool file %s before its truncation: %w", f.number, err)
+		return c, fmt.Errorf("punch out spool file %s before its truncation, and mark it: %w", f.number, err)
 	}
 	if err := f.s.synced(fpSyncCut, func() error { return unix.Fdatasync(f.fd) }); err != nil {
 		return c, fmt.Errorf("sync spool file %s before its truncation: %w", f.number, err)
@@ -100,15 +101,31 @@ func newMark(n int64) []byte {
 	return b
 }
 
-// readTail reads what can be read back below size.
-func (f *File) readTail(size int64) ([]byte, int64, error) {
-	from := max(0, size-f.s.o.Readback)
-	b := make([]byte, size-from)
-	n, err := unix.Pread(f.fd, b, from)
-	if err != nil {
-		return nil, 0, fmt.Errorf("read spool file %s before its truncation: %w", f.number, err)
+// punchBut punches out what can be read back neither after a truncation from old to size nor, as far
+// as highKept goes, without it. Those bytes stay where they are: readback can be any size, and memory
+// is not.
+func (f *File) punchBut(size, old int64) error {
+	readback := f.s.o.Readback
+	for _, hole := range [][2]int64{{0, size - readback}, {size, old - min(readback, highKept)}} {
+		if hole[1] <= hole[0] {
+			continue
+		}
+		if err := punchHole(f.fd, hole[0], hole[1]-hole[0]); err != nil && err != unix.EOPNOTSUPP {
+			return err
+		}
 	}
-	return b[:n], from, nil
+	return nil
+}
+
+// readBack reads the bytes from from to to.
+func (f *File) readBack(from, to int64) ([]byte, error) {
+	b := make([]byte, to-from)
+	for {
+		n, err := unix.Pread(f.fd, b, from)
+		if err != unix.EINTR {
+			return b[:max(n, 0)], err
+		}
+	}
 }
 
 // Unpunch takes a PunchAll back as far as that goes, when no truncation follows: the last
@@ -125,26 +142,20 @@ func (s *Store) Unpunch(n Number) {
 }
 
 func (f *File) unpunch() {
-	if f.kept.prepared {
-		f.putBack(f.kept.high, f.kept.highAt)
-	}
+	k := f.kept
 	f.kept = kept{}
-}
-
-func (f *File) putBack(b []byte, at int64) {
-	if len(b) == 0 {
+	if len(k.over) == 0 {
 		return
 	}
 	var err error
-	f.changing(at, at+int64(len(b)), func() { _, err = unix.Pwrite(f.fd, b, at) })
+	f.changing(k.at, k.at+int64(len(k.over)), func() { _, err = unix.Pwrite(f.fd, k.over, k.at) })
 	if err != nil {
 		f.s.o.Logger.Warn("bytes before a truncation cannot be read back", "file", f.number.String(), "err", err)
 	}
 }
 
 // Truncate sets the length of f to size, for a caller who keeps writers away and has told
-// the capture (BeginTruncate, which calls PunchAll) before. Then the last bytes that could
-// be read back are put back.
+// the capture (BeginTruncate, which calls PunchAll) before.
 func (f *File) Truncate(size int64) error {
 	f.punch.mu.Lock()
 	defer f.punch.mu.Unlock()
@@ -174,12 +185,10 @@ func (f *File) Truncate(size int64) error {
 		}
 	}
 	f.s.tidy.restart(f, size)
-	k := f.kept
 	f.kept = kept{}
 	if err := fpTruncated.Inject(); err != nil {
 		return unix.EIO
 	}
-	f.putBack(k.low, k.lowAt)
 	return nil
 }
 
