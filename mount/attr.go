@@ -51,7 +51,11 @@ func goMode(mode uint32) os.FileMode {
 
 func unixMode(m os.FileMode) uint32 { return kernel.UnixMode(m) &^ unix.S_IFMT }
 
+// dirAttr returns the attributes of d, ENOENT where it was removed: what has its name now is another.
 func (s *server) dirAttr(d *dirNode) (fuse.Attr, error) {
+	if d.isRemoved() {
+		return fuse.Attr{}, syscall.ENOENT
+	}
 	st, err := s.store.StatDir(d.path())
 	if err != nil {
 		return fuse.Attr{}, err
@@ -122,7 +126,9 @@ func (s *server) setattr(r *fuse.SetattrRequest) {
 			return
 		}
 	case d != nil:
-		err = s.setDir(d.path(), r)
+		if _, err = s.dirAttr(d); err == nil {
+			err = s.setDir(d.path(), r)
+		}
 	default:
 		err = syscall.ESTALE
 	}

@@ -53,3 +53,29 @@ func TestAFileThatIsRemovedWhileItIsOpenedWasAnIOError(t *testing.T) {
 		})
 	}
 }
+
+// TestADirectoryThatWasRemovedIsNotTheNextOfItsName: who had a removed directory open changed and saw
+// the mode of the one that got its name since, and an fsync(2) of the removed one failed.
+func TestADirectoryThatWasRemovedIsNotTheNextOfItsName(t *testing.T) {
+	r := newRig(t, "")
+	must(t, os.Mkdir(r.path("d"), 0o755))
+	old, err := os.Open(r.path("d"))
+	must(t, err)
+	defer old.Close()
+	must(t, os.Remove(r.path("d")))
+	if err := old.Sync(); err != nil {
+		t.Errorf("sync of a removed directory: %v", err)
+	}
+	must(t, os.Mkdir(r.path("d"), 0o755))
+	if err := old.Chmod(0o700); err == nil {
+		t.Error("the mode of a removed directory was changed")
+	}
+	now, err := os.Stat(r.path("d"))
+	must(t, err)
+	if now.Mode().Perm() != 0o755 {
+		t.Errorf("the new directory has mode %v", now.Mode())
+	}
+	if st, err := old.Stat(); err == nil && os.SameFile(st, now) {
+		t.Error("the removed directory is the new one")
+	}
+}

@@ -52,6 +52,9 @@ func (d *dirNode) path() string {
 	return d.parent.child(d.name)
 }
 
+// isRemoved reports whether d has lost its name, which another directory may have by now.
+func (d *dirNode) isRemoved() bool { return d.parent != nil && d.parent.children[d.name] != d }
+
 // child is the path of a name in d.
 func (d *dirNode) child(name string) string {
 	if p := d.path(); p != "" {

@@ -275,7 +275,12 @@ func (s *server) fsync(r *fuse.FsyncRequest) {
 	var work func(ctx context.Context) error
 	if h.dir != nil {
 		path := h.dir.path()
-		work = func(context.Context) error { return s.store.SyncDir(path) }
+		work = func(context.Context) error {
+			if err := s.store.SyncDir(path); err != syscall.ENOENT { // it was removed: nothing of it is to be synced
+				return err
+			}
+			return nil
+		}
 	} else {
 		f, sf := h.file, h.file.spool
 		work = func(ctx context.Context) error { return s.syncFile(ctx, f, sf) }
