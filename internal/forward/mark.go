@@ -47,16 +47,14 @@ func newMark(s store, cursor string, sent uint64) *mark {
 // cover returns when seq may be sent; with false where that cannot be stored now, so that
 // the batch has to carry the flag at once.
 func (m *mark) cover(ctx context.Context, seq uint64) (stored bool, err error) {
-	if err := m.ahead(ctx, seq); err != nil {
-		return false, err
-	}
 	var tooLate <-chan time.Time
 	for {
-		m.mu.Lock()
-		ok, late, err, wake := seq <= m.stored, m.late, m.err, m.wake
-		m.mu.Unlock()
+		to, ok, late, wake, err := m.look(seq)
+		if to > 0 && err == nil {
+			err = m.store(ctx, to)
+		}
 		if ok || late || err != nil {
-			return ok, err
+			return ok && err == nil, err
 		}
 		if tooLate == nil {
 			tooLate = time.After(markWait)
@@ -73,18 +71,21 @@ func (m *mark) cover(ctx context.Context, seq uint64) (stored bool, err error) {
 	}
 }
 
-// ahead stores a higher number in time.
-func (m *mark) ahead(ctx context.Context, seq uint64) error {
+// look says how it is with seq, and to where the caller is to store (0: it need not). All of
+// it is of one moment: whoever goes on to wait has asked for seq, or somebody has, and is not
+// answered. So late ends with an answer that is still to come.
+func (m *mark) look(seq uint64) (to uint64, ok, late bool, wake chan struct{}, err error) {
 	m.mu.Lock()
-	need := seq+markEarly > m.asked && !m.late
-	if need {
+	defer m.mu.Unlock()
+	if seq+markEarly > m.asked && !m.late {
 		m.asked = seq + markStep
+		to = m.asked
 	}
-	to := m.asked
-	m.mu.Unlock()
-	if !need {
-		return nil
-	}
+	return to, seq <= m.stored, m.late, m.wake, m.err
+}
+
+// store stores a higher number.
+func (m *mark) store(ctx context.Context, to uint64) error {
 	_, err := m.s.Submit(ctx, &queue.Txn{
 		Aside: true, // a full queue would wait for what may not be sent
 		Set:   []queue.KV{{Key: m.key, Value: binary.LittleEndian.AppendUint64(nil, to)}},
