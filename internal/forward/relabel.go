@@ -32,6 +32,7 @@ type relabels struct {
 
 	mu    sync.Mutex
 	queue []conflict
+	asked map[uint64]struct{} // by seq: in queue, or being relabelled
 	wake  chan struct{}
 	next  map[batch.Lane]uint64    // number of the newest batch made of each new lane
 	fresh uint64                   // the random part of the epochs of this start
@@ -65,7 +66,10 @@ type conflict struct {
 }
 
 func newRelabels(f *Forwarder, fresh uint64) *relabels {
-	return &relabels{f: f, wake: make(chan struct{}, 1), next: map[batch.Lane]uint64{}, fresh: fresh, olds: map[batch.ID]*relabelled{}, made: map[content]batch.ID{}}
+	return &relabels{
+		f: f, asked: map[uint64]struct{}{}, wake: make(chan struct{}, 1), next: map[batch.Lane]uint64{}, fresh: fresh,
+		olds: map[batch.ID]*relabelled{}, made: map[content]batch.ID{},
+	}
 }
 
 // load reads what is stored.
@@ -132,11 +136,15 @@ func (r *relabels) stored(id batch.ID, x *relabelled) queue.KV {
 	return queue.KV{Key: relabelKey(id), Value: value}
 }
 
-// add asks for a batch to be relabelled.
+// add asks for a batch to be relabelled: once, however often it is refused meanwhile.
 func (r *relabels) add(seq uint64, id batch.ID) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, asked := r.asked[seq]; asked {
+		return
+	}
+	r.asked[seq] = struct{}{}
 	r.queue = append(r.queue, conflict{seq, id})
-	r.mu.Unlock()
 	signal(r.wake)
 }
 
@@ -160,13 +168,21 @@ func (r *relabels) run(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if !done {
-				r.mu.Lock()
-				r.queue = append(r.queue, c)
-				r.mu.Unlock()
+			if r.ended(c, done); !done {
 				again.Reset(relabelAgain)
 			}
 		}
+	}
+}
+
+// ended notes what came of relabelling c: done, or it is tried again.
+func (r *relabels) ended(c conflict, done bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if done {
+		delete(r.asked, c.seq)
+	} else {
+		r.queue = append(r.queue, c)
 	}
 }
 

@@ -164,3 +164,46 @@ func TestABatchThatIsSealedAgainHasItsNoteMade(t *testing.T) {
 		}, single())
 	}
 }
+
+// TestWhatCannotBeRelabelledYetIsAskedForOnce: the other group may have it, and is away. Each
+// reconnect brings the same refusal again.
+func TestWhatCannotBeRelabelledYetIsAskedForOnce(t *testing.T) {
+	x := GroupConfig{Name: "x", Mode: Any, Primary: []string{"a" + simPort}}
+	y := GroupConfig{Name: "y", Mode: Any, Primary: []string{"b" + simPort}}
+	inBubble(t, func(r *rig) {
+		r.o.Relabel = relabelAll
+		b := r.up("b", 3, never)
+		r.start()
+		r.submit(rigLane(1), 1, 1)
+		for b.numbers() == "" {
+			time.Sleep(time.Millisecond)
+		}
+		r.crash()
+		r.down("b")
+		refuse := func(b batch.Sealed) (v transport.Verdict, _ bool) {
+			if b.ID.Lane == rigLane(1) {
+				v.Code = transport.Conflict
+			}
+			return v, true
+		}
+		a := r.up("a", 2, refuse)
+		r.start()
+		for range 5 {
+			r.pass(5 * time.Second)
+			r.down("a")
+			a = r.up("a", 2, refuse)
+		}
+		r.pass(5 * time.Second)
+		r.f.relabels.mu.Lock()
+		if n := len(r.f.relabels.queue); n != 1 {
+			t.Errorf("one batch is to be relabelled %d times", n)
+		}
+		r.f.relabels.mu.Unlock()
+		r.up("b", 3, nil)
+		r.pass(20 * time.Second)
+		r.want("a", a.numbers(), "1 1")
+		if n := len(r.f.relabels.asked); n != 0 || r.waiting() != 0 {
+			t.Errorf("%d are still to be relabelled, %d wait", n, r.waiting())
+		}
+	}, x, y)
+}
