@@ -151,7 +151,10 @@ func (q roleQueue) importStopped(c *cli.Context, in io.Reader) (queuetool.Result
 		return queuetool.Result{}, err
 	}
 	// Nobody drains it now: max_bytes is the role's affair when it starts.
-	to, err := queue.Open(q.dir, queue.Options{Cursors: cursors, MaxBytes: math.MaxInt64 / 2, Dedupe: q.role == config.RoleRelay})
+	relay := q.role == config.RoleRelay
+	to, err := queue.Open(q.dir, queue.Options{
+		Cursors: cursors, MaxBytes: math.MaxInt64 / 2, Dedupe: relay, OneHost: relay && q.cfg.TLS.Enabled(),
+	})
 	if err != nil {
 		return queuetool.Result{}, inUse(err)
 	}

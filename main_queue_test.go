@@ -121,6 +121,12 @@ primary = ["127.0.0.1:1"]
 // backlog puts n batches into the queue of the stopped relay, for the cursor of its group.
 func backlog(t *testing.T, dir string, n int) {
 	t.Helper()
+	backlogOf(t, dir, "web-01", 1, n)
+}
+
+// backlogOf is backlog of a host, with the numbers from first on in the one lane that there is.
+func backlogOf(t *testing.T, dir, host string, first, n int) {
+	t.Helper()
 	q, err := queue.Open(filepath.Join(dir, "relay", "queue"), queue.Options{Cursors: []string{"forward/next"}, Dedupe: true})
 	if err != nil {
 		t.Fatal(err)
@@ -129,12 +135,12 @@ func backlog(t *testing.T, dir string, n int) {
 	for i := range n {
 		b.Reset()
 		text := fmt.Sprintf("line %d\x1b[2J\n", i)
-		if !b.Add(&record.Attr{Host: "web-01", Path: "logs/a b.log", PID: 42, Time: time.Now().UnixNano(), Flags: record.Recovered}, []byte(text)) {
+		if !b.Add(&record.Attr{Host: host, Path: "logs/a b.log", PID: 42, Time: time.Now().UnixNano(), Flags: record.Recovered}, []byte(text)) {
 			t.Fatal("a record does not fit")
 		}
-		id := batch.ID{Lane: batch.Lane{Origin: batch.Origin{1}, Epoch: batch.Epoch{Counter: 1, Random: 2}}, N: uint64(i + 1)}
+		id := batch.ID{Lane: batch.Lane{Origin: batch.Origin{1}, Epoch: batch.Epoch{Counter: 1, Random: 2}}, N: uint64(first + i)}
 		s := b.Seal(id, time.Now().UnixNano())
-		s.Host, s.Data = "web-01", bytes.Clone(s.Data)
+		s.Host, s.Data = host, bytes.Clone(s.Data)
 		if _, err := q.Submit(t.Context(), &queue.Txn{Entries: []queue.Entry{{Batch: s}}}); err != nil {
 			t.Fatal(err)
 		}
@@ -182,6 +188,27 @@ func TestBacklogOfADeadHostMovesToAnother(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestImportIntoAStoppedRelayKeepsALaneToItsHost: with certificates a lane is of one host, as
+// the running relay has it.
+func TestImportIntoAStoppedRelayKeepsALaneToItsHost(t *testing.T) {
+	dead, other := t.TempDir(), t.TempDir()
+	backlogOf(t, dead, "db-01", 6, 2)
+	backlogOf(t, other, "web-01", 1, 5)
+	export := filepath.Join(t.TempDir(), "backlog")
+	says(t, 0, "exported 2 batches", "queue", "export", "-c", relayConfig(t, dead), "-o", export)
+	certs := filepath.Join(t.TempDir(), "certs")
+	says(t, 0, "", "cert", "ca", "--dir", certs)
+	says(t, 0, "", "cert", "host", "--dir", certs, "r")
+	text, err := os.ReadFile(relayConfig(t, other))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tls := fmt.Sprintf("tls = { cert = %q, key = %q, ca = %q }\n", filepath.Join(certs, "r.crt"), filepath.Join(certs, "r.key"), filepath.Join(certs, "ca.crt"))
+	to := file(t, tls+string(text))
+	says(t, 1, "not taken: batch", "queue", "import", "-c", to, export)
+	says(t, 0, "1-5", "queue", "ls", "-c", to)
 }
 
 // TestImportThatFillsTheDiskEnds: nobody makes room in a stopped queue.
