@@ -98,7 +98,19 @@ func exportFile(name string, r io.Reader) (sum queue.Exported, err error) {
 	if err != nil {
 		return sum, errors.Join(fmt.Errorf("export to %s: %w", name, err), os.Remove(f.Name()))
 	}
+	if err := syncDir(filepath.Dir(name)); err != nil {
+		return sum, fmt.Errorf("%s is whole, and may be gone after a power loss: %w", name, err)
+	}
 	return sum, nil
+}
+
+// syncDir makes the names in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func queueImport(c *cli.Context, q roleQueue) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -187,6 +188,32 @@ func TestBacklogOfADeadHostMovesToAnother(t *testing.T) {
 				t.Errorf("left behind: %v, %v", left, err)
 			}
 		})
+	}
+}
+
+// TestAnExportIsNamedOnTheDiskBeforeItIsReported: the host that it was made on may be given up
+// for it.
+func TestAnExportIsNamedOnTheDiskBeforeItIsReported(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("no strace")
+	}
+	dir, to := t.TempDir(), t.TempDir()
+	backlog(t, dir, 2)
+	trace := filepath.Join(dir, "trace")
+	out, err := exec.Command(strace, "-f", "-y", "-o", trace, "-e", "trace=renameat2,fsync,write",
+		binary, "queue", "export", "-c", relayConfig(t, dir), "-o", filepath.Join(to, "backlog")).CombinedOutput()
+	if err != nil {
+		t.Skipf("strace: %v\n%s", err, out)
+	}
+	text, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, behind, _ := strings.Cut(string(text), "renameat2(")
+	before, _, said := strings.Cut(behind, "relay: exported")
+	if !said || !strings.Contains(before, "fsync(") || !strings.Contains(before, "<"+to+">)") {
+		t.Errorf("the directory is not synced between the file's name and the report:\n%s", text)
 	}
 }
 
