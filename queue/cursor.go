@@ -50,7 +50,8 @@ func (c *Cursor) Name() string { return c.name }
 
 // Next returns the next committed entry that was not acked, in order, and waits for
 // one. It returns ctx's error, ErrClosed, or an error that wraps ErrFailed. Entries that
-// cannot be read are counted as lost and stepped over.
+// cannot be read are counted as lost and stepped over; for those that cannot be read for now
+// it waits, see ErrUnread.
 func (c *Cursor) Next(ctx context.Context) (Item, error) {
 	h, err := c.nextEntry(ctx, false)
 	return Item{Seq: h.seq, Entry: h.e}, err
@@ -73,6 +74,11 @@ func (c *Cursor) nextEntry(ctx context.Context, headOnly bool) (head, error) {
 			return it.head(), nil
 		case seg != nil:
 			h, ok, err := c.fromDisk(seg, seq, epoch, headOnly)
+			if passes(err) {
+				if err = c.q.awaitRead(ctx, err); err == nil {
+					continue
+				}
+			}
 			if err != nil || ok {
 				return h, err
 			}
@@ -132,6 +138,7 @@ func (c *Cursor) fromDisk(seg *segment, seq, epoch uint64, headOnly bool) (head,
 	q := c.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.noteRead(seg, err)
 	if c.gone || c.epoch != epoch || c.next != seq || c.acked.Contains(seq) || errors.Is(err, errReopen) || q.closed {
 		return head{}, false, nil
 	}

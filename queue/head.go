@@ -51,23 +51,37 @@ func (c *Cursor) Fetch(ctx context.Context, seq uint64) (Item, bool, error) {
 		if err := ctx.Err(); err != nil {
 			return Item{}, false, err
 		}
-		c.q.mu.Lock()
-		it, seg, err := c.hold(seq)
-		c.q.mu.Unlock()
+		x, ok, err := c.fetch(seq)
 		switch {
-		case err != nil:
-			return Item{}, false, err
-		case it != nil:
-			return Item{Seq: seq, Entry: it.e}, true, nil
-		case seg == nil:
-			return Item{}, false, nil
+		case errors.Is(err, errReopen):
+		case passes(err):
+			if err := c.q.awaitRead(ctx, err); err != nil {
+				return Item{}, false, err
+			}
+		default:
+			return x, ok, err
 		}
-		h, found, err := seg.read(seq, false)
-		if errors.Is(err, errReopen) {
-			continue
-		}
-		return c.fetched(seg, seq, h, found, err)
 	}
+}
+
+// fetch is Fetch, once.
+func (c *Cursor) fetch(seq uint64) (Item, bool, error) {
+	c.q.mu.Lock()
+	it, seg, err := c.hold(seq)
+	c.q.mu.Unlock()
+	switch {
+	case err != nil:
+		return Item{}, false, err
+	case it != nil:
+		return Item{Seq: seq, Entry: it.e}, true, nil
+	case seg == nil:
+		return Item{}, false, nil
+	}
+	h, found, err := seg.read(seq, false)
+	if errors.Is(err, errReopen) {
+		return Item{}, false, err
+	}
+	return c.fetched(seg, seq, h, found, err)
 }
 
 // hold finds what Fetch is asked for and makes it the consumer's: an item in memory, or
@@ -83,8 +97,7 @@ func (c *Cursor) hold(seq uint64) (*memItem, *segment, error) {
 	}
 	seg := q.segmentOf(seq)
 	if !g.held && q.expired(batch.Sealed{Time: g.time}, time.Now()) {
-		q.dropSeq(seq, LostExpired)
-		return nil, nil, nil
+		return nil, nil, q.dropSeq(seq, LostExpired)
 	}
 	g.held, g.kept = true, false
 	c.given[seq] = g
@@ -102,6 +115,7 @@ func (c *Cursor) fetched(seg *segment, seq uint64, h head, found bool, err error
 	if err := q.state(); err != nil {
 		return Item{}, false, err
 	}
+	q.noteRead(seg, err)
 	if c.acked.Contains(seq) { // its pages may be another's by now
 		return Item{}, false, nil
 	}

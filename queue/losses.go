@@ -124,24 +124,38 @@ func (q *Queue) dropNew(e *Entry) {
 }
 
 // dropOldest takes the oldest committed entry that no consumer holds; false where there
-// is none. The caller holds mu.
+// is none, or it cannot be read for now: who waits for room is woken to try again. The caller
+// holds mu.
 func (q *Queue) dropOldest(reason string) bool {
 	seq := q.oldestFree()
 	if seq == 0 {
 		return false
 	}
-	q.dropSeq(seq, reason)
-	return true
+	if q.dropSeq(seq, reason) == nil {
+		return true
+	}
+	time.AfterFunc(retryEvery, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.moreRoom()
+	})
+	return false
 }
 
-func (q *Queue) dropSeq(seq uint64, reason string) {
+// dropSeq drops the committed entry at seq for reason. An error says that its head cannot be
+// read, and is no damage: then it stays. The caller holds mu.
+func (q *Queue) dropSeq(seq uint64, reason string) error {
 	seg := q.segmentOf(seq)
 	h, err := q.headOf(seg, seq)
-	if err != nil {
+	switch {
+	case err == nil:
+		q.loseEntry(seg, seq, h, reason, nil)
+	case !isDamage(err):
+		return fmt.Errorf("read the head of entry %d to drop it: %w", seq, err)
+	default:
 		q.loseEntry(seg, seq, h, LostCorrupt, err)
-		return
 	}
-	q.loseEntry(seg, seq, h, reason, nil)
+	return nil
 }
 
 // headOf returns the head of a committed entry, from memory or disk. The caller holds mu.
@@ -151,6 +165,7 @@ func (q *Queue) headOf(seg *segment, seq uint64) (*head, error) {
 		return &h, nil
 	}
 	h, found, err := seg.read(seq, true)
+	q.noteRead(seg, err)
 	err = missing(seg, seq, found, err)
 	if h.seq == 0 {
 		return nil, err
@@ -195,10 +210,12 @@ func (q *Queue) expire(now time.Time) {
 			return
 		}
 		h, err := q.headOf(q.segmentOf(seq), seq)
-		if err == nil && !q.expired(h.e.Batch, now) {
+		if err == nil && !q.expired(h.e.Batch, now) || err != nil && !isDamage(err) {
 			return
 		}
-		q.dropSeq(seq, LostExpired)
+		if q.dropSeq(seq, LostExpired) != nil {
+			return
+		}
 	}
 }
 

@@ -23,6 +23,7 @@ type segment struct {
 	passed      tally // of what every cursor acked or lost
 	ids         idRuns
 	damaged     bool  // something of it could not be read
+	unread      error // it cannot be read for now, for that
 	dirty       bool  // the stored record is behind
 	stored      tally // passed, as the record has it: that goes with the cursors'
 

@@ -34,6 +34,7 @@ type Stats struct {
 	Healed      Tally            // lost to damage and taken again from another node, since it was opened
 	Quarantined int              // files set aside as .corrupt
 	DiskFull    bool
+	Unread      string // why something cannot be read for now, which is tried again; "": it can
 }
 
 // Room returns how many bytes there are until MaxBytes.
@@ -62,7 +63,7 @@ func (q *Queue) Stats() Stats {
 func (q *Queue) counters() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := Stats{MaxBytes: q.o.MaxBytes, Committed: q.committed, Replaced: q.replaced, Segments: len(q.segs), Losses: maps.Clone(q.losses), Healed: q.damaged.healed, DiskFull: q.diskFull}
+	s := Stats{MaxBytes: q.o.MaxBytes, Committed: q.committed, Replaced: q.replaced, Segments: len(q.segs), Losses: maps.Clone(q.losses), Healed: q.damaged.healed, DiskFull: q.diskFull, Unread: q.unread()}
 	for _, seg := range q.segs {
 		s.Live.add(seg.total.minus(seg.passed))
 	}

@@ -103,16 +103,20 @@ func openHandled(ctx context.Context, q *queue.Queue, h Handler, dead string, ev
 
 // recall notes the batches of earlier runs: they are not final yet.
 func (e *handled) recall(ctx context.Context) error {
-	for range e.backlog().Waiting.Batches {
+	for left := e.backlog().Waiting.Batches; left > 0; {
 		limited, cancel := context.WithTimeout(ctx, time.Second)
 		item, err := e.cur.NextHead(limited)
 		cancel()
+		if errors.Is(err, queue.ErrUnread) && ctx.Err() == nil {
+			continue
+		}
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 			break // fewer than were counted: some could not be read
 		}
 		if err != nil {
 			return fmt.Errorf("read the queue: %w", err)
 		}
+		left--
 		if item.Seq > e.done.Seq {
 			e.expect(item.ID)
 		}

@@ -375,3 +375,25 @@ func TestWays(t *testing.T) {
 		}
 	}, single())
 }
+
+// TestWhatCannotBeReadForNowIsNotTakenForNothing: as long as it is not known what is in the
+// queue, it is not known either whether what is said to be final is ours.
+func TestWhatCannotBeReadForNowIsNotTakenForNothing(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.start()
+		r.pass(time.Second)
+		l := r.f.lines[0]
+		if !l.abreast() {
+			t.Error("an empty queue is not known")
+		}
+		r.crash()
+		r.start()
+		r.q.mu.Lock()
+		r.q.unread = true
+		r.q.mu.Unlock()
+		r.pass(time.Second)
+		if r.f.lines[0].abreast() {
+			t.Error("a queue that cannot be read is known")
+		}
+	}, single())
+}

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -145,7 +146,9 @@ func (l *line) nextHead(ctx context.Context) (queue.Head, error) {
 	if err == nil || ctx.Err() != nil || short.Err() == nil {
 		return h, err
 	}
-	l.catchUp()
+	if !errors.Is(err, queue.ErrUnread) { // else there is more, and nobody knows what
+		l.catchUp()
+	}
 	return l.cursor.NextHead(ctx)
 }
 

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"strings"
 	"sync"
@@ -41,6 +42,7 @@ type simQueue struct {
 	delay  func() time.Duration
 	mutant mutant
 	slow   time.Duration // that reading a head takes
+	unread bool          // nothing can be read for now
 
 	mu       sync.Mutex
 	dead     bool
@@ -307,6 +309,11 @@ func (c *simCursor) NextHead(ctx context.Context) (queue.Head, error) {
 		if c.q.dead {
 			c.q.mu.Unlock()
 			return queue.Head{}, queue.ErrClosed
+		}
+		if c.q.unread {
+			c.q.mu.Unlock()
+			<-ctx.Done()
+			return queue.Head{}, fmt.Errorf("%w: %w", ctx.Err(), queue.ErrUnread)
 		}
 		for ; c.next < c.q.disk.nextSeq; c.next++ {
 			e, ok := c.q.disk.entries[c.next]

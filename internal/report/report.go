@@ -32,7 +32,7 @@ func Queue(q *queue.Queue) (status.Queue, []status.Loss) {
 	s, d := q.Stats(), q.DeliveredStats()
 	out := status.Queue{
 		Bytes: int64(s.Live.Bytes), MaxBytes: s.MaxBytes, DiskBytes: s.DiskBytes, Segments: s.Segments,
-		Quarantined: s.Quarantined, DiskFull: s.DiskFull,
+		Quarantined: s.Quarantined, DiskFull: s.DiskFull, Unread: s.Unread,
 		DeliveredLanes: d.Lanes, DeliveredRanges: d.Ranges, DeliveredBytes: d.Bytes,
 	}
 	for _, c := range s.Cursors {

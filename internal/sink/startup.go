@@ -58,13 +58,17 @@ func (a *applier) redoAll(ctx context.Context) error {
 
 // nextSoon returns the next batch, or errRetry when none comes at once.
 func (a *applier) nextSoon(ctx context.Context) (queue.Item, error) {
-	limited, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	item, err := a.cur.Next(limited)
-	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
-		return queue.Item{}, errRetry
+	for {
+		limited, cancel := context.WithTimeout(ctx, time.Second)
+		item, err := a.cur.Next(limited)
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return item, err
+		}
+		if !errors.Is(err, queue.ErrUnread) { // else it comes
+			return queue.Item{}, errRetry
+		}
 	}
-	return item, err
 }
 
 // unread returns how many batches the cursor has not given yet.

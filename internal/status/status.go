@@ -102,6 +102,7 @@ type Queue struct {
 	Segments    int      `json:"segments"`
 	Quarantined int      `json:"quarantined"` // damaged files set aside
 	DiskFull    bool     `json:"disk_full"`
+	Unread      string   `json:"unread,omitzero"` // why it cannot be read for now, which is tried again
 	Cursors     []Cursor `json:"cursors"`
 
 	DeliveredLanes  int   `json:"delivered_lanes"`  // of the delivered set
@@ -224,6 +225,9 @@ func (r *Role) Stamp(now time.Time) {
 		if c := &r.Queue.Cursors[i]; !c.Oldest.IsZero() {
 			c.Age = max(0, now.Sub(c.Oldest).Seconds())
 		}
+	}
+	if r.Queue.Unread != "" {
+		r.Trouble = append(r.Trouble, "the queue cannot be read for now ("+r.Queue.Unread+"); it is tried again")
 	}
 	if end := r.CertificateExpires; !end.IsZero() && now.Add(expirySoon).After(end) {
 		r.Trouble = append(r.Trouble, fmt.Sprintf("the certificate is good until %s only; `ftfuse cert host --replace` makes another", end.UTC().Format(time.DateTime)))

@@ -26,7 +26,7 @@ func Role() status.Role {
 			Changed: []string{"relay.forward", "relay.queue.max_bytes"}, NeedsRestart: []string{"relay.listen: \":7400\" stays in force; line 9 says \":7401\""},
 		},
 		Queue: status.Queue{
-			Bytes: 1500, MaxBytes: 8 << 30, DiskBytes: 12 << 20, Segments: 2, Quarantined: 1, DiskFull: true,
+			Bytes: 1500, MaxBytes: 8 << 30, DiskBytes: 12 << 20, Segments: 2, Quarantined: 1, DiskFull: true, Unread: "too many open files",
 			Cursors: []status.Cursor{
 				{Name: "apply"},
 				{Name: "forward/colo", Backlog: tally(7), Oldest: ago(90 * time.Second)},
