@@ -115,12 +115,13 @@ func losses(lost []queue.LaneLoss) []transport.Skip {
 
 // lost tells the next nodes what the queue lost and will never come.
 func (r *role) lost(l queue.Loss) {
-	if l.Copy {
-		return // the next node has it
-	}
 	<-r.wiring
-	if r.fwd == nil || !r.leaves(l.ID.Lane) {
+	if r.fwd == nil {
 		return // it is in the queue's account, which the next start tells
+	}
+	r.fwd.Dropped(l.Seq)
+	if l.Copy || !r.leaves(l.ID.Lane) { // the next node has it, or none is to
+		return
 	}
 	s := transport.Skip{Reason: l.Reason, Records: uint64(l.Records), Payload: l.Payload}
 	s.Ranges.Add(l.ID.N)

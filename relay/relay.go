@@ -277,6 +277,7 @@ func (r *Relay) lost(l queue.Loss) {
 	if r.forward == nil {
 		return // it is in the queue's account, which the next start tells
 	}
+	r.forward.Dropped(l.Seq)
 	if final := r.forward.Finals(l.ID.Lane); final.Contains(l.ID.N) {
 		return // one copy of several
 	}

@@ -237,3 +237,24 @@ func TestWhatIsRefusedIsNotKeptForEver(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatIsDroppedAwaitsNoFinalAck: the next node has it, and the copy that was kept is too old.
+// It was counted as kept until it was to be sent again, hours later.
+func TestWhatIsDroppedAwaitsNoFinalAck(t *testing.T) {
+	a := newAggregator(t, 9)
+	a.hold = true
+	s := newSetup(t, a)
+	s.KeepFinal, s.FinalTimeout, s.MaxAge = true, time.Hour, 2*time.Second
+	x := start(t, s)
+	f := newFeeder(1)
+	f.connect(t, x.r.Addr().String())
+	for range 3 {
+		f.add("f", "line")
+	}
+	unfinal := func() uint64 { return x.r.Stats().Forward.Groups[0].Lines[0].Unfinal.Batches }
+	waitFor(t, "what is kept", func() bool { return unfinal() == 3 })
+	waitFor(t, "the end of that", func() bool {
+		return unfinal() == 0 && x.r.Stats().Forward.Groups[0].Lines[0].Waiting.Batches == 0
+	})
+	x.end()
+}

@@ -197,6 +197,18 @@ func (f *Forwarder) Finals(lane batch.Lane) batch.Ranges { return f.finals.every
 // and will not come this way. It does not block.
 func (f *Forwarder) Skip(lane batch.Lane, skips ...transport.Skip) { f.skips.Add(lane, skips...) }
 
+// Dropped notes that the queue gave up the batch at seq. What the next node has of it, and
+// was kept for the final ack, is kept no more.
+func (f *Forwarder) Dropped(seq uint64) {
+	for _, l := range f.lines {
+		l.mu.Lock()
+		if e := l.entries[seq]; e != nil && e.stage == unfinal && !l.cursor.Needs(seq) {
+			l.drop(e)
+		}
+		l.mu.Unlock()
+	}
+}
+
 // final passes on what became final at every line.
 func (f *Forwarder) final(lane batch.Lane, ranges []batch.Range) {
 	if len(ranges) > 0 && f.o.OnFinal != nil {

@@ -229,6 +229,9 @@ func (s *Switch) Skip(lane batch.Lane, skips ...transport.Skip) {
 	s.now(func(f *Forwarder) { f.Skip(lane, skips...) })
 }
 
+// Dropped is Forwarder.Dropped.
+func (s *Switch) Dropped(seq uint64) { s.now(func(f *Forwarder) { f.Dropped(seq) }) }
+
 // Stats is Forwarder.Stats.
 func (s *Switch) Stats() (st Stats) {
 	s.now(func(f *Forwarder) { st = f.Stats() })
