@@ -32,6 +32,7 @@ type committer struct {
 	retryAt   time.Time
 	ageAt     time.Time
 	rollAt    time.Time // not before this: the disk was full
+	unbornAt  time.Time // no segment is begun before this: it could not be; zero: it could
 	ackedAt   time.Time // acks were written
 	ackAt     time.Time // acks are not written before this: not even they fit
 }

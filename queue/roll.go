@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -34,7 +35,7 @@ func (c *committer) room(g *group) error {
 	need := g.need()
 	if g != nil && a.high+need > q.o.SegmentBytes && a.count() > 0 {
 		if free := int64(a.db.Stats().FreePageN) * segmentPage; free < 2*need {
-			if err := c.roll(false); err != nil {
+			if err := c.rollIfCan(); err != nil {
 				return err
 			}
 			a = q.active()
@@ -55,10 +56,33 @@ func (c *committer) room(g *group) error {
 	return err
 }
 
+// errUnborn is why no new segment was begun, and nothing has changed.
+var errUnborn = errors.New("begin a segment")
+
+// waits says whether no segment was begun for want of something that comes back.
+func waits(err error) bool { return errors.Is(err, errUnborn) && passes(err) }
+
+// rollIfCan is roll; for want of descriptors, say, the old segment becomes larger instead.
+func (c *committer) rollIfCan() error {
+	if time.Now().Before(c.unbornAt) {
+		return nil
+	}
+	err := c.roll(false)
+	if !waits(err) {
+		c.unbornAt = time.Time{}
+		return err
+	}
+	if c.unbornAt.IsZero() {
+		c.q.log.Error("the queue cannot begin a segment for now; the last one becomes larger, and it is tried again", "error", err)
+	}
+	c.unbornAt = time.Now().Add(retryEvery)
+	return nil
+}
+
 // idle gives back a large drained segment, or leaves a damaged one.
 func (c *committer) idle() error {
 	err := c.roll(false)
-	if isFull(err) { // it can wait
+	if isFull(err) || waits(err) { // it can wait
 		c.rollAt = time.Now().Add(retryEvery)
 		return nil
 	}
@@ -77,7 +101,7 @@ func (c *committer) rollDrained() (bool, error) {
 	if !drained {
 		return false, nil
 	}
-	if err := c.roll(true); !isFull(err) {
+	if err := c.roll(true); !isFull(err) && !waits(err) {
 		c.retryAt = time.Time{}
 		return err == nil, err
 	}
@@ -129,7 +153,7 @@ func (q *Queue) bear(s *segment, puts map[string][]byte, st *stored, reserve boo
 	}
 	if err != nil {
 		q.abandon(s)
-		return err
+		return fmt.Errorf("%w: %w", errUnborn, err)
 	}
 	if err := fpRollCreated.Inject(); err != nil {
 		return err

@@ -182,3 +182,38 @@ func TestWhatCannotBeReadForNowIsNotDropped(t *testing.T) {
 		}
 	})
 }
+
+// TestWithoutDescriptorsTheSegmentBecomesLarger: there are none for another one. That ended the
+// queue, as a failed commit does, although nothing had been written.
+func TestWithoutDescriptorsTheSegmentBecomesLarger(t *testing.T) {
+	dir, o := t.TempDir(), Options{SegmentBytes: 300 << 10}
+	q := mustOpen(t, dir, o)
+	again := noDescriptors(t)
+	submit := func(n uint64) {
+		mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, n, 50000)}})
+		mustFlush(t, q)
+	}
+	for n := uint64(1); n <= 20; n++ {
+		submit(n)
+	}
+	if n := q.counters().Segments; n != 1 {
+		t.Errorf("%d segments without descriptors", n)
+	}
+	again()
+	n := uint64(20)
+	for end := time.Now().Add(10 * time.Second); q.counters().Segments == 1; {
+		if n++; time.Now().After(end) {
+			t.Fatal("no segment is begun")
+		}
+		submit(n)
+	}
+	mustClose(t, q)
+	q = mustOpen(t, dir, o)
+	c := mustCursor(t, q, "out")
+	for i := uint64(1); i <= n; i++ {
+		if it := mustNext(t, c); it.Seq != i {
+			t.Fatalf("entry %d came as %d", i, it.Seq)
+		}
+	}
+	wantReadable(t, q, "")
+}
