@@ -146,7 +146,7 @@ func (q *Queue) newest(nums []uint64) (*loaded, *stored, error) {
 }
 
 func newestDamaged(err error) error {
-	if errors.Is(err, ErrVersion) {
+	if errors.Is(err, ErrVersion) || errors.Is(err, os.ErrPermission) || passes(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrNewestDamaged, err)

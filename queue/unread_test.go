@@ -217,3 +217,21 @@ func TestWithoutDescriptorsTheSegmentBecomesLarger(t *testing.T) {
 	}
 	wantReadable(t, q, "")
 }
+
+// TestAStartWithoutDescriptorsDoesNotAskForRepair: nothing is known to be damaged.
+func TestAStartWithoutDescriptorsDoesNotAskForRepair(t *testing.T) {
+	q := mustOpen(t, t.TempDir(), Options{})
+	mustClose(t, q)
+	nums, err := segmentNumbers(q.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := noDescriptors(t)
+	if _, _, err := q.newest(nums); !errors.Is(err, unix.EMFILE) || errors.Is(err, ErrNewestDamaged) {
+		t.Errorf("without descriptors: %v", err)
+	}
+	again()
+	if _, _, err := q.newest(nums); err != nil {
+		t.Error(err)
+	}
+}

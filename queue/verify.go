@@ -114,8 +114,8 @@ func (x *inspection) look() (err error) {
 		x.scans[n] = scanSegment(x.path(n))
 	}
 	x.state, _, x.report.State = x.q.newest(x.nums)
-	if errors.Is(x.report.State, ErrVersion) {
-		return x.report.State
+	if err := x.report.State; err != nil && !errors.Is(err, ErrNewestDamaged) {
+		return err
 	}
 	if x.report.State == nil {
 		x.report.Node = x.state.root.node
