@@ -119,6 +119,38 @@ func TestPowerLossAfterAnFsyncAtAFullQueue(t *testing.T) {
 	})
 }
 
+// The new position of a file that was cut was on the disk before its new length: after power loss
+// what had been cut off was there again, behind the position, and was delivered a second time.
+func TestPowerLossAfterATruncation(t *testing.T) {
+	eachCapture(t, func(t *testing.T, c capture, p *rig.Pair) {
+		d := newDisk(t, 256)
+		p.MountState = filepath.Join(d.dir, "state")
+		t.Cleanup(p.Close)
+		c.start(t, p)
+		want := strings.Repeat(yesLine, 200_000/len(yesLine))
+		for _, size := range []int64{0, int64(len(yesLine)) * 100} {
+			name := fmt.Sprintf("to%d.log", size)
+			must(t, os.WriteFile(p.In(name), []byte(want), 0o644))
+			arrives(t, p.Out(name), []byte(want))
+			must(t, os.Truncate(p.In(name), size))
+		}
+		d.cut(t)
+		must(t, p.MountRole.Kill())
+		p.Close()
+		d.again(t)
+		start(t, p)
+		for _, size := range []int64{0, int64(len(yesLine)) * 100} {
+			name := fmt.Sprintf("to%d.log", size)
+			sh(t, `echo more >>"$1"`, p.In(name))
+			arrives(t, p.Out(name), []byte(want+"more\n"))
+		}
+		stop(t, p)
+		for _, size := range []int64{0, int64(len(yesLine)) * 100} {
+			same(t, p.Out(fmt.Sprintf("to%d.log", size)), []byte(want+"more\n"))
+		}
+	})
+}
+
 // exitOf waits for a role that must stop by itself.
 func exitOf(t *testing.T, r *rig.Role) int {
 	t.Helper()

@@ -338,6 +338,9 @@ func (s *server) resize(ctx context.Context, id fuse.RequestID, f *spool.File, s
 		return err
 	}
 	err := f.Truncate(size)
+	if errors.Is(err, spool.ErrOldLength) {
+		return err
+	}
 	if err != nil {
 		size = f.Size() // the intent is closed where the file is
 	}

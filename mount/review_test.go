@@ -108,6 +108,10 @@ func TestAFailedSyncOfTheSpoolStopsTheRole(t *testing.T) {
 // TestAFailedSyncOfNamesNumbersOrACutStopsTheRole: the program that asked for it got an
 // error, and everybody else went on as if nothing were.
 func TestAFailedSyncOfNamesNumbersOrACutStopsTheRole(t *testing.T) {
+	cut := func(r *rig) error {
+		must(r.t, os.WriteFile(r.path("a"), []byte("line\n"), 0o644))
+		return os.Truncate(r.path("a"), 2)
+	}
 	for point, do := range map[string]func(r *rig) error{
 		"spool/sync-dir": func(r *rig) error {
 			d, err := os.Open(r.point)
@@ -116,10 +120,8 @@ func TestAFailedSyncOfNamesNumbersOrACutStopsTheRole(t *testing.T) {
 			return d.Sync()
 		},
 		"spool/sync-header": func(r *rig) error { return os.WriteFile(r.path("a"), nil, 0o644) },
-		"spool/sync-cut": func(r *rig) error {
-			must(r.t, os.WriteFile(r.path("a"), []byte("line\n"), 0o644))
-			return os.Truncate(r.path("a"), 2)
-		},
+		"spool/sync-cut":    cut,
+		"spool/sync-length": cut,
 	} {
 		t.Run(filepath.Base(point), func(t *testing.T) {
 			if os.Geteuid() != 0 {

@@ -62,6 +62,10 @@ var (
 // What is written to it next would be taken for captured: nothing more may be accepted.
 var ErrShort = errors.New("spool: file is shorter than its position")
 
+// ErrOldLength: after power loss a file that was cut can be as long as before, so that nobody may
+// believe in its new end: nothing more may be accepted, and the next start looks how long it is.
+var ErrOldLength = errors.New("spool: the new length of a file may not be on the disk")
+
 // Number names a spool file for ever. Numbers begin at 1.
 type Number uint64
 

@@ -13,6 +13,7 @@ import (
 var (
 	fpSyncFile   = failpoint.New("spool/sync-file")   // what was accepted of a file, with its notes and paths
 	fpSyncCut    = failpoint.New("spool/sync-cut")    // a file before its truncation
+	fpSyncLength = failpoint.New("spool/sync-length") // the length of a file that was cut
 	fpSyncDir    = failpoint.New("spool/sync-dir")    // a directory of names
 	fpSyncHeader = failpoint.New("spool/sync-header") // the limit of the numbers that were given out
 )

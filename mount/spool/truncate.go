@@ -15,7 +15,7 @@ import (
 //  2. PunchAll: it is punched out but for what can be read back, the last bytes below its end
 //     become a random Mark, and both are synced
 //  3. the intent is committed: old size, new size, mark
-//  4. ftruncate
+//  4. ftruncate, and the new length is synced
 //  5. the new position is committed
 //
 // A start that finds the intent looks for the mark below the old size: an ftruncate to
@@ -54,8 +54,15 @@ func (s *Store) PunchAll(n Number, size int64) (Cut, error) {
 	f.punch.mu.Lock()
 	defer f.punch.mu.Unlock()
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.punchAll(size)
+	c, err := f.punchAll(size)
+	f.mu.Unlock() // whoever asks for it does not wait for the disk
+	if err != nil || len(c.Mark) == 0 {
+		return c, err
+	}
+	if err := s.synced(fpSyncCut, func() error { return unix.Fdatasync(f.fd) }); err != nil {
+		return c, fmt.Errorf("sync spool file %s before its truncation: %w", n, err)
+	}
+	return c, nil
 }
 
 // punchAll needs f.punch.mu and f.mu.
@@ -81,9 +88,6 @@ func (f *File) punchAll(size int64) (Cut, error) {
 	if err != nil {
 		f.unpunch()
 		return c, fmt.Errorf("punch out spool file %s before its truncation, and mark it: %w", f.number, err)
-	}
-	if err := f.s.synced(fpSyncCut, func() error { return unix.Fdatasync(f.fd) }); err != nil {
-		return c, fmt.Errorf("sync spool file %s before its truncation: %w", f.number, err)
 	}
 	return c, nil
 }
@@ -155,13 +159,26 @@ func (f *File) unpunch() {
 }
 
 // Truncate sets the length of f to size, for a caller who keeps writers away and has told
-// the capture (BeginTruncate, which calls PunchAll) before.
+// the capture (BeginTruncate, which calls PunchAll) before. A length that got less is on the disk
+// when it returns nil; on ErrOldLength the truncation has to stay open.
 func (f *File) Truncate(size int64) error {
 	f.punch.mu.Lock()
 	defer f.punch.mu.Unlock()
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	old := f.Size()
+	err := f.truncate(old, size)
+	f.mu.Unlock()
+	if err != nil || size >= old {
+		return err
+	}
+	if err := f.s.synced(fpSyncLength, func() error { return unix.Fdatasync(f.fd) }); err != nil {
+		return fmt.Errorf("%w: spool file %s, %d instead of %d bytes: %w", ErrOldLength, f.number, old, size, err)
+	}
+	return nil
+}
+
+// truncate needs f.punch.mu and f.mu.
+func (f *File) truncate(old, size int64) error {
 	if size < old && (!f.kept.prepared || f.kept.preparedForSize != size) {
 		if _, err := f.punchAll(size); err != nil {
 			return bare(err)

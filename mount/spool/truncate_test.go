@@ -5,6 +5,9 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"ftfuse/internal/failpoint"
 )
 
 // TestATruncationTookAllThatCanBeReadBackIntoMemory: with `readback = "1GiB"` a log that was cut
@@ -77,5 +80,51 @@ func TestWhatIsBelowATruncationIsThereAllTheTime(t *testing.T) {
 	st, err := h.Stat()
 	if err != nil || st.Size != size || st.Blocks > 16 {
 		t.Errorf("%d bytes, %d blocks, %v", st.Size, st.Blocks, err)
+	}
+}
+
+// TestWhoAsksForAFileThatIsCutWaitedForTheDisk: the loop that serves all files asked it whether it is
+// reserved, and waited with all of them until it was synced.
+func TestWhoAsksForAFileThatIsCutWaitedForTheDisk(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	defer s.Close()
+	s.Begin(0)
+	h := create(t, s, "a")
+	write(t, h, "one\ntwo\n")
+	s.Committed(1)
+	h.Reserve()
+	defer h.Unreserve()
+	for _, at := range []struct {
+		name  string
+		point *failpoint.Point
+		step  func() error
+	}{
+		{"spool/sync-cut", fpSyncCut, func() error { _, err := s.PunchAll(h.Number(), 4); return err }},
+		{"spool/sync-length", fpSyncLength, func() error { return h.Truncate(4) }},
+	} {
+		if err := failpoint.Set(at.name, "pause"); err != nil {
+			t.Fatal(err)
+		}
+		done, asked := make(chan error, 1), make(chan error, 1)
+		go func() { done <- at.step() }()
+		for at.point.Hits() == 0 {
+			runtime.Gosched()
+		}
+		go func() {
+			_, err := h.TryWrite([]byte("three\n"), 0, true, &Meta{})
+			asked <- err
+		}()
+		select {
+		case err := <-asked:
+			if err != ErrBusy {
+				t.Errorf("%s: %v, want %v", at.name, err, ErrBusy)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: who asks waits", at.name)
+		}
+		failpoint.Clear(at.name)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
 	}
 }
