@@ -46,13 +46,20 @@ func (c *Capture) hold(w *writer, it *item, a, b int) error {
 	return c.boundPending()
 }
 
-// shed sends w's unfinished line out in pieces until fewer than least bytes are left.
+// shed sends w's unfinished line out in pieces until fewer than least bytes are left, or a carriage
+// return: it may belong to the line's end, which is formatted by itself and has to be whole.
 func (c *Capture) shed(w *writer, least int) error {
 	if done, err := c.judgeBeginning(w); done || err != nil {
 		return err
 	}
 	for len(w.pend) >= max(least, 1) {
 		n := min(len(w.pend), w.path.piece)
+		if n == len(w.pend) && w.pend[n-1] == '\r' {
+			n--
+		}
+		if n == 0 {
+			break
+		}
 		if err := c.piece(w, pieceFlag(w.inPiece), w.pend[:n], nil); err != nil {
 			return err
 		}

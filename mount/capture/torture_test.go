@@ -251,6 +251,43 @@ func TestHoldBoundSendsPiecesAsTheyCome(t *testing.T) {
 	}
 }
 
+// TestALineEndIsNotCutInTwo: where the carriage return of a line that was too long to be held was the
+// last byte there was, it went out with the piece before. An output that formats lines then has it
+// inside the line.
+func TestALineEndIsNotCutInTwo(t *testing.T) {
+	for name, o := range map[string]Options{
+		"longer than one may be held":  {MaxLine: 10, MaxHold: 20},
+		"more than all may be held":    {MaxLine: 10, MaxPending: 20},
+		"pieces of one byte":           {MaxLine: 1, MaxHold: 20},
+		"each byte written by itself":  {MaxLine: 10, MaxHold: 20},
+		"a carriage return in between": {MaxLine: 10, MaxHold: 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, o)
+			r.start()
+			h := r.writer("f")
+			line := strings.Repeat("x", 29)
+			if name == "a carriage return in between" {
+				line = strings.Repeat("x", 29) + "\r" + strings.Repeat("y", 9)
+			}
+			parts := []string{line + "\r", "\nnext\r\n"}
+			if name == "each byte written by itself" {
+				parts = strings.Split(parts[0]+parts[1], "")
+			}
+			for _, p := range parts {
+				r.write(h, p)
+				r.drain()
+			}
+			r.want("f", strings.Join(parts, ""))
+			for _, x := range r.records() {
+				if x.data[0] == '\n' {
+					t.Errorf("the line end is cut in two: %q", x.data)
+				}
+			}
+		})
+	}
+}
+
 func TestPendingIsBoundedInAll(t *testing.T) {
 	r := newRig(t, Options{MaxPending: 10_000})
 	r.start()
