@@ -9,42 +9,50 @@ import (
 )
 
 // Walk gives fn every name below the mount, a directory before what is in it; Name is its path.
-// Number is 0 for what ftfuse did not make. What is removed meanwhile may be missing. It goes from
-// directory to directory: no path is too long for it, wherever the state directory is.
+// Number is 0 for what ftfuse did not make. What is removed meanwhile may be missing. No path is too
+// long for it, wherever the state directory is, and it holds few descriptors, however deep it goes.
 func (s *Store) Walk(fn func(Dirent) error) error {
-	fd, err := s.openTree("")
-	if err != nil {
-		return err
-	}
-	return walk(fd, "", fn)
+	return walk(walked{fd: int(s.tree.Fd())}, "", fn)
 }
 
-// walk is Walk below an open directory, which it closes.
-func walk(fd int, path string, fn func(Dirent) error) error {
-	defer unix.Close(fd)
-	list, err := dirents(fd)
+// walkFrom is the length of a path, in bytes, from which on a walk goes by a directory on it.
+const walkFrom = 1000
+
+// walked is an open directory by which a walk goes, and its path with a slash behind.
+type walked struct {
+	fd   int
+	path string
+}
+
+// walk is Walk for the directory path below d.
+func walk(d walked, path string, fn func(Dirent) error) error {
+	fd, err := openDirAt(d.fd, at(path))
 	if err != nil {
-		return &os.PathError{Op: "read directory", Path: path, Err: err}
+		return &os.PathError{Op: "open directory", Path: d.path + path, Err: err}
+	}
+	list, err := dirents(fd)
+	if len(path) < walkFrom {
+		unix.Close(fd)
+	} else {
+		defer unix.Close(fd)
+		d, path = walked{fd, d.path + path + "/"}, ""
+	}
+	if err != nil {
+		return &os.PathError{Op: "read directory", Path: d.path + path, Err: err}
+	}
+	if path != "" {
+		path += "/"
 	}
 	for _, e := range list {
-		name := e.Name
-		if path != "" {
-			e.Name = path + "/" + name
-		}
+		below := path + e.Name
+		e.Name = d.path + below
 		if err := fn(e); err != nil {
 			return err
 		}
 		if !e.Dir {
 			continue
 		}
-		below, err := openDirAt(fd, name)
-		if err == unix.ENOENT {
-			continue
-		}
-		if err != nil {
-			return &os.PathError{Op: "open directory", Path: e.Name, Err: err}
-		}
-		if err := walk(below, e.Name, fn); err != nil {
+		if err := walk(d, below, fn); err != nil && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}
@@ -113,11 +121,7 @@ func (s *Store) fits(from, to string) (bool, error) {
 
 // below reports whether the names in the directory from can be longer by grow bytes.
 func (s *Store) below(from string, grow int64) (bool, error) {
-	fd, err := s.openTree(from)
-	if err != nil {
-		return false, err
-	}
-	err = walk(fd, from, func(e Dirent) error {
+	err := walk(walked{fd: int(s.tree.Fd())}, from, func(e Dirent) error {
 		if int64(len(e.Name))+grow > MaxPath {
 			return errLong
 		}

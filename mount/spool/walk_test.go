@@ -119,3 +119,35 @@ func TestPathsThatAreTooLongAlreadyAreRead(t *testing.T) {
 		t.Error(fmt.Errorf("make them shorter: %w", err))
 	}
 }
+
+// TestDeepFoldersTookAllDescriptorsOfTheNextStart: it held one for each level, and whoever could make
+// a few thousand folders in each other kept a mount with a low limit (ulimit -n) from starting.
+func TestDeepFoldersTookAllDescriptorsOfTheNextStart(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	path := "d"
+	for ; len(path)+2 <= MaxPath; path += "/d" {
+		if err := s.Mkdir(path, 0o755, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := s.Create(path[:len(path)-1]+"f", 0o644, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Release()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 200, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &was) }()
+	if got := foundPaths(open(t, dir, Options{})); len(got) != 1 || !got[path[:len(path)-1]+"f"] {
+		t.Errorf("found %d files, want one", len(got))
+	}
+}
