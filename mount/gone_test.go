@@ -79,3 +79,31 @@ func TestADirectoryThatWasRemovedIsNotTheNextOfItsName(t *testing.T) {
 		t.Error("the removed directory is the new one")
 	}
 }
+
+// TestADaemonWithoutDescriptorsWasAnIOError: programs that opened a file got EIO, and those that were
+// to make one EMFILE, of which they looked for the reason in themselves.
+func TestADaemonWithoutDescriptorsWasAnIOError(t *testing.T) {
+	r := newRig(t, "")
+	must(t, unix.Mknod(r.path("there"), unix.S_IFREG|0o644, 0)) // without a note, which would keep it open
+	pid := r.awaitReadies(1)
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	must(t, err)
+	var was unix.Rlimit
+	must(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &was))
+	must(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(len(open)), Max: was.Max}, nil))
+	t.Cleanup(func() { _ = unix.Prlimit(pid, unix.RLIMIT_NOFILE, &was, nil) })
+	made := error(nil)
+	for i := 0; made == nil && i < 1000; i++ { // numbers below the limit may be free
+		var f *os.File
+		if f, made = os.OpenFile(r.path(fmt.Sprint("new", i)), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644); made == nil {
+			t.Cleanup(func() { f.Close() })
+		}
+	}
+	_, opened := os.ReadFile(r.path("there"))
+	_, listed := os.ReadDir(r.point)
+	for what, err := range map[string]error{"make": made, "open": opened, "list": listed} {
+		if !errors.Is(err, unix.ENFILE) {
+			t.Errorf("%s: %v, want ENFILE", what, err)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"bazil.org/fuse"
+	"golang.org/x/sys/unix"
 
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/session"
@@ -99,14 +100,18 @@ func (s *server) openFile(r *fuse.Header, fn *fileNode, flags fuse.OpenFlags) (*
 	return h, nil
 }
 
-// acquire opens file n for a program. An error is what it is told: see stale.
+// acquire opens file n for a program. An error is what it is told: see stale, and ENFILE where this
+// process has no descriptor left, which is none of the program's own limits.
 func (s *server) acquire(n spool.Number, what, path string) (*spool.File, error) {
 	sf, err := s.store.Acquire(n)
-	if err = stale(err); err != nil && err != syscall.ESTALE {
-		s.log.Error(what, "path", path, "err", err)
-		err = syscall.EIO
+	if err = stale(err); err == nil || err == syscall.ESTALE {
+		return sf, err
 	}
-	return sf, err
+	s.log.Error(what, "path", path, "err", err)
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return nil, syscall.ENFILE
+	}
+	return nil, syscall.EIO
 }
 
 // keep stores h in the session and gives it its id: the kernel may hear of it.

@@ -300,18 +300,18 @@ func (s *Store) Rename(from, to string) error {
 func (s *Store) ReadDir(path string) ([]Dirent, error) {
 	fd, err := s.openTree(path)
 	if err != nil {
-		return nil, err
+		return nil, bare(err)
 	}
 	defer unix.Close(fd)
 	list, err := dirents(fd)
-	return slices.DeleteFunc(list, func(e Dirent) bool { return !e.Dir && e.Number == 0 }), err
+	return slices.DeleteFunc(list, func(e Dirent) bool { return !e.Dir && e.Number == 0 }), bare(err)
 }
 
 // SyncDir makes the names of a directory durable.
 func (s *Store) SyncDir(path string) error {
 	fd, err := s.openTree(path)
 	if err != nil {
-		return err
+		return bare(err)
 	}
 	defer unix.Close(fd)
 	return s.synced(fpSyncDir, func() error { return unix.Fsync(fd) })
@@ -368,16 +368,20 @@ func (s *Store) Statfs() (st unix.Statfs_t, err error) {
 	return st, err
 }
 
-// bare returns the errno inside err, EIO if there is none.
+// bare returns the errno inside err, EIO if there is none. That the daemon has no descriptor left
+// is ENFILE: a program would take EMFILE for a limit of its own.
 func bare(err error) error {
 	if err == nil {
 		return nil
 	}
 	var errno unix.Errno
-	if errors.As(err, &errno) {
-		return errno
+	switch {
+	case !errors.As(err, &errno):
+		return unix.EIO
+	case errno == unix.EMFILE:
+		return unix.ENFILE
 	}
-	return unix.EIO
+	return errno
 }
 
 // futimens sets the times of an open file.
