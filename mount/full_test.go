@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -354,6 +355,35 @@ func TestSynchronousWriteToAFullQueueToldAnErrorOfBytesItKept(t *testing.T) {
 	if !strings.Contains(l, "no space left") {
 		t.Errorf("a write to a full queue: %s, want ENOSPC", l)
 	}
+	r.stop()
+	r.moreRoom()
+	if got := len(r.delivered()["a.log"]); got != taken {
+		t.Errorf("%d bytes delivered, %d were taken", got, taken)
+	}
+}
+
+// TestAnFsyncAtAFullQueueDeniedWhatWasKept: what was taken last may not get into the queue, which has
+// no room for what a batch adds. Then fsync(2) was ENOSPC, and a program that wrote again what it
+// was told is not kept had it delivered twice.
+func TestAnFsyncAtAFullQueueDeniedWhatWasKept(t *testing.T) {
+	r := newRig(t, "[mount.queue]\nmax_bytes = \"1MiB\"\non_full = \"error\"\n")
+	f := appender(t, r.path("a.log"))
+	taken := 0
+	for size := 64 << 10; size > 0; { // to the last byte
+		_, err := f.WriteString(strings.Repeat("f", size-1) + "\n")
+		switch {
+		case err == nil:
+			taken += size
+		case errors.Is(err, syscall.ENOSPC):
+			size /= 2
+		default:
+			t.Fatal(err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		t.Errorf("fsync: %v", err)
+	}
+	must(t, f.Close())
 	r.stop()
 	r.moreRoom()
 	if got := len(r.delivered()["a.log"]); got != taken {

@@ -12,6 +12,7 @@ import (
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/session"
 	"ftfuse/mount/spool"
+	"ftfuse/queue"
 )
 
 func metaOf(h *fuse.Header) spool.Meta {
@@ -298,9 +299,16 @@ func (s *server) fsync(r *fuse.FsyncRequest) {
 	})
 }
 
+// syncFile makes what was accepted of f durable: in the queue, or where it waits for that. A full
+// queue that does not block refuses it, but it was accepted and will be delivered: an error would
+// deny that.
 func (s *server) syncFile(ctx context.Context, f *file, sf *spool.File) error {
 	if !f.one {
-		return s.capture.Drain(ctx, f.number)
+		err := s.capture.Drain(ctx, f.number)
+		if errors.Is(err, queue.ErrFull) {
+			err = sf.Sync()
+		}
+		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, fsyncPatience)
 	defer cancel()
