@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -78,6 +79,43 @@ func TestADirectoryThatWasRemovedIsNotTheNextOfItsName(t *testing.T) {
 	if st, err := old.Stat(); err == nil && os.SameFile(st, now) {
 		t.Error("the removed directory is the new one")
 	}
+}
+
+// TestADirectoryWasTakenForOneThatIsGone: where a program still was in a directory that had been
+// removed before the worker changed, a new one that got its inode number had its node, too: the kernel
+// let nobody make anything in it.
+func TestADirectoryWasTakenForOneThatIsGone(t *testing.T) {
+	r := newHeldRig(t, "", "")
+	gone := map[uint64]int{} // descriptors by inode number
+	for i := range 50 {
+		name := r.path(fmt.Sprint("old", i))
+		must(t, os.Mkdir(name, 0o755))
+		fd, err := unix.Open(name, unix.O_PATH, 0)
+		must(t, err)
+		defer unix.Close(fd)
+		var st unix.Stat_t
+		must(t, unix.Fstat(fd, &st))
+		gone[st.Ino] = fd
+	}
+	for i := range 50 {
+		must(t, os.Remove(r.path(fmt.Sprint("old", i))))
+	}
+	must(t, syscall.Kill(r.awaitReadies(1), syscall.SIGKILL))
+	r.awaitReadies(2)
+	for i := range 200 {
+		name := r.path(fmt.Sprint("new", i))
+		must(t, os.Mkdir(name, 0o755))
+		must(t, os.WriteFile(name+"/file", nil, 0o644))
+		var now, was unix.Stat_t
+		must(t, unix.Stat(name, &now))
+		if old, met := gone[now.Ino]; met {
+			if err := unix.Fstat(old, &was); err == nil && was.Nlink > 0 {
+				t.Error("the directory that is gone is the new one")
+			}
+			return
+		}
+	}
+	t.Skip("the file system gave none of the inode numbers again")
 }
 
 // TestADaemonWithoutDescriptorsWasAnIOError: programs that opened a file got EIO, and those that were

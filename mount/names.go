@@ -186,6 +186,7 @@ func (s *server) mkdir(r *fuse.MkdirRequest) {
 	}
 	var resp *fuse.LookupResponse
 	if err == nil {
+		s.noteDead(parent, r.Name)
 		resp, err = s.entry(parent, r.Name)
 	}
 	if err != nil {

@@ -95,6 +95,23 @@ func (s *server) dirNode(id fuse.NodeID) *dirNode {
 	return s.dirAt(path)
 }
 
+// noteDead is for the directory name in parent, which was just made. One that was removed before the
+// takeover may have had its inode number, and somebody still be in it: then the kernel knows its
+// node, and would take the new directory for the removed one. So that node is noted, and the new
+// directory gets another.
+func (s *server) noteDead(parent *dirNode, name string) {
+	t := s.nodes
+	st, err := s.store.StatDir(parent.child(name))
+	if t.behind == nil || err != nil {
+		return
+	}
+	for id := dirNodeID(st.Ino); t.dirs[id] != nil || s.dev.Knows(uint64(id)); id += dirSalt {
+		if t.dirs[id] == nil {
+			t.dirs[id] = &dirNode{id: id, lookups: 1, parent: parent, name: name, children: map[string]*dirNode{}}
+		}
+	}
+}
+
 // dirAt returns the node of the directory at path, with those above it.
 func (s *server) dirAt(path string) *dirNode {
 	d := s.nodes.root

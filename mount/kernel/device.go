@@ -133,6 +133,17 @@ func (d *Device) Resend() error {
 	return nil
 }
 
+// Knows reports whether the kernel has an inode for a node. It makes it ask for the attributes again.
+func (d *Device) Knows(node uint64) bool {
+	b := make([]byte, outHeaderSize+24) // and fuse_notify_inval_inode_out: node, offset, length
+	ne.PutUint32(b, uint32(len(b)))
+	ne.PutUint32(b[outError:], notifyInode)
+	ne.PutUint64(b[outHeaderSize:], node)
+	ne.PutUint64(b[outHeaderSize+8:], ^uint64(0)) // -1: of no pages
+	_, err := unix.Write(d.fd, b)
+	return err == nil // else ENOENT
+}
+
 // OpenBacking registers the open regular file fd, which must be open for reading only,
 // as a backing file and returns its id for RespondOpen and RespondCreate. fd may be
 // closed then. The kernel opens the file again with the flags of each handle, by the

@@ -31,6 +31,7 @@ const (
 	initOutSize    = outHeaderSize + 64
 	initOutShort   = outHeaderSize + 24 // up to 7.22
 	opInit         = 26
+	notifyInode    = 2 // FUSE_NOTIFY_INVAL_INODE
 	notifyResend   = 7 // FUSE_NOTIFY_RESEND, 7.40
 	ioctlOpen      = 0x4010e501
 	ioctlClose     = 0x4004e502
