@@ -221,10 +221,14 @@ func (f *feed) records(b *batch.Sealed) error {
 			continue
 		}
 		base := f.lines
+		ends := len(rec.Data) == 0 && rec.Flags&record.PieceLast != 0
 		if f.fields&template.Seq != 0 {
 			f.lines += countLines(rec.Data)
+			if ends { // with json it is one
+				f.lines++
+			}
 		}
-		if (len(rec.Data) > 0 || rec.Flags&record.PieceLast != 0) && f.wants(source{rec.Host, rec.Path}) {
+		if (ends || len(rec.Data) > 0) && f.wants(source{rec.Host, rec.Path}) {
 			f.vals.Number = base + 1
 			f.record(&rec)
 		}
@@ -327,9 +331,9 @@ func (f *feed) finish(s writer, h *piece) {
 }
 
 // objects adds a JSON object for each line of the record, each piece of a long one, or, in
-// binary mode, the record.
+// binary mode, the record, or an end without bytes.
 func (f *feed) objects(rec *record.Record) {
-	for rest, first := rec.Data, true; len(rest) > 0; first = false {
+	for rest, first := rec.Data, true; first || len(rest) > 0; first = false {
 		line, eol, tail := rest, newline, rest[len(rest):]
 		if rec.Flags&record.Binary == 0 {
 			line, eol, tail, _ = cutLine(rest)

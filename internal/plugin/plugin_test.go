@@ -272,7 +272,8 @@ func TestOnlyWhatMatchesIsGivenInTheFormatThatIsAskedFor(t *testing.T) {
 }
 
 // The examples in the documentation are those that run here.
-// TestAPluginGetsObjects: one for each line, and for each piece of a long one.
+// TestAPluginGetsObjects: one for each line, and for each piece of a long one, its end without
+// bytes included.
 func TestAPluginGetsObjects(t *testing.T) {
 	out := t.TempDir()
 	p := shell("exec cat", to(out, "a"))
@@ -280,16 +281,25 @@ func TestAPluginGetsObjects(t *testing.T) {
 	r := newRig(t, p)
 	r.put(rec{"a", "one\n\xff\n", 0}, rec{"long", "begin", record.PieceFirst})
 	r.put(rec{"long", "end\n", record.PieceLast}, rec{"b", "two\nlines", record.Binary})
+	r.put(rec{"b", "all", record.Binary | record.PieceFirst}, rec{"b", "", record.Binary | record.PieceLast}, rec{"b", "", 0}, rec{"a", "last\n", 0})
 	await(t, "all is acked: no piece is held", func() bool { return r.backlog(p.Cursor) == 0 })
 	r.drain()
-	want := []string{`"data":"one"`, `"data_base64":"/w=="`, `"flags":["first-piece"],"data":"begin"`, `"flags":["last-piece"],"data":"end"`, `"flags":["binary"],"data":"two\nlines"`}
+	want := []string{
+		`"data":"one"`, `"data_base64":"/w=="`, `"flags":["first-piece"],"data":"begin"`, `"flags":["last-piece"],"data":"end"`, `"flags":["binary"],"data":"two\nlines"`,
+		`"flags":["first-piece","binary"],"data":"all"`, `"flags":["last-piece","binary"],"data":""`, `"data":"last"`,
+	}
 	got := read(t, filepath.Join(out, "a"))
 	if len(got) != len(want) {
 		t.Fatalf("got %q", got)
 	}
+	seen := map[string]bool{}
 	for i := range want {
 		var fields struct{ Host, Seq string }
-		if err := json.Unmarshal([]byte(got[i]), &fields); err != nil || fields.Host != "web-01" || !strings.HasSuffix(got[i], ","+want[i]+"}") {
+		err := json.Unmarshal([]byte(got[i]), &fields)
+		if seen[fields.Seq] {
+			t.Errorf("the seq %q stands twice", fields.Seq)
+		}
+		if seen[fields.Seq] = true; err != nil || fields.Host != "web-01" || !strings.HasSuffix(got[i], ","+want[i]+"}") {
 			t.Errorf("object %d is %q (%v), want %s", i, got[i], err, want[i])
 		}
 	}

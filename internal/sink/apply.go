@@ -204,7 +204,7 @@ func (a *applier) writeAll(ctx context.Context, item queue.Item, p *plan) (gens 
 			return nil, false, fmt.Errorf("apply batch %v: the generation %016x of %q is not known (a defect)", item.Batch.ID, e.era, pf.path)
 		}
 		gens = append(gens, g)
-		front, _ := pf.lead.bytes(e.before)
+		front, _, _ := pf.join(e.before)
 		segs := pf.segs
 		if len(front) > 0 {
 			segs = append([][]byte{front}, segs...)
@@ -329,7 +329,7 @@ func (n *note) fits(p *plan) error {
 	}
 	for i := range n.extents {
 		e, pf := &n.extents[i], &p.files[i]
-		front, _ := pf.lead.bytes(e.before)
+		front, _, _ := pf.join(e.before)
 		if e.check != pathCheck(pf.path) || !e.dead && e.n != pf.n+int64(len(front)) {
 			return fmt.Errorf("%w: extent %d of %d bytes does not fit %d bytes for %q", errNote, i, e.n, pf.n+int64(len(front)), pf.path)
 		}

@@ -83,13 +83,14 @@ func TestGoldenSet(t *testing.T) {
 	t.Setenv("TZ", "UTC")
 	s, err := newSet([]Output{output1("/data/ftfuse", nil), output1("/data/all", func(o *Output) { o.File, o.Format = "%{%Y}T.log", "%T %L" })})
 	must(t, err)
-	golden(t, "set", append(s.raw, '\n'))
+	golden(t, "set", append(bytes.Replace(s.raw, []byte(`"version":2`), []byte(`"version":1`), 1), '\n'))
+	golden(t, "set-2", append(bytes.Clone(s.raw), '\n'))
 	back, err := parseSet(s.raw)
 	must(t, err)
 	if back.id != s.id || len(back.outputs) != 2 || !back.outputs[0].exact || back.outputs[0].mixes || !back.outputs[1].mixes || back.outputs[1].static {
 		t.Errorf("the set reads back as %+v", back)
 	}
-	if _, err := parseSet([]byte(strings.Replace(string(s.raw), `"version":1`, `"version":2`, 1))); !errors.Is(err, errSet) {
+	if _, err := parseSet([]byte(strings.Replace(string(s.raw), `"version":2`, `"version":3`, 1))); !errors.Is(err, errSet) {
 		t.Errorf("a set of another version: %v", err)
 	}
 }

@@ -16,7 +16,7 @@ func (f *flagNames) of(flags uint16) []string {
 }
 
 // objects appends a JSON object for each line of the record, and one for a record that has no
-// lines (binary mode). Each piece of a long line is an object of its own, with a flag, since half
+// lines (binary mode, or an end without bytes). Each piece of a long line is an object of its own, with a flag, since half
 // an object would be none.
 func (pl *planner) objects(pf *planFile, o *out, rec *record.Record) {
 	r := pl.renderers[o.index].format
@@ -28,7 +28,7 @@ func (pl *planner) objects(pf *planFile, o *out, rec *record.Record) {
 		pl.copy(pf, newline)
 	}
 	pl.scratch = r.AppendBefore(pl.scratch[:0], &pl.vals)
-	for rest, first := rec.Data, true; len(rest) > 0; first = false {
+	for rest, first := rec.Data, true; first || len(rest) > 0; first = false {
 		line, eol, tail := rest, newline, rest[len(rest):]
 		if rec.Flags&record.Binary == 0 {
 			line, eol, tail, _ = cutLine(rest)

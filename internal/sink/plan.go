@@ -42,9 +42,10 @@ type planFile struct {
 	name    string // below out.Dir
 	segs    [][]byte
 	n       int64
-	lead    lead
+	ended   []lineEnd // before everything else
+	lead    lead      // once begun
 	begun   bool
-	after   lineState
+	after   lineState // once begun; see join
 	records uint32
 	split   uint64 // pieces of long lines that could not be joined with the piece before
 	dataEnd int    // where the last segment ends in the batch's data; -1: elsewhere
@@ -52,7 +53,28 @@ type planFile struct {
 	copied  bool   // the last segment ends where chunk does
 }
 
-// lead is what stands in front of a file's part, depending on the state of the file.
+// lineEnd ends source's long line, where the file's end is in the middle of it.
+type lineEnd struct {
+	source uint32 // its hash
+	text   []byte
+}
+
+// join returns what stands in front of the part's segments where the file's end is as before
+// says, how the part leaves the file, and whether it begins with a piece that was left alone.
+func (pf *planFile) join(before lineState) (front []byte, after lineState, split bool) {
+	for i := range pf.ended {
+		if e := &pf.ended[i]; before.open && before.mid == e.source {
+			front, before = append(front, e.text...), lineState{}
+		}
+	}
+	if !pf.begun {
+		return front, before, false
+	}
+	b, split := pf.lead.bytes(before)
+	return append(front, b...), pf.after, split
+}
+
+// lead is what stands in front of a file's first bytes, depending on the state of the file.
 type lead struct {
 	ends   bool   // a line end, when the file does not end with one
 	cont   bool   // unless the file's end is in the middle of source's line
@@ -194,15 +216,27 @@ func (pl *planner) record(rec *record.Record, rt *route) {
 	pl.vals.PID, pl.vals.UID, pl.vals.GID, pl.vals.Time = rec.PID, rec.UID, rec.GID, rec.Time
 	pl.vals.Exe, pl.vals.Cgroup = rec.Exe(), rec.Cgroup()
 	base := pl.lines
-	if len(rec.Data) > 0 {
-		for i := range rt.targets {
+	for i := range rt.targets {
+		if t := &rt.targets[i]; len(rec.Data) > 0 || pl.ends(t.out, rec) {
 			pl.vals.Number = base + 1
-			pl.add(pl.file(&rt.targets[i]), rt.targets[i].out, rec, rt.hash)
+			pl.add(pl.file(t), t.out, rec, rt.hash)
 		}
 	}
 	if pl.set.numbers {
 		pl.lines = base + countLines(rec.Data)
+		if len(rec.Data) == 0 && pl.set.ends && rec.Flags&record.PieceLast != 0 {
+			pl.lines++ // with json it is one
+		}
 	}
+}
+
+// ends reports whether a record without bytes is an end that shows in o: of a long line, or of a
+// binary record, all of which had left in pieces when its file was flushed or closed.
+func (pl *planner) ends(o *out, rec *record.Record) bool {
+	if !pl.set.ends || rec.Flags&record.PieceLast == 0 {
+		return false
+	}
+	return !o.exact || o.mixes && rec.Flags&record.Binary == 0
 }
 
 // countLines counts the lines of a record; an unterminated end is one.
@@ -248,11 +282,16 @@ func (pl *planner) add(pf *planFile, o *out, rec *record.Record, hash uint32) {
 		pl.objects(pf, o, rec)
 		return
 	}
+	if len(rec.Data) == 0 {
+		pl.end(pf, o, rec, hash)
+		return
+	}
+	first := !pf.begun
 	cont := rec.Flags&(record.PieceMiddle|record.PieceLast) != 0 && rec.Flags&record.Break == 0
 	joined := pf.begun && cont && pf.after.open && pf.after.mid == hash
 	ends := !o.exact || o.mixes || rec.Flags&record.Break != 0
 	switch {
-	case !pf.begun:
+	case first:
 		pf.begun = true
 		pf.lead = lead{ends: ends, cont: cont && ends, source: hash}
 	case ends && !joined && pf.after.open:
@@ -266,7 +305,28 @@ func (pl *planner) add(pf *planFile, o *out, rec *record.Record, hash uint32) {
 	if o.exact {
 		pl.exact(pf, o, rec, hash)
 	} else {
-		pl.formatted(pf, o, rec, hash, joined)
+		pl.formatted(pf, o, rec, hash, first, joined)
+	}
+}
+
+// end ends source's long line with what stands behind one, where the file is in the middle of it.
+// (Of a line that another source's has ended nothing is left to be said.)
+func (pl *planner) end(pf *planFile, o *out, rec *record.Record, hash uint32) {
+	if rec.Flags&record.Break != 0 {
+		return
+	}
+	text := pl.suffix[:0]
+	if !o.exact {
+		text = pl.renderers[o.index].format.AppendAfter(text, &pl.vals)
+	}
+	text = append(text, '\n')
+	pl.suffix = text
+	switch {
+	case !pf.begun:
+		pf.ended = append(pf.ended, lineEnd{hash, bytes.Clone(text)})
+	case pf.after.open && pf.after.mid == hash:
+		pl.copy(pf, text)
+		pf.after = lineState{}
 	}
 }
 
@@ -288,15 +348,16 @@ func (pl *planner) exact(pf *planFile, o *out, rec *record.Record, hash uint32) 
 	}
 }
 
-// formatted appends each line of the record by the output's format.
-func (pl *planner) formatted(pf *planFile, o *out, rec *record.Record, hash uint32, joined bool) {
+// formatted appends each line of the record by the output's format; first says that nothing of the
+// file's part is before it.
+func (pl *planner) formatted(pf *planFile, o *out, rec *record.Record, hash uint32, first, joined bool) {
 	r := pl.renderers[o.index].format
 	f := o.format.Fields()
 	perLine := f&template.Seq != 0
 	prefix := r.AppendBefore(pl.scratch[:0], &pl.vals)
 	pl.scratch = prefix
 	pl.suffix = r.AppendAfter(pl.suffix[:0], &pl.vals)
-	if first := pf.records == 1; first {
+	if first {
 		pf.lead.prefix = bytes.Clone(prefix)
 		joined = true // the lead has it
 	}

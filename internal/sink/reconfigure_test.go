@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"ftfuse/internal/batch"
 	"ftfuse/internal/output"
+	"ftfuse/internal/record"
 	"ftfuse/queue"
 )
 
@@ -131,17 +133,8 @@ func TestWhatWasTakenBeforeAReconfigureGoesWhereItWasAssigned(t *testing.T) {
 	outs := func(format string) []Output {
 		return []Output{output1(filepath.Join(dir, "out"), func(o *Output) { o.File, o.Format = "f", format })}
 	}
-	open := func(outputs []Output) *rig {
-		r := &rig{dir: dir}
-		var err error
-		r.q, err = queue.Open(filepath.Join(dir, "queue"), queue.Options{Dedupe: true, Cursors: []string{"apply"}})
-		must(t, err)
-		r.Sink, err = Open(t.Context(), Options{Queue: r.q, Cursor: "apply", Outputs: outputs, DeadDir: filepath.Join(dir, "dead")})
-		must(t, err)
-		return r
-	}
 	from := newSealer(1)
-	r := open(outs("old %L"))
+	r := openRig(t, dir, outs("old %L"))
 	txn, err := r.Take(from.seal(rec{host: "h", path: "f", data: "1\n"}), "a test") // on its way while they change
 	must(t, err)
 	must(t, r.Reconfigure(outs("new %L")))
@@ -154,13 +147,71 @@ func TestWhatWasTakenBeforeAReconfigureGoesWhereItWasAssigned(t *testing.T) {
 	must(t, r.q.Flush(t.Context()))
 	must(t, r.q.Close()) // nothing was applied
 	must(t, r.Close())
-	r = open(outs("new %L"))
+	r = openRig(t, dir, outs("new %L"))
 	defer r.Close()
 	defer r.q.Close()
 	raw, err := os.ReadFile(filepath.Join(dir, "out", "f"))
 	must(t, err)
 	if want := "old 1\nold 2\nnew 3\n"; string(raw) != want {
 		t.Errorf("the file has %q, want %q", raw, want)
+	}
+}
+
+// openRig opens the queue and the sink of dir, and does what an earlier run left to be done.
+func openRig(t *testing.T, dir string, outputs []Output) *rig {
+	t.Helper()
+	r := &rig{dir: dir}
+	var err error
+	r.q, err = queue.Open(filepath.Join(dir, "queue"), queue.Options{Dedupe: true, Cursors: []string{"apply"}})
+	must(t, err)
+	r.Sink, err = Open(t.Context(), Options{Queue: r.q, Cursor: "apply", Outputs: outputs, DeadDir: filepath.Join(dir, "dead")})
+	must(t, err)
+	return r
+}
+
+// TestWhatAnOlderVersionAssignedIsWrittenAsItWouldHave: its end without bytes has no place in the
+// file, whether it had been written before that version was killed or not; what comes to the
+// newer one ends as it should, also a line that the older one began.
+func TestWhatAnOlderVersionAssignedIsWrittenAsItWouldHave(t *testing.T) {
+	for _, written := range []bool{true, false} {
+		dir, from := t.TempDir(), newSealer(1)
+		outs := []Output{output1(filepath.Join(dir, "out"), func(o *Output) { o.File, o.Format = "f", "<%L>" })}
+		r := openRig(t, dir, outs)
+		older, err := parseSet(bytes.Replace(r.current.Load().set.raw, []byte(`"version":2`), []byte(`"version":1`), 1))
+		must(t, err)
+		then := &outputs{set: older}
+		then.planners.New = func() any { return newPlanner(older) }
+		r.current.Store(then)
+		const first, last = record.PieceFirst | record.Binary, record.PieceLast | record.Binary
+		r.take(t, from.seal(rec{host: "h", path: "f", data: "1", flags: first}))
+		r.take(t, from.seal(rec{host: "h", path: "f", flags: last}))
+		r.take(t, from.seal(rec{host: "h", path: "f", data: "2", flags: first}, rec{host: "h", path: "f", flags: last}))
+		r.take(t, from.seal(rec{host: "h", path: "f", data: "3", flags: first}))
+		must(t, r.q.Flush(t.Context()))
+		was := "<1\n<2\n<3"
+		must(t, r.q.Close())
+		must(t, r.Close())
+		if written { // and not acked
+			must(t, os.MkdirAll(filepath.Join(dir, "out"), 0o755))
+			must(t, os.WriteFile(filepath.Join(dir, "out", "f"), []byte(was), 0o644))
+		}
+		r = openRig(t, dir, outs)
+		stop := r.runs(t)
+		r.take(t, from.seal(rec{host: "h", path: "f", flags: last}))
+		r.take(t, from.seal(rec{host: "h", path: "f", flags: last})) // nothing is left to be ended
+		r.take(t, from.seal(rec{host: "h", path: "f", data: "4", flags: first}, rec{host: "h", path: "f", flags: last}))
+		r.drain(t)
+		stop()
+		must(t, r.Close())
+		must(t, r.q.Close())
+		raw, err := os.ReadFile(filepath.Join(dir, "out", "f"))
+		must(t, err)
+		if want := was + ">\n<4>\n"; string(raw) != want {
+			t.Errorf("the file, written before: %v, has %q, want %q", written, raw, want)
+		}
+		if st := r.Stats(); st.PossibleDoubles != 0 {
+			t.Errorf("%d possible doubles", st.PossibleDoubles)
+		}
 	}
 }
 

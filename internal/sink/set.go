@@ -46,7 +46,12 @@ type storedSet struct {
 	Outputs  []Output `json:"outputs"`
 }
 
-const setVersion = 1
+// Versions of a stored set: what the same records render as depends on it, so that a redo renders
+// what an older version assigned as that did.
+const (
+	setPassesEnds = 1 // ends without bytes are passed over
+	setVersion    = 2
+)
 
 // set is the outputs of one configuration, compiled. It is immutable, and what it
 // renders depends on nothing else: a redo by the same set gives the same bytes.
@@ -55,6 +60,7 @@ type set struct {
 	raw     []byte
 	zone    *time.Location
 	outputs []*out
+	ends    bool                        // a long line's end shows also where it has no bytes
 	numbers bool                        // some template shows %N: lines must be counted
 	members func(route uint32) []string // see Options
 }
@@ -119,11 +125,11 @@ func parseSet(raw []byte) (*set, error) {
 	if err := json.Unmarshal(raw, &st); err != nil {
 		return nil, fmt.Errorf("%w: %w", errSet, err)
 	}
-	if st.Version != setVersion {
-		return nil, fmt.Errorf("%w: version %d, this build reads %d; start the newer ftfuse until the queue is drained", errSet, st.Version, setVersion)
+	if st.Version < setPassesEnds || st.Version > setVersion {
+		return nil, fmt.Errorf("%w: version %d, this build reads %d to %d; start the newer ftfuse until the queue is drained", errSet, st.Version, setPassesEnds, setVersion)
 	}
 	sum := sha256.Sum256(raw)
-	s := &set{id: binary.BigEndian.Uint64(sum[:]), raw: raw}
+	s := &set{id: binary.BigEndian.Uint64(sum[:]), raw: raw, ends: st.Version > setPassesEnds}
 	var err error
 	if s.zone, err = (template.Zone{Name: st.Zone, Data: st.ZoneData}).Location(); err != nil {
 		return nil, fmt.Errorf("%w: %w", errSet, err)

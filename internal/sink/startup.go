@@ -94,7 +94,8 @@ func (a *applier) adopt(p *plan) error {
 				return fmt.Errorf("%s: %w", shiftKey(e.era), err)
 			}
 		}
-		a.table.adopt(f, e, pf.after, shifts)
+		_, after, _ := pf.join(e.before)
+		a.table.adopt(f, e, after, shifts)
 	}
 	return nil
 }

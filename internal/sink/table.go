@@ -303,13 +303,13 @@ func (t *table) assign(f *file, pf *planFile) (extent, *generation) {
 		}
 	}
 	t.eras[g.era] = g
-	front, split := pf.lead.bytes(g.state)
+	front, after, split := pf.join(g.state)
 	if split {
 		t.count.pieces.Add(1)
 	}
 	e := extent{era: g.era, off: g.end, n: pf.n + int64(len(front)), before: g.state, id: g.id}
 	g.end += e.n
-	g.state = pf.after
+	g.state = after
 	g.pending++
 	t.measure(f, g, pf.out)
 	return e, g
