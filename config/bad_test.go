@@ -100,6 +100,18 @@ var badConfigs = map[string]struct {
 	}},
 	"max_record of lines":    {minimal + "[[mount.rule]]\nmax_record = \"1MiB\"\n", []want{{6, ErrConflict, "mount.rule.max_record", "is for mode", "max_line"}}},
 	"max_record of nothing":  {minimal + "[[mount.rule]]\nmode = \"binary\"\nmax_record = 0\n", []want{{7, ErrValue, "mount.rule.max_record", "", ""}}},
+	"max_line of binary":     {minimal + "[[mount.rule]]\nmode = \"binary\"\nmax_line = \"1MiB\"\n", []want{{7, ErrConflict, "mount.rule.max_line", "is for lines", "max_record"}}},
+	"groups of nothing sent": {minimal + "[[mount.rule]]\ntransfer = false\nforward = [\"default\"]\n", []want{{7, ErrConflict, "mount.rule.forward", "nothing is sent", "transfer = true"}}},
+	"attributes of nothing":  {minimal + "[[mount.rule]]\ntransfer = false\nattributes = [\"exe\"]\n", []want{{7, ErrConflict, "mount.rule.attributes", "there are none", "output"}}},
+	"literal of two lines":   {minimal + "[[mount.rule]]\ndeny = [ { literal = \"a\\nb\" } ]\n", []want{{6, ErrValue, "mount.rule.deny.literal", "line feed", "each line"}}},
+	"plugin_output, a dir":   {minimal + "[[mount.rule]]\nplugin = [\"/bin/cat\"]\nplugin_output = \"/out/\"\n", []want{{7, ErrValue, "mount.rule.plugin_output", "ends in a slash", "file"}}},
+	"output, a dir":          {minimal + "[[mount.rule]]\noutput = \"/out/\"\n", []want{{6, ErrValue, "mount.rule.output", "ends in a slash", "file"}}},
+	"output is plugin's too": {minimal + "[[mount.rule]]\nplugin = [\"/bin/cat\"]\nplugin_output = \"/out/a%\"\noutput = \"/out/a%%\"\n", []want{{7, ErrConflict, "mount.rule.plugin_output", "(line 8)", "another file"}}},
+	"named one is plugin's":  {minimal + "[[mount.rule]]\nplugin = [\"/bin/cat\"]\nplugin_output = \"/out/a\"\n[[mount.output]]\nname = \"n\"\ndir = \"/out\"\nfile = \"a\"\n", []want{{7, ErrConflict, "mount.rule.plugin_output", "mount.output (line 8)", "another file"}}},
+	"plugin's file, again":   {"[receive]\n[[receive.output]]\nfile = \"a\"\n[[receive.output]]\nplugin = [\"/bin/cat\"]\nfile = \"a\"\n", []want{{4, ErrConflict, "receive.output", "(line 2)", "another file"}}},
+	"one file, two ways":     {"[receive]\n[[receive.output]]\nfile = \"a\"\nmode = \"0600\"\n[[receive.output]]\nfile = \"a\"\n", []want{{5, ErrConflict, "receive.output", "/data/ftfuse/a", "the same rotate"}}},
+	"one template, two ways": {"[relay]\n[[relay.output]]\nrotate = { every = \"24h\" }\n[[relay.output]]\n", []want{{4, ErrConflict, "relay.output", "/data/ftfuse/%H/%F", "the same rotate"}}},
+	"rule's, two ways":       {minimal + "[[mount.rule]]\noutput = \"/out/a\"\n[[mount.output]]\nname = \"n\"\ndir = \"/out\"\nfile = \"a\"\nmode = \"0600\"\n", []want{{6, ErrConflict, "mount.rule.output", "(line 7)", "the same rotate"}}},
 	"filter without match":   {minimal + "[[mount.rule]]\nallow = [ { replace = \"x\" } ]\n", []want{{6, ErrMissing, "mount.rule.allow", "no match", ""}}},
 	"replace with no group":  {minimal + "[[mount.rule]]\nallow = [ { match = \"a\", replace = \"$1\" } ]\n", []want{{6, ErrValue, "mount.rule.allow.replace", `"1"`, "groups 0 to 0"}}},
 	"replace runs on":        {minimal + "[[mount.rule]]\nallow = [ { match = \"(a)\", replace = \"$1x\" } ]\n", []want{{6, ErrValue, "mount.rule.allow.replace", `"1x"`, "write ${1}x"}}},
@@ -233,6 +245,23 @@ func checkProblems(t *testing.T, e *Error, all []want) {
 		}
 		if !errors.Is(e, w.kind) {
 			t.Errorf("errors.Is does not find %v in the *Error", w.kind)
+		}
+	}
+}
+
+// TestFilesThatTwoMayWrite: two outputs share a file where they say the same of it, have the same
+// template for files of their own, and plugins append to one file.
+func TestFilesThatTwoMayWrite(t *testing.T) {
+	for name, toml := range map[string]string{
+		"two formats":      "[receive]\n[[receive.output]]\nfile = \"a\"\nmode = \"0600\"\n[[receive.output]]\nfile = \"a\"\nmode = \"0600\"\npath = \"x\"\nformat = \"%T %L\"\n",
+		"hosts' own":       "[receive]\n[[receive.output]]\nhosts = \"web-*\"\nmode = \"0600\"\n[[receive.output]]\nhosts = \"db-*\"\n",
+		"paths' own":       "[relay]\n[[relay.output]]\npath = \"a/**\"\nfile = \"%F\"\nrotate = { every = \"24h\" }\n[[relay.output]]\npath = \"b/**\"\nfile = \"%F\"\n",
+		"rules' own":       minimal + "[[mount.rule]]\noutput = \"/out/%F\"\n[[mount.rule]]\npath = \"b\"\noutput = \"n\"\n[[mount.output]]\nname = \"n\"\ndir = \"/out\"\nfile = \"%F\"\nmode = \"0600\"\n",
+		"two plugins":      minimal + "[[mount.rule]]\nplugin = [\"/bin/cat\"]\nplugin_output = \"/a\"\n[[mount.rule]]\npath = \"b\"\nplugin = [\"/bin/cat\"]\nplugin_output = \"/a\"\n",
+		"attributes, kept": minimal + "[[mount.rule]]\ntransfer = false\nattributes = [\"exe\"]\noutput = \"n\"\n[[mount.output]]\nname = \"n\"\ndir = \"/out\"\nformat = \"%E %L\"\n",
+	} {
+		if _, err := Parse("good.toml", []byte(toml)); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -40,6 +40,8 @@ func decodeFilters(t *table, key string, replace bool) []Filter {
 			t.ps.add(ErrConflict, s.key("literal"), "write two entries", "%s has both match and literal", plainKey(s.path))
 		case hasLiteral && f.Literal == "" && !t.ps.has(s.key("literal")):
 			t.ps.add(ErrValue, s.key("literal"), "write what lines have that it is about", "%s is empty", plainKey(s.key("literal")))
+		case strings.ContainsRune(f.Literal, '\n'):
+			t.ps.add(ErrValue, s.key("literal"), "write an entry for each line", "%s = %q has a line feed, and no line has one in it", plainKey(s.key("literal")), f.Literal)
 		case !hasMatch && !hasLiteral:
 			t.ps.add(ErrMissing, s.path, `write { match = "…" } or { literal = "…" }`, "%s has no match", plainKey(s.path))
 		}
@@ -70,6 +72,9 @@ func (r *Rule) validateFilter(ps *problems) {
 			ps.add(ErrConflict, join(r.key, "max_record"), `write mode = "binary", or remove it; max_line is for lines`, "mount.rule.max_record is for mode = %q, and this rule has %q", ModeBinary, r.Mode)
 		}
 		return
+	}
+	if key := join(r.key, "max_line"); ps.given(key) {
+		ps.add(ErrConflict, key, `write mode = "line", or remove it; max_record is for binary records`, "mount.rule.max_line is for lines, and mode = %q has none", r.Mode)
 	}
 	for _, key := range []string{"allow", "deny"} {
 		if key == "allow" && len(r.Allow) > 0 || key == "deny" && len(r.Deny) > 0 {

@@ -86,7 +86,7 @@ func (r *Rule) validateOutput(ps *problems, all []Output) {
 		}
 		return
 	}
-	if ps.absolute(key, &r.Output); filepath.IsAbs(r.Output) {
+	if ps.fileName(key, &r.Output); filepath.IsAbs(r.Output) && !strings.HasSuffix(r.Output, "/") {
 		ps.template(key, template.File, strings.TrimLeft(r.Output, "/"), DefaultOutput().Time)
 	}
 }

@@ -103,7 +103,11 @@ func (c *Config) Notes(r Role) []string {
 		}
 	}
 	for i := range c.Mount.Rules {
-		if ru := &c.Mount.Rules[i]; ru.idleAllow() {
+		ru := &c.Mount.Rules[i]
+		if b := slices.IndexFunc(c.Mount.Rules[:i], func(b Rule) bool { return b.Path == ru.Path || b.Path == "**" }); b >= 0 {
+			note("%s of line %d: no file comes to it, since the first rule that matches decides, and that for %q is before it", ru, c.pos.line(join(ru.key, "path")), c.Mount.Rules[b].Path)
+		}
+		if ru.idleAllow() {
 			note("%s: its allow changes nothing, since what it does not match is allowed too; write default = \"deny\" to drop that", ru)
 		}
 	}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -126,6 +127,12 @@ func TestNotesSayWhatIsDoneInstead(t *testing.T) {
 	c = parse(t, with(t, `[mount]`, `offline = "ignore"`))
 	if notes := c.Notes(RoleMount); len(notes) != 1 || !strings.Contains(notes[0], "no tls") {
 		t.Errorf("got %q, want only that there is no tls", notes)
+	}
+	for _, path := range []string{"**", "a"} { // everything has gone to "**"
+		c = parse(t, good+"[[mount.rule]]\npath = \"b\"\n[[mount.rule]]\npath = \""+path+"\"\n")
+		if notes := strings.Join(c.Notes(RoleMount), "\n"); strings.Count(notes, "no file comes to it") != 2 || !strings.Contains(notes, fmt.Sprintf("rule %q of line", path)) {
+			t.Errorf("the notes say nothing of rules that are not reached:\n%s", notes)
+		}
 	}
 	c = parse(t, with(t, `path = "**"`, `allow = [ { match = "x" } ]`))
 	if notes := strings.Join(c.Notes(RoleMount), "\n"); !strings.Contains(notes, "its allow changes nothing") {

@@ -31,6 +31,7 @@ func (c *Config) validate(ps *problems) {
 		c.Receive.validate(ps)
 	}
 	c.validateListeners(ps)
+	c.validateFiles(ps)
 	c.validateOverlap(ps)
 }
 
@@ -95,6 +96,15 @@ func (ps *problems) absolute(path string, p *string) {
 	}
 }
 
+// fileName is absolute for a path, or a template, of a file.
+func (ps *problems) fileName(path string, p *string) {
+	if strings.HasSuffix(*p, "/") && filepath.IsAbs(*p) {
+		ps.add(ErrValue, path, "write the name of a file behind the slash", "%s = %q ends in a slash, as directories do", plainKey(path), *p)
+		return
+	}
+	ps.absolute(path, p)
+}
+
 // glob checks a doublestar pattern.
 func (ps *problems) glob(path, pattern string) {
 	bad := func(fix, why string) {
@@ -146,9 +156,23 @@ func (r *Rule) validate(ps *problems, groups []Forward) {
 		}
 	}
 	r.validateFilter(ps)
+	r.validateKept(ps)
 	ps.plugin(r.key, &r.Plugin, r.PluginTimeout)
 	if key = join(r.key, "plugin_output"); ps.given(key) {
-		ps.absolute(key, &r.PluginOutput)
+		ps.fileName(key, &r.PluginOutput)
+	}
+}
+
+// validateKept refuses what is said of sending in a rule that sends nothing.
+func (r *Rule) validateKept(ps *problems) {
+	if r.Transfer {
+		return
+	}
+	if key := join(r.key, "forward"); ps.given(key) && len(r.Forward) > 0 {
+		ps.add(ErrConflict, key, "write transfer = true, or remove forward", "mount.rule.forward names groups, and with transfer = false nothing is sent")
+	}
+	if key := join(r.key, "attributes"); len(r.Attributes) > 0 && r.Output == "" && len(r.Plugin) == 0 {
+		ps.add(ErrConflict, key, "remove attributes, or add output or plugin", "mount.rule.attributes is for records, and with transfer = false, and neither output nor plugin, there are none")
 	}
 }
 

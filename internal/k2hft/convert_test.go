@@ -184,6 +184,25 @@ NAME = localhost
 	}
 }
 
+// What K2HFTFUSE writes to one file, and ftfuse to two: the lines of a rule, and what a plugin prints.
+func TestAFileOfLinesAndOfAPlugin(t *testing.T) {
+	toml, c := convert(t, "x.ini", "[K2HFTFUSE]\n[K2HFTFUSE_RULE]\nTARGET=a\nTRUNS=on\nDEFAULTALL=ALLOW\nOUTPUTFILE=/out/x%\n"+
+		"[K2HFTFUSE_RULE]\nTARGET=b\nTRUNS=on\nDEFAULTALL=ALLOW\nPLUGIN=/bin/cat\nOUTPUTFILE=/out/x%\n"+
+		"[K2HFTFUSE_RULE]\nTARGET=c\nTRUNS=on\nDEFAULTALL=ALLOW\nPLUGIN=/bin/cat\nOUTPUTFILE=/out/x%\n[SVRNODE]\nNAME=agg\n", Options{Mount: Mountpoint{Point: "/mnt/x"}})
+	r := c.Mount.Rules
+	if r[0].Output != "/out/x%%" || r[1].PluginOutput != "/out/x%.2" || r[2].PluginOutput != "/out/x%.2" {
+		t.Errorf("the files are %q, %q and %q\n%s", r[0].Output, r[1].PluginOutput, r[2].PluginOutput, toml)
+	}
+}
+
+// A literal with a line feed matches no line, and check refuses it.
+func TestALiteralOfTwoLinesIsSaidAndLosesNoLine(t *testing.T) {
+	toml, c := convert(t, "x.json", `{"K2HFTFUSE":{},"K2HFTFUSE_RULE":[{"TARGET":"a","TRUNS":"on","DEFAULTALL":"DENY","ALLOW":"x\ny"},{"TARGET":"b","TRUNS":"on","DEFAULTALL":"ALLOW","DENY":"x\ny"}],"SVRNODE":{"NAME":"agg"}}`, Options{Mount: Mountpoint{Point: "/mnt/x"}})
+	if r := c.Mount.Rules; r[0].Default != config.VerdictAllow || len(r[0].Allow)+len(r[1].Deny) != 0 || strings.Count(toml, "a line feed in it") != 2 {
+		t.Errorf("%s", toml)
+	}
+}
+
 // With SSL the configuration has tls, never plain TCP: files that are not there make
 // `ftfuse check` fail.
 func TestSSLNeverBecomesPlainTCP(t *testing.T) {

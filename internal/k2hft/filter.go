@@ -9,6 +9,9 @@ import (
 // errEncoding is why bytes of a K2HFTFUSE configuration cannot stand in one of ours.
 var errEncoding = errors.New("not UTF-8 (EUC-JP or Shift_JIS, perhaps), as TOML and RE2 are")
 
+// errLines is why a text that no line can have in it is no filter.
+var errLines = errors.New("a line feed in it, which no line has")
+
 // filters writes default, allow and deny. K2HFTFUSE uses ALLOW where the default is to
 // deny, and DENY where it is to allow; an empty one is every line, and the first that
 // matches decides.
@@ -70,6 +73,9 @@ func (w *writer) filter(e *entry) (string, bool) {
 	r, err := rewriting(p)
 	if !utf8.ValidString(p.text) || p.replace != nil && !utf8.ValidString(*p.replace) {
 		err = errEncoding
+	}
+	if err == nil && strings.ContainsRune(r.literal, '\n') {
+		err = errLines
 	}
 	if e.key == "DENY" && err == nil {
 		if p.regex {

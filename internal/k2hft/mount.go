@@ -159,7 +159,7 @@ const defaultPoint = "/mnt/ftfuse"
 // put adds r in the place of one with the same target.
 func (w *writer) put(all []rule, r rule) []rule {
 	for i := range all {
-		if all[i].target == r.target {
+		if escapeGlob(all[i].target) == escapeGlob(r.target) { // but for what is not UTF-8, the TARGET
 			w.none(all[i].s.get("TARGET"), "the rule of line %d has the same TARGET and wins, as in K2HFTFUSE: this one is left out", r.s.line)
 			all[i].s.dropped()
 			all[i] = r
@@ -234,7 +234,7 @@ func (w *writer) output(r rule) {
 	file, ok := w.outputFile(r, out)
 	if plug == nil || plug.value == "" {
 		if ok {
-			w.key("output", text(file), out)
+			w.key("output", text(w.apart(file, false, out)), out)
 		}
 		return
 	}
@@ -255,7 +255,7 @@ func (w *writer) output(r rule) {
 		file = path.Join(dir, path.Base("/"+r.target)+".out")
 		w.none(out, "K2HFTFUSE has a plugin and a file of its output for each file; here the rule has one")
 	}
-	w.key("plugin_output", text(strings.ReplaceAll(file, "%%", "%")), out)
+	w.key("plugin_output", text(strings.ReplaceAll(w.apart(file, true, out), "%%", "%")), out)
 }
 
 // outputFile returns the template of the rule's OUTPUTFILE, and whether there is one.

@@ -9,6 +9,25 @@ import (
 type writer struct {
 	b     strings.Builder
 	notes int // comments about what has no counterpart
+
+	plugins map[string]bool // files that rules name: whether it is a plugin that writes them
+}
+
+// apart returns the name of a rule's file, or another one where that is taken: ftfuse has no file
+// that both lines and what a plugin prints go to.
+func (w *writer) apart(name string, plugin bool, e *entry) string {
+	if w.plugins == nil {
+		w.plugins = map[string]bool{}
+	}
+	for {
+		was, taken := w.plugins[name]
+		if !taken || was == plugin {
+			w.plugins[name] = plugin
+			return name
+		}
+		name += ".2"
+		w.none(e, "lines and what a plugin prints go to one file with K2HFTFUSE; here to one each")
+	}
 }
 
 // text returns s as a TOML string.
