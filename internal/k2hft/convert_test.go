@@ -184,6 +184,16 @@ NAME = localhost
 	}
 }
 
+// A FILE_UNIFY that names no file became file = "", which check refuses.
+func TestAUnifiedFileWithoutAName(t *testing.T) {
+	for _, name := range []string{"/", "//", "."} {
+		toml, c := convert(t, "x.ini", "[K2HFTFUSESVR]\nTYPE = FILE\nFILE_BASEDIR = /data\nFILE_UNIFY = "+name+"\n", Options{})
+		if f := c.Receive.Outputs[0].File; f != "%F" || !strings.Contains(toml, "no name of a file") {
+			t.Errorf("file = %q of FILE_UNIFY = %s\n%s", f, name, toml)
+		}
+	}
+}
+
 // What K2HFTFUSE writes to one file, and ftfuse to two: the lines of a rule, and what a plugin prints.
 func TestAFileOfLinesAndOfAPlugin(t *testing.T) {
 	toml, c := convert(t, "x.ini", "[K2HFTFUSE]\n[K2HFTFUSE_RULE]\nTARGET=a\nTRUNS=on\nDEFAULTALL=ALLOW\nOUTPUTFILE=/out/x%\n"+

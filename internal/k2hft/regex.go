@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"regexp/syntax"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -15,7 +17,7 @@ var errRegex = errors.New("no counterpart in RE2")
 // (regcomp(3) with REG_EXTENDED|REG_NEWLINE, as K2HFTFUSE compiles it, with the GNU
 // escapes). whole says that a match is sure to be the whole line.
 func toRE2(posix string) (re string, whole bool, err error) {
-	var b strings.Builder
+	var b, check strings.Builder
 	for i := 0; i < len(posix); {
 		var n int
 		var out string
@@ -41,13 +43,82 @@ func toRE2(posix string) (re string, whole bool, err error) {
 			return "", false, err
 		}
 		b.WriteString(out)
+		if out == `\b` && posix[i+1] != 'b' {
+			out = fmt.Sprintf("(?P<%s%d>)", map[byte]string{'<': wordBegin, '>': wordEnd}[posix[i+1]], i)
+		}
+		check.WriteString(out)
 		i += n
 	}
 	re = b.String()
 	if _, err := regexp.Compile(re); err != nil {
 		return "", false, fmt.Errorf("%w: %w", errRegex, err)
 	}
+	if tree, err := syntax.Parse(check.String(), syntax.Perl); err != nil || !wordsBounded(tree) {
+		return "", false, fmt.Errorf("%w: a \\< that no letter is sure to follow, or a \\> that none is sure to stand before", errRegex)
+	}
 	return re, isWhole(re), nil
+}
+
+// Names of the empty groups that stand for \< and \> where words are looked at.
+const (
+	wordBegin = "begin"
+	wordEnd   = "end"
+)
+
+func isMark(re *syntax.Regexp, name string) bool {
+	return re.Op == syntax.OpCapture && strings.HasPrefix(re.Name, name)
+}
+
+// wordsBounded reports whether a \b is what each \< and \> of re means: a letter is sure to follow
+// the one, and to stand before the other. (RE2 has no look at what is around.)
+func wordsBounded(re *syntax.Regexp) bool {
+	if isMark(re, wordBegin) || isMark(re, wordEnd) {
+		return false // not in a row
+	}
+	for i, sub := range re.Sub {
+		row := re.Op == syntax.OpConcat
+		switch {
+		case row && isMark(sub, wordBegin) && i+1 < len(re.Sub) && atWord(re.Sub[i+1], true):
+		case row && isMark(sub, wordEnd) && i > 0 && atWord(re.Sub[i-1], false):
+		case !wordsBounded(sub):
+			return false
+		}
+	}
+	return true
+}
+
+// atWord reports whether all that re matches begins, or else ends, with a character of a word.
+func atWord(re *syntax.Regexp, begins bool) bool {
+	edge := 0
+	switch re.Op {
+	case syntax.OpLiteral:
+		if !begins {
+			edge = len(re.Rune) - 1
+		}
+		return re.Flags&syntax.FoldCase == 0 && isWord(re.Rune[edge], re.Rune[edge])
+	case syntax.OpCharClass:
+		for i := 0; i < len(re.Rune); i += 2 {
+			if !isWord(re.Rune[i], re.Rune[i+1]) {
+				return false
+			}
+		}
+		return len(re.Rune) > 0
+	case syntax.OpRepeat:
+		return re.Min > 0 && atWord(re.Sub[0], begins)
+	case syntax.OpConcat:
+		if !begins {
+			edge = len(re.Sub) - 1
+		}
+		return atWord(re.Sub[edge], begins)
+	case syntax.OpCapture, syntax.OpPlus, syntax.OpAlternate:
+		return !slices.ContainsFunc(re.Sub, func(s *syntax.Regexp) bool { return !atWord(s, begins) })
+	}
+	return false
+}
+
+// isWord reports whether all from a to b are what \w is.
+func isWord(a, b rune) bool {
+	return a >= 'a' && b <= 'z' || a >= 'A' && b <= 'Z' || a >= '0' && b <= '9' || a == '_' && b == '_'
 }
 
 // escape translates what begins with a backslash.

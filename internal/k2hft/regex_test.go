@@ -77,6 +77,15 @@ func TestALineBecomesWhatK2HFTFUSEMadeOfIt(t *testing.T) {
 	}
 }
 
+// A \< was \b whatever followed: it matched at the end of a word, too, and \> at its beginning.
+func TestTheBeginningOfAWordWasItsEndToo(t *testing.T) {
+	r, err := rewriting(iniPattern(`"\< "`))
+	if err == nil {
+		got, ok := apply(t, r, "a b")
+		t.Errorf(`"\<" before a space, which matches nothing, became %+v and makes %q of "a b" (%v)`, r, got, ok)
+	}
+}
+
 // What POSIX expressions match is asked of grep -E, which compiles them as K2HFTFUSE does.
 func TestAnExpressionMatchesWhatGrepMatches(t *testing.T) {
 	grep, err := exec.LookPath("grep")
@@ -86,7 +95,7 @@ func TestAnExpressionMatchesWhatGrepMatches(t *testing.T) {
 	lines := []string{"", "a", "ab", "aab", "a b", `a\b`, "a.b", "a]b", "[a]", "x-1", "ERROR: 12", "user_9", "tin in bin", "a{2}", "{", "$5", "a|b", "^", "(x)"}
 	for _, re := range []string{
 		"a", "^a", "b$", "^$", "a.b", `a\.b`, `[\.]`, `[]]`, `[^]a]`, `[a\]`, "[[:alpha:]_]+[[:digit:]]", "a{2}", "a{1,2}b", "a{,2}b", "[a-c]{2,}",
-		`\bin\b`, `\<in`, `in\>`, `\w+_\w`, `\W`, `(a|b)+`, "a|^x", `\$[0-9]`, `\^`, `\(x\)`, `a\|b`, `[|]`, `a{x}`, `(^|[^a])b`, `.*`,
+		`\bin\b`, `\<in`, `in\>`, `\<(i|b)`, `\<[a-z]+\>`, `([[:digit:]]|n)\>`, `\<\w{2}\>`, `(\<a|^x)`, `\w+_\w`, `\W`, `(a|b)+`, "a|^x", `\$[0-9]`, `\^`, `\(x\)`, `a\|b`, `[|]`, `a{x}`, `(^|[^a])b`, `.*`,
 	} {
 		ours, _, err := toRE2(re)
 		if err != nil {
@@ -107,7 +116,10 @@ func TestAnExpressionMatchesWhatGrepMatches(t *testing.T) {
 }
 
 func TestWhatRE2CannotDoIsRefused(t *testing.T) {
-	for _, re := range []string{`(a)\1`, `[[.a.]]`, `[[=a=]]`, `[a`, `(a`, `a**`, `a+?`, `a{1001}`, `(?i)a`} {
+	for _, re := range []string{
+		`(a)\1`, `[[.a.]]`, `[[=a=]]`, `[a`, `(a`, `a**`, `a+?`, `a{1001}`, `(?i)a`,
+		`\<`, `\>`, `\<-`, `-\>`, `\<.`, `a*\>`, `\<(a|-)`, `(\<)a`, `\<*a`, `a|\<`, `[^a]\>`, `\<\>`,
+	} {
 		if got, _, err := toRE2(re); err == nil {
 			t.Errorf("%s became %s", re, got)
 		}

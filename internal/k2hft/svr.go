@@ -62,15 +62,22 @@ func (w *writer) next(s *section, next *cluster) {
 func (w *writer) outputs(role string, s *section) {
 	w.table("[[" + role + ".output]]")
 	dir, unify, plug := s.get("FILE_BASEDIR"), s.get("FILE_UNIFY"), s.get("PLUGIN")
+	one := ""
+	if unify != nil {
+		one = strings.ReplaceAll(strings.Trim(path.Clean("/"+unify.value), "/"), "%", "%%")
+	}
 	if dir == nil || !strings.HasPrefix(dir.value, "/") {
 		w.none(dir, "an absolute path is needed: here the default of ftfuse")
 	} else {
 		w.key("dir", text(path.Clean(dir.value)), dir)
 	}
 	plugin := plug != nil && len(command(plug.value)) > 0
+	if one == "" && unify != nil && unify.value != "" {
+		w.none(unify, "no name of a file: left out")
+	}
 	switch {
-	case unify != nil && unify.value != "":
-		w.key("file", text(strings.ReplaceAll(strings.Trim(path.Clean("/"+unify.value), "/"), "%", "%%")), unify)
+	case one != "":
+		w.key("file", text(one), unify)
 	case plugin:
 		w.key("file", text("plugin.out"))
 		w.none(plug, "K2HFTFUSE starts a plugin for each file; here there is one, and one file for its output")
