@@ -96,6 +96,7 @@ func (r *runner) leaveAt() time.Time {
 // there. Its process stays noted: who starts the plugin again waits for it first.
 func (r *runner) leave() {
 	r.log.Error("a plugin was killed and is still there: it waits for a disk or a server; it is left", "plugin", r.label, "pid", r.child.cmd.Process.Pid)
+	r.set.leaves(r.label, r.child.cmd.Process.Pid)
 	r.left = true
 	r.unsynced = nil // a sync may wait for the same
 	c := r.child

@@ -133,6 +133,7 @@ type Set struct {
 	change  sync.Mutex // held by Reconfigure, which is one after the other, and while Run starts
 	mu      sync.Mutex
 	runners []*runner
+	left    []remnant       // some of which may have ended since
 	ctx     context.Context // of Run; nil: not called yet
 	over    bool            // Run is ending: nothing is started any more
 	wg      sync.WaitGroup

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,15 +53,53 @@ func bootName() string {
 // startOf returns the field starttime of /proc/PID/stat, which tells a process from a later
 // one with the same id.
 func startOf(pid int) (string, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields, err := procStat(pid)
 	if err != nil {
 		return "", err
 	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // from the third on
-	if len(fields) < 20 {
-		return "", fmt.Errorf("/proc/%d/stat has %d fields behind the name", pid, len(fields))
-	}
 	return fields[19], nil
+}
+
+// procStat returns the fields of /proc/PID/stat from the third on, the state; 20 at least.
+func procStat(pid int) ([]string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("/proc/%d/stat has %d fields behind the name", pid, len(fields))
+	}
+	return fields, nil
+}
+
+// remnant is a process of a plugin that nobody waits for any more, though it is still there.
+type remnant struct {
+	plugin string
+	pid    int
+	born   string
+}
+
+// leaves notes a process that is given up.
+func (s *Set) leaves(plugin string, pid int) {
+	born, err := startOf(pid)
+	if err != nil {
+		return // it has ended
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = append(s.left, remnant{plugin, pid, born})
+}
+
+// remnants returns the processes that were given up and are still there.
+func (s *Set) remnants() []remnant {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = slices.DeleteFunc(s.left, func(r remnant) bool {
+		stat, err := procStat(r.pid)
+		return err != nil || stat[0] == "Z" || stat[19] != r.born
+	})
+	return slices.Clone(s.left)
 }
 
 // awaitPredecessor waits for the process that an earlier run of the role left: it ends by
@@ -103,6 +142,7 @@ func (r *runner) awaitPredecessor(ctx context.Context) {
 	_ = unix.Kill(-pid, unix.SIGKILL)
 	if !waitPidfd(ctx, fd, r.set.o.ExitGrace) {
 		r.log.Error("the plugin of an earlier run is still there; going on beside it", "plugin", r.label, "pid", pid)
+		r.set.leaves(r.label, pid)
 	}
 }
 

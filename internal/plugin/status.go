@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -89,7 +90,13 @@ func (p *Stats) trouble(now time.Time) string {
 
 // Report adds what the plugins do to what a role says of itself.
 func (s *Set) Report(role *status.Role) {
-	for _, p := range s.Stats() {
+	all := s.Stats()
+	for _, l := range s.remnants() {
+		if !slices.ContainsFunc(all, func(p Stats) bool { return p.Earlier == l.pid }) { // else it is waited for again
+			role.Trouble = append(role.Trouble, fmt.Sprintf("a process of the plugin of %q (pid %d) was killed and is still there: it waits for a disk or a server; it is waited for no longer", l.plugin, l.pid))
+		}
+	}
+	for _, p := range all {
 		add := func(name, help string, v uint64) {
 			role.Counters = append(role.Counters, status.Counter{Name: "plugin_" + name, Help: help, Rule: p.Rule, Value: v})
 		}

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ftfuse/internal/record"
-	"ftfuse/internal/status"
 )
 
 // hangingDir mounts a file system that answers nothing: who looks a name up there cannot be
@@ -115,11 +114,7 @@ func TestAPluginThatCannotBeKilledIsTrouble(t *testing.T) {
 	r.lines(0, 2)
 	<-asked
 	pid := r.pid()
-	trouble := func() string {
-		var role status.Role
-		r.set.Report(&role)
-		return strings.Join(role.Trouble, "; ")
-	}
+	trouble := r.trouble
 	await(t, "it is trouble", func() bool { return strings.Contains(trouble(), fmt.Sprintf("(pid %d) was killed", pid)) })
 	must(t, r.stop())
 	must(t, r.q.Close())
@@ -134,6 +129,37 @@ func TestAPluginThatCannotBeKilledIsTrouble(t *testing.T) {
 	}
 	must(t, r.stop())
 	must(t, r.q.Close())
+}
+
+// A process that a reload gave up, and one of an earlier run that another was started beside, were
+// in the log alone; and it was not said either when they had ended.
+func TestAProcessThatIsGivenUpIsTroubleUntilItHasEnded(t *testing.T) {
+	for _, how := range []string{"reload", "earlier run"} {
+		t.Run(how, func(t *testing.T) {
+			dir, asked, release := hangingDir(t)
+			p := shell(": <"+filepath.Join(dir, "x"), nil)
+			r := &rig{t: t, dir: t.TempDir(), log: &logBuffer{}, build: record.NewBuilder(1 << 20), exitGrace: 50 * time.Millisecond}
+			r.open(p)
+			r.start(p)
+			<-asked
+			await(t, "it is known", func() bool { return r.pid() != 0 })
+			pid := r.pid()
+			if how == "reload" {
+				must(t, r.set.Reconfigure(nil))
+			} else {
+				must(t, r.stop())
+				must(t, r.q.Close())
+				r.open(p)
+				r.start(p)
+			}
+			want := fmt.Sprintf("(pid %d) was killed and is still there: it waits for a disk or a server; it is waited for no longer", pid)
+			await(t, "it is trouble", func() bool { return strings.Contains(r.trouble(), want) })
+			release()
+			await(t, "it is no trouble any more", func() bool { return !strings.Contains(r.trouble(), want) })
+			must(t, r.stop())
+			must(t, r.q.Close())
+		})
+	}
 }
 
 // A role that hands over before the plugin of an earlier run had ended killed it, though that was
