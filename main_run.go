@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"ftfuse/config"
 	"ftfuse/internal/reload"
@@ -103,6 +104,10 @@ func takeOver(ctx context.Context, h *reload.Handle, log *slog.Logger, level *sl
 	return a, nil
 }
 
+// watchPatience is how long the end waits for a reload that hangs, though the role has stopped: the
+// file may be on a server that is gone.
+const watchPatience = 5 * time.Second
+
 // signals owns the process's signals while a role runs.
 type signals struct {
 	ctx    context.Context
@@ -110,7 +115,9 @@ type signals struct {
 	ch     chan os.Signal
 	wg     sync.WaitGroup // of loop
 
+	log      *slog.Logger
 	watching sync.WaitGroup
+	patience time.Duration // with what watch does, at the end
 }
 
 // newSignals cancels ctx on the first SIGTERM or SIGINT and exits on the second. Writing to
@@ -118,7 +125,7 @@ type signals struct {
 // comes in stops, the signals of the holder, is counted apart: who signals all processes
 // at once (pkill, systemctl kill) means one stop, though the holder passes its signal on.
 func newSignals(log *slog.Logger, stops <-chan string) *signals {
-	s := &signals{ch: make(chan os.Signal, 8)}
+	s := &signals{ch: make(chan os.Signal, 8), log: log, patience: watchPatience}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	signal.Notify(s.ch, syscall.SIGTERM, syscall.SIGINT, syscall.SIGPIPE)
 	s.wg.Add(1)
@@ -177,10 +184,17 @@ func (s *signals) stop(log *slog.Logger, name string, n int) {
 }
 
 // close waits for the goroutines and gives the signals back: not before what watch does has ended,
-// which may write to the log.
+// which may write to the log. Where that hangs they stay caught: the process is to end, and with it.
 func (s *signals) close() {
 	s.cancel()
-	s.watching.Wait()
+	ended := make(chan struct{})
+	go func() { s.watching.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(s.patience):
+		s.log.Warn("a reload hangs, and is not waited for")
+		return
+	}
 	signal.Stop(s.ch)
 	close(s.ch)
 	s.wg.Wait()

@@ -80,6 +80,28 @@ func TestAReloadAtTheEndKilledARoleWhoseLogNobodyReads(t *testing.T) {
 	p.exits(exitOK)
 }
 
+// A reload that hangs, as where the file is on a server that is gone, held up the end of its role
+// for ever.
+func TestAReloadThatHangsHoldsUpNoEnd(t *testing.T) {
+	s := newSignals(slog.New(slog.DiscardHandler), nil)
+	s.patience = 10 * time.Millisecond
+	busy, gone := make(chan struct{}), make(chan struct{})
+	s.watch(syscall.SIGUSR2, func() { close(busy); <-gone })
+	if err := syscall.Kill(os.Getpid(), syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	<-busy
+	ended := make(chan struct{})
+	go func() { s.close(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("it does not end")
+	}
+	close(gone)
+	s.close() // gives the signals back
+}
+
 // process is a role in the foreground whose log is read as JSON.
 type process struct {
 	t    *testing.T
