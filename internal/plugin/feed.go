@@ -228,7 +228,7 @@ func (f *feed) records(b *batch.Sealed) error {
 				f.lines++
 			}
 		}
-		if (ends || len(rec.Data) > 0) && f.wants(source{rec.Host, rec.Path}) {
+		if (ends || len(rec.Data) > 0 || rec.Flags&record.Break != 0) && f.wants(source{rec.Host, rec.Path}) {
 			f.vals.Number = base + 1
 			f.record(&rec)
 		}
@@ -255,7 +255,9 @@ func (f *feed) record(rec *record.Record) {
 	f.vals.PID, f.vals.UID, f.vals.GID, f.vals.Time = rec.PID, rec.UID, rec.GID, rec.Time
 	f.vals.Exe, f.vals.Cgroup = rec.Exe(), rec.Cgroup()
 	if f.format.Template().JSON() {
-		f.objects(rec)
+		if len(rec.Data) > 0 || rec.Flags&record.PieceLast != 0 {
+			f.objects(rec)
+		}
 		return
 	}
 	s := writer{source{rec.Host, rec.Path}, f.vals.ID.Lane.Origin}

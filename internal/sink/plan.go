@@ -56,14 +56,17 @@ type planFile struct {
 // lineEnd ends source's long line, where the file's end is in the middle of it.
 type lineEnd struct {
 	source uint32 // its hash
+	any    bool   // or any other line
 	text   []byte
 }
+
+func (e *lineEnd) fits(s lineState) bool { return s.open && (e.any || s.mid == e.source) }
 
 // join returns what stands in front of the part's segments where the file's end is as before
 // says, how the part leaves the file, and whether it begins with a piece that was left alone.
 func (pf *planFile) join(before lineState) (front []byte, after lineState, split bool) {
 	for i := range pf.ended {
-		if e := &pf.ended[i]; before.open && before.mid == e.source {
+		if e := &pf.ended[i]; e.fits(before) {
 			front, before = append(front, e.text...), lineState{}
 		}
 	}
@@ -230,10 +233,16 @@ func (pl *planner) record(rec *record.Record, rt *route) {
 	}
 }
 
-// ends reports whether a record without bytes is an end that shows in o: of a long line, or of a
-// binary record, all of which had left in pieces when its file was flushed or closed.
+// ends reports whether a record without bytes shows in o: the end of a long line, or of a binary
+// record, all of which had left in pieces when its file was flushed or closed, and what is not to go
+// on in another writer's line.
 func (pl *planner) ends(o *out, rec *record.Record) bool {
-	if !pl.set.ends || rec.Flags&record.PieceLast == 0 {
+	switch {
+	case !pl.set.ends:
+		return false
+	case rec.Flags&record.Break != 0 && !o.format.JSON():
+		return true
+	case rec.Flags&record.PieceLast == 0:
 		return false
 	}
 	return !o.exact || o.mixes && rec.Flags&record.Binary == 0
@@ -310,22 +319,23 @@ func (pl *planner) add(pf *planFile, o *out, rec *record.Record, hash uint32) {
 }
 
 // end ends source's long line with what stands behind one, where the file is in the middle of it.
-// (Of a line that another source's has ended nothing is left to be said.)
+// (Of a line that another source's has ended nothing is left to be said.) With Break it ends the
+// line of another writer as what follows it would: that need not say so again.
 func (pl *planner) end(pf *planFile, o *out, rec *record.Record, hash uint32) {
+	e := lineEnd{source: hash, text: pl.suffix[:0]}
 	if rec.Flags&record.Break != 0 {
-		return
+		e.any = o.exact && !o.mixes // else any other begins on a line of its own anyway
+	} else if !o.exact {
+		e.text = pl.renderers[o.index].format.AppendAfter(e.text, &pl.vals)
 	}
-	text := pl.suffix[:0]
-	if !o.exact {
-		text = pl.renderers[o.index].format.AppendAfter(text, &pl.vals)
-	}
-	text = append(text, '\n')
-	pl.suffix = text
+	e.text = append(e.text, '\n')
+	pl.suffix = e.text
 	switch {
 	case !pf.begun:
-		pf.ended = append(pf.ended, lineEnd{hash, bytes.Clone(text)})
-	case pf.after.open && pf.after.mid == hash:
-		pl.copy(pf, text)
+		e.text = bytes.Clone(e.text)
+		pf.ended = append(pf.ended, e)
+	case e.fits(pf.after):
+		pl.copy(pf, e.text)
 		pf.after = lineState{}
 	}
 }

@@ -66,10 +66,17 @@ func (m *model) add(r rec, exact, mixes bool) {
 	}
 }
 
-// end is a record without bytes: the end of a line in pieces, if it is one.
+// end is a record without bytes: the end of a line in pieces, or of that of another writer.
 func (m *model) end(r rec, src string, exact, mixes bool) {
+	if r.flags&record.Break != 0 {
+		if m.begun && (m.mid == src || exact && !mixes) {
+			m.text.WriteByte('\n')
+			m.begun, m.mid = false, ""
+		}
+		return
+	}
 	shows := !exact || mixes && r.flags&record.Binary == 0
-	if shows && r.flags&record.PieceLast != 0 && r.flags&record.Break == 0 && m.begun && m.mid == src {
+	if shows && r.flags&record.PieceLast != 0 && m.begun && m.mid == src {
 		if !exact {
 			m.text.WriteString(" (" + fmt.Sprint(r.pid) + ")")
 		}
@@ -144,7 +151,7 @@ func randomRec(rnd *rand.Rand) rec {
 	if rnd.IntN(6) == 0 { // the end of what had left before, and others without bytes
 		ends := []uint16{record.Unterminated, record.Unterminated, record.Binary, record.Unterminated | record.Break}
 		if r.flags = record.PieceLast | ends[rnd.IntN(len(ends))]; rnd.IntN(8) == 0 {
-			r.flags = record.PieceFirst
+			r.flags = record.PieceFirst | record.Break*uint16(rnd.IntN(2))
 		}
 		return r
 	}
@@ -224,6 +231,28 @@ func TestAnEndWithoutBytesWasPassedOver(t *testing.T) {
 			}
 			if got := rendered(t, then, one, endless...)[c.name]; got != c.before {
 				t.Errorf("%s by %q as an older version stored it:\n got  %q\n want %q", c.name, c.format, got, c.before)
+			}
+		}
+	}
+}
+
+// TestABeginningWithoutBytesWasJoinedWithTheLineOfAnotherWriter: a filter had made nothing of the
+// beginning of a long line. That it begins one, and not the line of another writer of the path, is
+// said by its first piece, which was passed over.
+func TestABeginningWithoutBytesWasJoinedWithTheLineOfAnotherWriter(t *testing.T) {
+	for file, want := range map[string]string{"%H/%F": "one\ntwo\n", "all": "one\ntwo\n"} {
+		for _, flags := range []uint16{record.Unterminated, record.PieceFirst} {
+			s, err := newSet([]Output{output1("/d", func(o *Output) { o.File = file })})
+			must(t, err)
+			for _, one := range []bool{true, false} {
+				for name, got := range rendered(t, s, one,
+					rec{host: "h", path: "a", data: "one", flags: flags},
+					rec{host: "h", path: "a", flags: record.PieceFirst | record.Break},
+					rec{host: "h", path: "a", data: "two\n", flags: record.PieceLast}) {
+					if got != want {
+						t.Errorf("%s, flags %x: got %q, want %q", name, flags, got, want)
+					}
+				}
 			}
 		}
 	}
