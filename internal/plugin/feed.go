@@ -358,13 +358,15 @@ func (f *feed) line(b []byte) {
 // hold keeps a piece of a line, or of a record that is raw; h is what there is of it.
 func (f *feed) hold(s writer, h *piece, b []byte, raw bool) {
 	if h == nil {
-		h = &piece{data: f.format.AppendBefore(nil, &f.vals), raw: raw}
+		h = &piece{data: f.format.AppendBefore(nil, &f.vals), raw: raw, since: time.Now()}
 		f.pieces[s] = h
+	}
+	if !h.raw { // a record goes on for as long as its file is open
+		h.since = time.Now()
 	}
 	if f.fields&template.Line != 0 {
 		h.data = append(h.data, b...)
 	}
-	h.since = time.Now()
 	if n := len(h.seqs); n == 0 || h.seqs[n-1] != f.u.seq {
 		h.seqs = append(h.seqs, f.u.seq)
 		f.u.holds++

@@ -39,6 +39,22 @@ func TestEveryLineThatWaitedTooLongIsStored(t *testing.T) {
 	must(t, r.stop()) // before holdFor is what it was
 }
 
+// A binary record is as long as its file is open: of a program that goes on writing nothing was
+// given before 80 MiB, since each piece made it wait anew.
+func TestABinaryRecordThatGoesOnIsGivenInTheEnd(t *testing.T) {
+	defer func(d time.Duration) { holdFor = d }(holdFor)
+	holdFor = 200 * time.Millisecond
+	r := newRig(t, shell("exec cat >/dev/null", nil))
+	r.put(rec{"bin", "begin", record.Binary | record.PieceFirst})
+	for begun := time.Now(); r.set.Stats()[0].TakenBytes == 0; {
+		r.put(rec{"bin", "more\n", record.Binary | record.PieceMiddle})
+		if time.Since(begun) > 10*time.Second {
+			t.Fatal("nothing of it is given")
+		}
+	}
+	must(t, r.stop()) // before holdFor is what it was
+}
+
 // What a plugin writes to descriptor 3 by mistake filled the log as fast as it wrote.
 func TestWhatAcknowledgesNothingIsLoggedAsRarelyAsStandardError(t *testing.T) {
 	done := filepath.Join(t.TempDir(), "done")
