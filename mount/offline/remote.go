@@ -64,12 +64,16 @@ func Handler(t Target) http.Handler {
 type beginning struct {
 	Request
 	RawPath []byte `json:",omitempty"` // Path where that is not UTF-8, which is all that JSON holds
+	RawName []byte `json:",omitempty"` // and Name
 }
 
 func beginningOf(r Request) beginning {
 	b := beginning{Request: r}
 	if !utf8.ValidString(r.Path) {
 		b.RawPath = []byte(r.Path)
+	}
+	if !utf8.ValidString(r.Name) {
+		b.RawName = []byte(r.Name)
 	}
 	return b
 }
@@ -78,6 +82,9 @@ func (b *beginning) request() Request {
 	r := b.Request
 	if b.RawPath != nil {
 		r.Path = string(b.RawPath)
+	}
+	if b.RawName != nil {
+		r.Name = string(b.RawName)
 	}
 	return r
 }

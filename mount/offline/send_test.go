@@ -218,6 +218,24 @@ func TestNothingIsSentUnderAPathThatNoFileCanHave(t *testing.T) {
 	}
 }
 
+// Streams whose names are not UTF-8 were one where a mount ran: what had been sent of the one was
+// passed over in the other.
+func TestStreamsWhoseNamesAreNotUTF8WereOne(t *testing.T) {
+	l, _ := local()
+	there := remote(t, l)
+	ids := map[uint64]string{}
+	for _, name := range []string{"a\xff", "a\xfe", "a\ufffd"} {
+		b, err := there.Begin(t.Context(), Request{Path: "logs/a.log", Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if was, ok := ids[b.ID]; ok {
+			t.Errorf("%q is the stream %q", name, was)
+		}
+		ids[b.ID] = name
+	}
+}
+
 // A stream whose end was not answered was said to be another one, though all of it was in the
 // queue: the end had made it forgotten.
 func TestALostAnswerToTheEndOfAStream(t *testing.T) {
