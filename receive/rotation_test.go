@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,12 +26,27 @@ func rotatingSetup(t *testing.T, r config.Rotate) setup {
 // number, as a kill may leave them until the next start, it takes the plain one.
 func series(t *testing.T, path string) (all string, files int) {
 	t.Helper()
-	names, err := filepath.Glob(path + ".[0-9]*")
-	must(t, err)
+	rotated := func() []string {
+		names, err := filepath.Glob(path + ".[0-9]*")
+		must(t, err)
+		return names
+	}
+	for names := rotated(); ; { // again where one was rotated or compressed meanwhile
+		all, files = readSeries(t, names, path)
+		was := names
+		if names = rotated(); slices.Equal(was, names) {
+			return all, files
+		}
+	}
+}
+
+// readSeries reads the files names, without those that are gone, and path.
+func readSeries(t *testing.T, names []string, path string) (all string, files int) {
+	t.Helper()
 	seen := map[string]bool{}
-	for _, name := range append(names, path) {
+	for _, name := range append(slices.Clone(names), path) {
 		raw, err := os.ReadFile(name)
-		if name == path && os.IsNotExist(err) {
+		if os.IsNotExist(err) {
 			continue
 		}
 		must(t, err)
