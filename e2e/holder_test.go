@@ -264,6 +264,18 @@ func TestNoWorkerForHolderTimeoutDropsTheConnection(t *testing.T) {
 	}
 }
 
+// isGivenUp kills the worker below a program that writes, and returns when the mount, which no
+// next one can take over, is gone and the holder has ended.
+func isGivenUp(t *testing.T, p *rig.Pair) {
+	t.Helper()
+	failed := writesUntilError(t, p.In("a.log"))
+	grows(t, p.Out("a.log"), 1)
+	must(t, p.MountRole.KillWorker())
+	gaveUp(t, failed)
+	code(t, p.MountRole, 1)
+	unmounted(t, p)
+}
+
 // A worker that cannot take the connection over gives it up: the holder detaches a mount
 // that nobody serves, without asking it anything.
 func TestATakeoverThatFailsDropsTheConnection(t *testing.T) {
@@ -271,12 +283,7 @@ func TestATakeoverThatFailsDropsTheConnection(t *testing.T) {
 	p := c.pair(t)
 	startReceive(t, p)
 	startMount(t, p, "FTFUSE_FAILPOINTS=mount/takeover=error")
-	failed := writesUntilError(t, p.In("a.log"))
-	grows(t, p.Out("a.log"), 1)
-	must(t, p.MountRole.KillWorker())
-	gaveUp(t, failed)
-	code(t, p.MountRole, 1)
-	unmounted(t, p)
+	isGivenUp(t, p)
 	c.startMount(t, p)
 	stop(t, p)
 }
@@ -291,12 +298,7 @@ func TestAKernelWithoutResendDropsTheConnection(t *testing.T) {
 			startMount(t, p, "FTFUSE_FAILPOINTS=kernel/no-passthrough=error;kernel/no-resend=error")
 			want := []byte("one\nand two\n")
 			must(t, os.WriteFile(p.In("b.log"), want, 0o644))
-			failed := writesUntilError(t, p.In("a.log"))
-			grows(t, p.Out("a.log"), 1)
-			must(t, p.MountRole.KillWorker())
-			gaveUp(t, failed)
-			code(t, p.MountRole, 1)
-			unmounted(t, p)
+			isGivenUp(t, p)
 			if _, err := p.MountRole.WaitLog(t.Context(), "FUSE_NOTIFY_RESEND, Linux 6.9"); err != nil {
 				t.Error(err)
 			}

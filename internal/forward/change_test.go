@@ -208,12 +208,7 @@ func TestARelabelledBatchBecomesFinalAtARenamedGroup(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.o.Relabel = relabelAll
 		lane := foreignLane()
-		a := r.up("a", 2, func(b batch.Sealed) (v transport.Verdict, _ bool) {
-			if b.ID.Lane == lane {
-				v.Code = transport.Conflict
-			}
-			return v, true
-		})
+		a := r.up("a", 2, conflictsOn(lane))
 		r.start()
 		r.submit(lane, 1, 1)
 		r.f.Took(batch.ID{Lane: lane, N: 1}, []batch.Node{{10}})

@@ -45,12 +45,7 @@ func TestARelabelledBatchKeepsTheFlag(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.o.Relabel = relabelAll
 		r.up("a", 2, never)
-		b := r.up("b", 3, func(b batch.Sealed) (v transport.Verdict, _ bool) {
-			if b.ID.Lane == rigLane(1) {
-				v.Code = transport.Conflict
-			}
-			return v, true
-		})
+		b := r.up("b", 3, conflictsOn(rigLane(1)))
 		r.start()
 		r.submit(rigLane(1), 1, 1)
 		r.pass(3 * time.Second)

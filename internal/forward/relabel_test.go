@@ -11,12 +11,35 @@ import (
 	"ftfuse/transport"
 )
 
+// twoGroups are x, with the destination a, and y, with b.
+func twoGroups() []GroupConfig {
+	return []GroupConfig{
+		{Name: "x", Mode: Any, Primary: []string{"a" + simPort}},
+		{Name: "y", Mode: Any, Primary: []string{"b" + simPort}},
+	}
+}
+
+// onlyOneMayHaveIt has b get a batch, which answers so, and be away after a crash, and a, which it
+// returns, refuse that batch as a conflict.
+func (r *rig) onlyOneMayHaveIt(answer func(batch.Sealed) (transport.Verdict, bool)) *peerServer {
+	r.o.Relabel = relabelAll
+	b := r.up("b", 3, answer)
+	r.start()
+	r.submit(rigLane(1), 1, 1)
+	for b.numbers() == "" {
+		time.Sleep(time.Millisecond)
+	}
+	r.crash()
+	r.down("b")
+	a := r.up("a", 2, conflictsOn(rigLane(1)))
+	r.start()
+	return a
+}
+
 // TestABatchOfAnotherHostIsRelabelledForEveryGroup: what was imported came with a route that
 // its own host numbered. Under this host's name that number would be one of its own routes,
 // and the new copy would miss groups that the old one was for.
 func TestABatchOfAnotherHostIsRelabelledForEveryGroup(t *testing.T) {
-	x := GroupConfig{Name: "x", Mode: Any, Primary: []string{"a" + simPort}}
-	y := GroupConfig{Name: "y", Mode: Any, Primary: []string{"b" + simPort}}
 	inBubble(t, func(r *rig) {
 		r.o.Routes = func(route uint32) []string {
 			if route == 1 {
@@ -30,12 +53,7 @@ func TestABatchOfAnotherHostIsRelabelledForEveryGroup(t *testing.T) {
 		}
 		foreign, own := batch.Lane{Origin: batch.Origin{8}, Route: 1}, rigLane(1)
 		own.Route = 1
-		refuse := func(b batch.Sealed) (v transport.Verdict, _ bool) {
-			if b.ID.Lane == foreign || b.ID.Lane == own {
-				v.Code = transport.Conflict
-			}
-			return v, true
-		}
+		refuse := conflictsOn(foreign, own)
 		a, b := r.up("a", 2, refuse), r.up("b", 3, refuse)
 		r.start()
 		r.submit(foreign, 1, 1)
@@ -53,42 +71,25 @@ func TestABatchOfAnotherHostIsRelabelledForEveryGroup(t *testing.T) {
 		if x, y := routes(a), routes(b); len(x) == 0 || x[0] != 0 || len(y) < 2 || y[0] != 0 || y[len(y)-1] != 1 {
 			t.Errorf("relabelled with the routes %d at x, and %d at y; want 0 for the imported one at both and 1 for its own", x, y)
 		}
-	}, x, y)
+	}, twoGroups()...)
 }
 
 // TestWhatAnotherGroupMayHaveIsAskedForBeforeItIsRelabelled: the ack of one group was lost
 // with a crash, and the other group is told of a conflict. A new id for both would make the
 // first receiver take the content a second time.
 func TestWhatAnotherGroupMayHaveIsAskedForBeforeItIsRelabelled(t *testing.T) {
-	x := GroupConfig{Name: "x", Mode: Any, Primary: []string{"a" + simPort}}
-	y := GroupConfig{Name: "y", Mode: Any, Primary: []string{"b" + simPort}}
 	inBubble(t, func(r *rig) {
-		r.o.Relabel = relabelAll
-		b := r.up("b", 3, nil)
-		r.start()
-		r.submit(rigLane(1), 1, 1)
-		for b.numbers() == "" {
-			time.Sleep(time.Millisecond)
-		}
-		r.crash()
-		r.down("b")
-		a := r.up("a", 2, func(b batch.Sealed) (v transport.Verdict, _ bool) {
-			if b.ID.Lane == rigLane(1) {
-				v.Code = transport.Conflict
-			}
-			return v, true
-		})
-		r.start()
+		a := r.onlyOneMayHaveIt(nil)
 		r.pass(5 * time.Second)
 		r.want("a, while nobody knows what b has", a.numbers(), "1")
-		b = r.up("b", 3, nil)
+		b := r.up("b", 3, nil)
 		r.pass(10 * time.Second)
 		r.want("b", b.numbers(), "1!")
 		r.want("a", a.numbers(), "1 1")
 		if r.waiting() != 0 {
 			t.Errorf("%d wait", r.waiting())
 		}
-	}, x, y)
+	}, twoGroups()...)
 }
 
 // TestTheOldIdBecomesFinalWheneverAKillComes: what is known of a new id is forgotten only
@@ -97,12 +98,7 @@ func TestTheOldIdBecomesFinalWheneverAKillComes(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.o.Relabel = relabelAll
 		foreign := batch.Lane{Origin: batch.Origin{8}, Epoch: batch.Epoch{Counter: 3, Random: 5}}
-		a := r.up("a", 2, func(b batch.Sealed) (v transport.Verdict, _ bool) {
-			if b.ID.Lane == foreign {
-				v.Code = transport.Conflict
-			}
-			return v, true
-		})
+		a := r.up("a", 2, conflictsOn(foreign))
 		r.o.OnFinal = func(lane batch.Lane, _ []batch.Range) {
 			if lane != foreign {
 				time.Sleep(3 * time.Second) // the new id is noted as final, the old one not yet
@@ -168,30 +164,12 @@ func TestABatchThatIsSealedAgainHasItsNoteMade(t *testing.T) {
 // TestWhatCannotBeRelabelledYetIsAskedForOnce: the other group may have it, and is away. Each
 // reconnect brings the same refusal again.
 func TestWhatCannotBeRelabelledYetIsAskedForOnce(t *testing.T) {
-	x := GroupConfig{Name: "x", Mode: Any, Primary: []string{"a" + simPort}}
-	y := GroupConfig{Name: "y", Mode: Any, Primary: []string{"b" + simPort}}
 	inBubble(t, func(r *rig) {
-		r.o.Relabel = relabelAll
-		b := r.up("b", 3, never)
-		r.start()
-		r.submit(rigLane(1), 1, 1)
-		for b.numbers() == "" {
-			time.Sleep(time.Millisecond)
-		}
-		r.crash()
-		r.down("b")
-		refuse := func(b batch.Sealed) (v transport.Verdict, _ bool) {
-			if b.ID.Lane == rigLane(1) {
-				v.Code = transport.Conflict
-			}
-			return v, true
-		}
-		a := r.up("a", 2, refuse)
-		r.start()
+		a := r.onlyOneMayHaveIt(never)
 		for range 5 {
 			r.pass(5 * time.Second)
 			r.down("a")
-			a = r.up("a", 2, refuse)
+			a = r.up("a", 2, conflictsOn(rigLane(1)))
 		}
 		r.pass(5 * time.Second)
 		r.f.relabels.mu.Lock()
@@ -205,5 +183,5 @@ func TestWhatCannotBeRelabelledYetIsAskedForOnce(t *testing.T) {
 		if n := len(r.f.relabels.asked); n != 0 || r.waiting() != 0 {
 			t.Errorf("%d are still to be relabelled, %d wait", n, r.waiting())
 		}
-	}, x, y)
+	}, twoGroups()...)
 }

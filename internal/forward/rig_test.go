@@ -258,4 +258,14 @@ func pair(mode Mode) GroupConfig {
 
 func single() GroupConfig { return GroupConfig{Name: "g", Mode: Any, Primary: []string{"a" + simPort}} }
 
+// conflictsOn answers that batches of these lanes were taken with another content before.
+func conflictsOn(lanes ...batch.Lane) func(batch.Sealed) (transport.Verdict, bool) {
+	return func(b batch.Sealed) (v transport.Verdict, _ bool) {
+		if slices.Contains(lanes, b.ID.Lane) {
+			v.Code = transport.Conflict
+		}
+		return v, true
+	}
+}
+
 var never = func(batch.Sealed) (transport.Verdict, bool) { return transport.Verdict{}, false }

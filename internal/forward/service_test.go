@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"ftfuse/internal/batch"
 	"ftfuse/transport"
 )
 
@@ -22,6 +23,22 @@ func hosts(names ...string) (all []transport.Target) {
 	return all
 }
 
+// replacedInDNS has the host a of the service, which answers so, be given two batches, and the DNS
+// have b in its place then.
+func (r *rig) replacedInDNS(answer func(batch.Sealed) (transport.Verdict, bool)) (l *line, b *peerServer) {
+	r.up("a", 2, answer)
+	b = r.up("b", 3, nil)
+	r.start()
+	r.pass(time.Millisecond)
+	l = r.f.lines[0]
+	s := target0(r.t, l)
+	l.adopt(s, hosts("a"))
+	r.submit(rigLane(1), 1, 2)
+	r.pass(time.Second)
+	l.adopt(s, hosts("b"))
+	return l, b
+}
+
 // TestAHostThatFailsBehindItsRemovalIsLeft: the DNS of a service has another host, and the old
 // one dies, or falls silent, with batches that it did not answer. They go to the new one, and
 // what waited for their answers.
@@ -34,16 +51,7 @@ func TestAHostThatFailsBehindItsRemovalIsLeft(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(r *rig) {
 				r.o.Resolver = resolver
-				r.up("a", 2, never)
-				b := r.up("b", 3, nil)
-				r.start()
-				r.pass(time.Millisecond)
-				l := r.f.lines[0]
-				s := target0(t, l)
-				l.adopt(s, hosts("a"))
-				r.submit(rigLane(1), 1, 2)
-				r.pass(time.Second)
-				l.adopt(s, hosts("b"))
+				_, b := r.replacedInDNS(never)
 				r.pass(time.Second) // b is connected, the flow waits for what a was given
 				fail(r)
 				r.submit(rigLane(1), 3, 4)
@@ -63,16 +71,7 @@ func TestAHostThatWasRemovedIsNotTakenForConnected(t *testing.T) {
 	resolver := noDNS(t)
 	inBubble(t, func(r *rig) {
 		r.o.Resolver = resolver
-		r.up("a", 2, nil)
-		b := r.up("b", 3, nil)
-		r.start()
-		r.pass(time.Millisecond)
-		l := r.f.lines[0]
-		s := target0(t, l)
-		l.adopt(s, hosts("a"))
-		r.submit(rigLane(1), 1, 2)
-		r.pass(time.Second)
-		l.adopt(s, hosts("b"))
+		l, b := r.replacedInDNS(nil)
 		r.pass(time.Minute) // a's client has ended
 		r.submit(rigLane(1), 3, 4)
 		r.pass(time.Second)
