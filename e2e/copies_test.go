@@ -153,34 +153,45 @@ func useIDs(t *testing.T, away, g *rig.Host, out string) (taken int) {
 // Two contents under one id: somebody (a clone that was resumed from memory) used the ids
 // that the source is about to use. The aggregator refuses the second content loudly, the
 // source goes on under a fresh epoch, and both contents stand. Sent directly and through a
-// relay.
+// relay. Who seals it again has an output of its own that can take nothing meanwhile, is
+// killed, and gets every line there once, in order.
 func TestSecondContentOfAnIdIsRelabelled(t *testing.T) {
 	for _, relayed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("relayed %v", relayed), func(t *testing.T) {
 			s := newSite(t)
 			g := s.agg("g1")
+			copies, ballast := fullDir(t)
 			to := group{mode: "any", primary: []*rig.Host{g}}
+			mine := "[[mount.rule]]\npath = \"**\"\noutput = \"" + copies + "/%F\"\n"
 			if relayed {
-				to.primary = []*rig.Host{s.relay("a1", "", to)}
+				to.primary = []*rig.Host{s.relay("a1", "[[relay.output]]\ndir = \""+copies+"\"\nfile = \"%F\"\n", to)}
+				mine = ""
 			}
-			src := s.source("s1", "", to)
+			src := s.source("s1", mine, to)
 			away := s.add("clone", "", nil)
 			s.start()
-			const lines = 100
+			const lines = 200
 			appendLines(t, src, 0, 0, lines)
 			out := filepath.Join(g.Out(), "s1", siteLoad)
 			comesOut(t, g, "s1", tally.Plan{Writers: 1, Lines: lines, Size: 64})
 
 			taken := useIDs(t, away, g, out)
-			for i := range 10 { // each a batch, all under ids that were taken
-				appendLines(t, src, 1, i*lines/10, lines/10)
+			must(t, g.Kill())
+			for i := range 40 { // each a batch, some of them under ids that were taken
+				appendLines(t, src, 1, i*lines/40, lines/40)
 				must(t, rig.Wait(t.Context(), 10*time.Millisecond))
 			}
+			must(t, g.Start(t.Context()))
 			plan := tally.Plan{Writers: 2, Lines: lines, Size: 64}
 			comesOut(t, g, "s1", plan)
-			if statusOf(t, s.beforeLast()).Relabelled == 0 {
+			last := s.beforeLast()
+			if statusOf(t, last).Relabelled == 0 {
 				t.Error("nobody says that a batch was relabelled")
 			}
+			must(t, last.Kill())
+			must(t, last.Start(t.Context()))
+			must(t, os.Remove(ballast))
+			arrives(t, filepath.Join(copies, siteLoad), read(t, filepath.Join(src.Point(), siteLoad)))
 			s.stop()
 			must(t, once(out, plan))
 			if got := strings.Count(string(read(t, filepath.Join(g.Out(), "s1", "clone.log"))), "of the clone\n"); got != taken {

@@ -124,14 +124,23 @@ func killLocal(t *testing.T, env string, f fate) {
 	same(t, filepath.Join(local, "load.log"), read(t, p.Out("load.log")))
 }
 
+// fullDir is a directory with no room until ballast is removed; then for 200 KiB.
+func fullDir(t *testing.T) (dir, ballast string) {
+	t.Helper()
+	needRoot(t)
+	dir = t.TempDir()
+	must(t, syscall.Mount("none", dir, "tmpfs", 0, "size=256k"))
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	ballast = filepath.Join(dir, "ballast")
+	must(t, os.WriteFile(ballast, nil, 0o644))
+	sh(t, `dd if=/dev/zero of="$1" bs=4k 2>/dev/null || :`, ballast)
+	return dir, ballast
+}
+
 // An output on a full disk holds nothing else back, and gets everything once there is room.
 func TestAFullLocalOutputHoldsNothingBack(t *testing.T) {
 	p := newPair(t)
-	local := filepath.Join(p.Dir, "local")
-	must(t, os.Mkdir(local, 0o755))
-	must(t, syscall.Mount("none", local, "tmpfs", 0, "size=256k"))
-	t.Cleanup(func() { _ = syscall.Unmount(local, syscall.MNT_DETACH) })
-	must(t, os.WriteFile(filepath.Join(local, "ballast"), make([]byte, 200<<10), 0o644))
+	local, ballast := fullDir(t)
 	p.Rules = copied(local, "open")
 	start(t, p)
 	line := strings.Repeat("x", 1023) + "\n"
@@ -143,7 +152,7 @@ func TestAFullLocalOutputHoldsNothingBack(t *testing.T) {
 	}
 	sh(t, `echo meanwhile >>"$1"`, p.In("small.log"))
 	arrives(t, p.Out("small.log"), []byte("meanwhile\n"))
-	must(t, os.Remove(filepath.Join(local, "ballast")))
+	must(t, os.Remove(ballast))
 	arrives(t, filepath.Join(local, "big.log"), want)
 	arrives(t, filepath.Join(local, "small.log"), []byte("meanwhile\n"))
 	stop(t, p)

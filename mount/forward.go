@@ -11,7 +11,6 @@ import (
 	"ftfuse/internal/plugin"
 	"ftfuse/internal/record"
 	"ftfuse/internal/service"
-	"ftfuse/internal/sink"
 	"ftfuse/internal/status"
 	"ftfuse/queue"
 	"ftfuse/transport"
@@ -94,7 +93,7 @@ func (r *role) forwardOptions(c *config.Config) forward.Options {
 		Queue: r.queue, Groups: service.Groups(c.Mount.Forwards), Routes: r.routes.of,
 		Identity:  transport.Identity{Node: r.queue.Node(), Host: r.cfg.Host, Role: string(config.RoleMount), Product: status.Product()},
 		KeepFinal: o.KeepUntil == config.KeepUntilFinal, FinalTimeout: o.FinalTimeout,
-		TLS: r.secure.Client(), Relabel: record.Relabel, Renote: sink.Renote, OnConflict: r.cap.Conflict,
+		TLS: r.secure.Client(), Relabel: record.Relabel, OnConflict: r.cap.Conflict,
 		ReconnectGrace: reconnectGrace, Logger: r.log,
 	}
 }

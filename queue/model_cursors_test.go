@@ -23,7 +23,7 @@ func (m *model) settle() {
 // (reads, acks, commits, a restart, a crash) comes while what gone ones needed is being dropped.
 func (m *model) setCursors() {
 	m.settle()
-	set := CursorSet{Cursors: m.otherNames()}
+	set := CursorSet{Cursors: m.otherNames(), Copies: m.o.Copies}
 	set.Again = m.beginAgain(set.Cursors)
 	had := slices.ContainsFunc(m.cur, func(c *modelCursor) bool { return c.name == "b" })
 	if picky := m.r.IntN(2) == 0; !had && slices.Contains(set.Cursors, "b") {
@@ -104,15 +104,16 @@ func (m *model) becomeOthers(names []string) {
 		now = append(now, c)
 	}
 	for seq := uint64(1); seq <= uint64(len(m.entries)); seq++ {
-		before, after := false, false
+		before, after, told := false, false, false
 		for _, c := range m.cur {
 			before = before || !c.acked[seq]
+			told = told || !c.acked[seq] && !m.copyOnly(c)
 		}
 		for _, c := range now {
 			after = after || !c.acked[seq]
 		}
 		if before && !after {
-			m.lost[seq] = true
+			m.lost[seq] = told
 		}
 	}
 	m.cur = now

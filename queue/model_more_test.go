@@ -20,7 +20,7 @@ type modelReplace struct {
 }
 
 func newModelCursor(name string) *modelCursor {
-	return &modelCursor{name: name, acked: map[uint64]bool{}, maybe: map[uint64]bool{}, sure: map[uint64]bool{}}
+	return &modelCursor{name: name, acked: map[uint64]bool{}, maybe: map[uint64]bool{}, sure: map[uint64]bool{}, late: map[uint64]uint64{}}
 }
 
 func (m *model) wants(name string, lane batch.Lane) bool {
@@ -79,28 +79,31 @@ func (m *model) fetch(c *modelCursor) {
 	}
 }
 
-// acked notes an ack, which counts for what took the entry's place, and for what took the place
-// of that.
+// acked notes an ack, which counts for what took the entry's place since it was given.
 func (m *model) acked(c *modelCursor, seq uint64) {
-	for ok := true; ok; seq, ok = m.replaced[seq] {
-		c.acked[seq] = true
+	c.acked[seq] = true
+	if now, ok := c.late[seq]; ok {
+		c.acked[now] = true
 	}
 }
 
-// oldToReplace returns a committed entry that somebody needs, or 0.
+// copyOnly says whether a cursor passes nothing on.
+func (m *model) copyOnly(c *modelCursor) bool { return m.copies && c.name == "b" }
+
+// oldToReplace returns a committed entry that somebody is to pass on, or 0.
 func (m *model) oldToReplace() uint64 {
 	m.q.mu.Lock()
 	defer m.q.mu.Unlock()
 	var can []uint64
 	for seq := uint64(1); seq <= m.q.committed; seq++ {
-		if m.q.needed(seq) {
+		if m.q.owed(seq) {
 			can = append(can, seq)
 		}
 	}
 	if len(can) == 0 {
 		return 0
 	}
-	if c := m.cur[m.r.IntN(len(m.cur))]; len(c.held) > 0 && m.q.needed(c.held[0]) {
+	if c := m.cur[m.r.IntN(len(m.cur))]; len(c.held) > 0 && m.q.owed(c.held[0]) {
 		return c.held[0]
 	}
 	return can[m.r.IntN(len(can))]
@@ -171,8 +174,19 @@ func (m *model) replace() {
 
 // replacedNow does what the commit of p did.
 func (m *model) replacedNow(p modelReplace) {
-	m.replaced[p.old] = p.new
 	for _, c := range m.cur {
+		if m.copyOnly(c) {
+			c.acked[p.new], c.sure[p.new] = true, true
+			continue
+		}
+		for seq, was := range c.late {
+			if was == p.old {
+				c.late[seq] = p.new
+			}
+		}
+		if slices.Contains(c.held, p.old) {
+			c.late[p.old] = p.new
+		}
 		if c.acked[p.old] {
 			c.acked[p.new] = true
 		}
@@ -201,9 +215,12 @@ func (m *model) checkLost() {
 	checkParts(m.t, m.q)
 	var sum Tally
 	var most, least [4]batch.Ranges
-	for seq := range m.lost {
+	for seq, told := range m.lost {
 		s := m.entries[seq-1].Batch
 		sum.add(entryTally(&m.entries[seq-1], m.entries[seq-1].size()))
+		if !told {
+			continue
+		}
 		l := s.ID.Lane.Epoch.Counter - 1
 		most[l].Add(s.ID.N)
 		if s.ID.N >= m.merged[l] {

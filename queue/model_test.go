@@ -28,11 +28,11 @@ type model struct {
 	cur  []*modelCursor
 	next [4]uint64 // batch number by lane; the last is that of replacements
 
-	picky    atomic.Bool       // cursor b does not want lane 2
-	lost     map[uint64]bool   // by seq: nobody needed it any more
-	merged   [4]uint64         // horizon by lane
-	pending  []modelReplace    // submitted before a crash
-	replaced map[uint64]uint64 // new seq by old
+	picky   atomic.Bool     // cursor b does not want lane 2
+	copies  bool            // cursor b makes copies
+	lost    map[uint64]bool // by seq: nobody needed it any more; false: but a copy
+	merged  [4]uint64       // horizon by lane
+	pending []modelReplace  // submitted before a crash
 
 	entries []Entry             // by seq-1
 	after   []int               // by txn: how many entries there are after it
@@ -49,8 +49,9 @@ type modelCursor struct {
 	maybe map[uint64]bool // acked before a crash: may be given again
 	sure  map[uint64]bool // acked in a commit that is on disk
 	held  []uint64
-	last  uint64 // given last since the last Rewind or reopen
-	base  uint64 // what there was when it was added by SetCursors and begins; 0: it has begun
+	late  map[uint64]uint64 // what an ack of a held one counts for, too
+	last  uint64            // given last since the last Rewind or reopen
+	base  uint64            // what there was when it was added by SetCursors and begins; 0: it has begun
 }
 
 // TestModel runs random operations against the model. QUEUE_SEED repeats a run.
@@ -77,13 +78,16 @@ func TestModel(t *testing.T) {
 func runModel(t *testing.T, seed uint64, ops int) {
 	t.Logf("QUEUE_SEED=%d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
-	m := &model{t: t, r: r, dir: t.TempDir(), lost: map[uint64]bool{}, replaced: map[uint64]uint64{}, kv: []map[string]string{{}}, after: []int{0}}
+	m := &model{t: t, r: r, dir: t.TempDir(), lost: map[uint64]bool{}, kv: []map[string]string{{}}, after: []int{0}}
 	m.picky.Store(r.IntN(2) == 0)
 	m.o = Options{
 		SegmentBytes: 1 << (16 + r.IntN(5)), MemoryBytes: int64(1 + r.IntN(200<<10)), PendingBytes: 64 << 10, CommitBytes: int64(1 + r.IntN(64<<10)),
 		CommitEvery: time.Duration(1+r.IntN(3000)) * time.Microsecond, IdleBytes: 32 << 10, IdleAfter: time.Millisecond, ReserveBytes: 1 << 16,
 		Dedupe: true, Cursors: []string{"a", "b"}[:1+r.IntN(2)], cheapRanges: 1 + r.IntN(6), portion: 1 + r.IntN(9),
 		Wants: func(name string, lane batch.Lane) bool { return m.wants(name, lane) },
+	}
+	if m.copies = r.IntN(2) == 0; m.copies {
+		m.o.Copies = []string{"b"}
 	}
 	for _, name := range m.o.Cursors {
 		m.cur = append(m.cur, newModelCursor(name))
@@ -94,6 +98,7 @@ func runModel(t *testing.T, seed uint64, ops int) {
 	}
 	m.reopen(false)
 	m.drain()
+	settled(m.q) // what only cursors needed that are gone
 	if s := m.q.Stats(); s.Live != (Tally{}) {
 		t.Fatalf("all is acked, stats say %+v", s)
 	}
@@ -112,7 +117,7 @@ func (m *model) open() {
 	m.q = q
 	for _, c := range m.cur {
 		c.c = mustCursor(m.t, q, c.name)
-		c.held, c.last, c.base = nil, 0, 0
+		c.held, c.late, c.last, c.base = nil, map[uint64]uint64{}, 0, 0
 	}
 }
 

@@ -96,10 +96,12 @@ type Txn struct {
 	Entries []Entry
 	// Replace is empty, or has for each of Entries the seq of an entry whose place it takes,
 	// in the same commit: which cursors need it is what then holds for the old one, and
-	// nobody needs that any more. All ids must be new. The old entries must have been
-	// committed; Submit returns ErrGone where one is needed by nobody any more. A cursor
-	// that was given the old one may still ack it, which counts for the new one. Without
-	// Prepare it waits for nobody and no limit: what waits for room may wait for this.
+	// none of them needs that any more. Those of Options.Copies keep the old one and never get
+	// the new one: they tell nobody an id, and have what follows in its order. All ids must be
+	// new. The old entries must have been committed; Submit returns ErrGone where no cursor that
+	// passes on needs one any more. A cursor that was given the old one may still ack it, which
+	// counts for the new one. Without Prepare it waits for nobody and no limit: what waits for
+	// room may wait for this.
 	Replace []uint64
 	// Set is applied in this order. The queue keeps the values; the caller must not
 	// write to them again.
@@ -186,7 +188,8 @@ type Options struct {
 	Logger  *slog.Logger
 
 	// Copies names cursors that only make a copy of what the others pass on: what is dropped
-	// for them alone is a Loss with Copy set, and not in LostRanges. A name that ends in a
+	// for them alone is a Loss with Copy set, and not in LostRanges; they keep what is
+	// replaced (Txn.Replace). A name that ends in a
 	// slash stands for all that begin with it, also for such as are configured no more.
 	Copies []string
 
@@ -275,7 +278,6 @@ type Queue struct {
 	leaving   []*Cursor       // removed; until what only they needed is dropped
 	retired   []*Cursor       // stored, and not configured any more; until that is stored
 	replacing map[uint64]bool // entries in whose place others were submitted
-	replaced  uint64          // newest entry that took another's place
 	delivered *DeliveredSet
 	losses    losses
 	lost      lostLanes

@@ -3,10 +3,11 @@ package queue
 import (
 	"errors"
 	"fmt"
+	"slices"
 )
 
-// ErrGone is returned by Submit for a Txn that replaces an entry which is not in the
-// queue any more (every cursor has passed it), not yet on disk, or being replaced already.
+// ErrGone is returned by Submit for a Txn that replaces an entry which no cursor is to pass on
+// any more, or which is not yet on disk, or being replaced already.
 var ErrGone = errors.New("the entry to be replaced is not in the queue")
 
 // replacement is what a memItem takes the place of.
@@ -27,7 +28,7 @@ func (q *Queue) checkReplace(t *Txn, fresh int) ([]replacement, error) {
 	out := make([]replacement, len(t.Replace))
 	for i, seq := range t.Replace {
 		seg := q.segmentOf(seq)
-		if seg == nil || seq > q.committed || q.replacing[seq] || !q.needed(seq) {
+		if seg == nil || seq > q.committed || q.replacing[seq] || !q.owed(seq) {
 			return nil, fmt.Errorf("submit batch %v in the place of entry %d: %w", t.Entries[i].Batch.ID, seq, ErrGone)
 		}
 		old, err := q.tallyOf(seg, seq)
@@ -42,6 +43,16 @@ func (q *Queue) checkReplace(t *Txn, fresh int) ([]replacement, error) {
 		out[i] = replacement{seq, old}
 	}
 	return out, nil
+}
+
+// owed says whether some cursor that passes on has not acked seq. The caller holds mu.
+func (q *Queue) owed(seq uint64) bool {
+	for _, c := range q.cursors {
+		if !c.acked.Contains(seq) && !q.copyOnly(c) {
+			return true
+		}
+	}
+	return false
 }
 
 // needed says whether some cursor has not acked seq. The caller holds mu.
@@ -68,34 +79,42 @@ func (q *Queue) tallyOf(seg *segment, seq uint64) (tally, error) {
 	return entryTally(&h.e, h.size()), nil
 }
 
-// replace puts it, which is being committed to seg, in the place of an older entry: who
-// has acked that needs it no more, and nobody needs the old one. Acks of the old one that
-// came since Submit are seen here, and nothing comes in between this and the commit. The
-// caller holds mu.
+// replace puts it, which is being committed to seg, in the place of an older entry for the cursors
+// that pass on: who has acked that needs it no more, and none of them needs the old one. Acks of
+// the old one that came since Submit are seen here, and nothing comes in between this and the
+// commit. The caller holds mu.
 func (q *Queue) replace(seg *segment, it *memItem) {
 	old := it.replaces
-	q.replaced = max(q.replaced, it.seq)
 	delete(q.replacing, old.seq)
 	from := q.segmentOf(old.seq)
 	open := false
-	for _, c := range q.cursors {
-		if c.acked.Contains(old.seq) {
+	for _, c := range q.stayingAndLeaving() {
+		switch {
+		case q.copyOnly(c): // it has the old one, or gets it: in its order, and under its id
 			c.take(seg, it.seq, entryTally(&it.e, it.size))
-			continue
+		case !slices.Contains(q.cursors, c): // see settleLeaving
+		case c.acked.Contains(old.seq):
+			c.take(seg, it.seq, entryTally(&it.e, it.size))
+		default:
+			c.supersede(old.seq, it.seq)
+			c.take(from, old.seq, old.t)
+			open = true
 		}
-		if _, had := c.given[old.seq]; had {
-			c.late[old.seq] = it.seq
-		}
-		for seq, now := range c.late { // few, if any
-			if now == old.seq { // old took the place of seq itself
-				c.late[seq] = it.seq
-			}
-		}
-		c.take(from, old.seq, old.t)
-		open = true
 	}
 	if open {
-		q.pass(from, old.seq, old.t)
+		q.passIfAll(from, old.seq, old.t)
+	}
+}
+
+// supersede notes what an ack of old counts for from now on. q.mu is held.
+func (c *Cursor) supersede(old, now uint64) {
+	if _, had := c.given[old]; had {
+		c.late[old] = now
+	}
+	for seq, was := range c.late { // few, if any
+		if was == old { // old took the place of seq itself
+			c.late[seq] = now
+		}
 	}
 }
 

@@ -26,7 +26,6 @@ type Stats struct {
 	Live        Tally // what some cursor has not passed (uncommitted entries only in Bytes)
 	MaxBytes    int64
 	Committed   uint64 // newest seq on disk
-	Replaced    uint64 // newest seq that took the place of another (see Txn), since it was opened
 	Segments    int
 	DiskBytes   int64 // allocated by the segment files
 	Cursors     []CursorStats
@@ -63,7 +62,7 @@ func (q *Queue) Stats() Stats {
 func (q *Queue) counters() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := Stats{MaxBytes: q.o.MaxBytes, Committed: q.committed, Replaced: q.replaced, Segments: len(q.segs), Losses: maps.Clone(q.losses), Healed: q.damaged.healed, DiskFull: q.diskFull, Unread: q.unread()}
+	s := Stats{MaxBytes: q.o.MaxBytes, Committed: q.committed, Segments: len(q.segs), Losses: maps.Clone(q.losses), Healed: q.damaged.healed, DiskFull: q.diskFull, Unread: q.unread()}
 	for _, seg := range q.segs {
 		s.Live.add(seg.total.minus(seg.passed))
 	}

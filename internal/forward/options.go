@@ -66,9 +66,6 @@ type Options struct {
 	// Relabel seals the content of b again under id, for a batch whose id a next node
 	// knows with another content; nil: such a batch stays in the queue, refused.
 	Relabel func(b batch.Sealed, id batch.ID) (batch.Sealed, error)
-	// Renote returns the note of a batch that is to be sealed again, whose note was that and whose
-	// id was old; nil: it stays as it is. An error is as one of Relabel.
-	Renote func(note []byte, old batch.ID) ([]byte, error)
 	// OnConflict, if set, hears of the lane of each batch refused so: a mount begins a
 	// new epoch.
 	OnConflict func(batch.Lane)

@@ -187,7 +187,7 @@ func (r *relabels) ended(c conflict, done bool) {
 }
 
 // relabel puts a batch that is sealed under a fresh id in the place of c, in one
-// transaction. It returns false where another line has it in flight: what that is
+// transaction. Its note goes with the old one: it is for who makes a copy, and keeps that. It returns false where another line has it in flight: what that is
 // answered must count first.
 func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err error) {
 	over := false // the old one is not in the queue any more
@@ -213,9 +213,6 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 	}
 	id, again := r.newID(content{c.id, it.Batch.CRC, it.Batch.Host})
 	b, err := r.f.o.Relabel(it.Batch, id)
-	if err == nil && r.f.o.Renote != nil {
-		it.Note, err = r.f.o.Renote(it.Note, c.id)
-	}
 	if err != nil {
 		r.f.log.Error("a batch whose id is taken cannot be sealed again; it stays queued, refused", "batch", c.id.String(), "error", err)
 		return true, nil
@@ -223,7 +220,7 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 	if b.Flags |= it.Batch.Flags & batch.FlagResent; resent {
 		b.Flags |= batch.FlagResent // under its old id
 	}
-	err = r.replace(ctx, c, again, &relabelled{old: c.id, owed: owed}, queue.Entry{Batch: b, Note: it.Note})
+	err = r.replace(ctx, c, again, &relabelled{old: c.id, owed: owed}, queue.Entry{Batch: b})
 	switch {
 	case errors.Is(err, queue.ErrGone):
 		over = true

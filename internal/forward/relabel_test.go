@@ -1,9 +1,6 @@
 package forward
 
 import (
-	"errors"
-	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -122,43 +119,6 @@ func TestTheOldIdBecomesFinalWheneverAKillComes(t *testing.T) {
 			t.Errorf("left behind: %q", keys)
 		}
 	}, single())
-}
-
-// TestABatchThatIsSealedAgainHasItsNoteMade from the old one and the old id; where that cannot
-// be, it stays queued, refused.
-func TestABatchThatIsSealedAgainHasItsNoteMade(t *testing.T) {
-	for _, fails := range []bool{false, true} {
-		inBubble(t, func(r *rig) {
-			r.o.Relabel = relabelAll
-			r.o.Renote = func(note []byte, old batch.ID) ([]byte, error) {
-				if fails {
-					return nil, errors.New("a test")
-				}
-				return append(note, fmt.Sprintf("+%d", old.N)...), nil
-			}
-			r.up("a", 2, func(b batch.Sealed) (v transport.Verdict, _ bool) {
-				if b.ID.Lane.Epoch.Random == rigLane(1).Epoch.Random {
-					v.Code = transport.Conflict
-				}
-				return v, b.ID.Lane.Epoch.Random == rigLane(1).Epoch.Random // the new one is never answered
-			})
-			r.start()
-			r.submit(rigLane(1), 1, 2)
-			r.pass(3 * time.Second)
-			var notes []string
-			for _, e := range r.disk.entries {
-				notes = append(notes, string(e.Note))
-			}
-			slices.Sort(notes)
-			want := []string{"+1", "+2"}
-			if fails {
-				want = []string{"", ""}
-			}
-			if !slices.Equal(notes, want) || r.waiting() != 2 {
-				t.Errorf("fails %v: the notes are %q, %d batches wait; want %q", fails, notes, r.waiting(), want)
-			}
-		}, single())
-	}
 }
 
 // TestWhatCannotBeRelabelledYetIsAskedForOnce: the other group may have it, and is away. Each

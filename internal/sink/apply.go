@@ -40,7 +40,6 @@ type cursor interface {
 type done struct {
 	seq     uint64
 	id      batch.ID
-	former  []batch.ID // of a late sink: see formerOf
 	gens    []*generation
 	records uint64
 	bytes   uint64
@@ -151,10 +150,6 @@ func (a *applier) apply(ctx context.Context, item queue.Item) error {
 	if written { // given again after a Rewind
 		return nil
 	}
-	if a.over(&item) {
-		a.finish(item, nil)
-		return nil
-	}
 	if len(item.Note) == 0 { // it came before there was an output, or not by Take
 		a.count.passed.Add(1)
 		a.finish(item, nil)
@@ -255,13 +250,7 @@ func (a *applier) finish(item queue.Item, gens []*generation) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.known[item.Seq] = true
-	d := done{seq: item.Seq, id: item.Batch.ID, gens: gens, records: uint64(item.Batch.Records), bytes: item.Batch.Payload}
-	if a.late != nil {
-		a.late.written[item.Batch.ID] = struct{}{}
-		d.former = a.late.former[item.Seq]
-		delete(a.late.former, item.Seq)
-	}
-	a.waiting = append(a.waiting, d)
+	a.waiting = append(a.waiting, done{seq: item.Seq, id: item.Batch.ID, gens: gens, records: uint64(item.Batch.Records), bytes: item.Batch.Payload})
 	if len(a.waiting) == 1 {
 		signal(a.kick)
 	}

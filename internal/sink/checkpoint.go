@@ -85,9 +85,6 @@ func (a *applier) trim(batches []done, final func(...batch.ID)) error {
 		a.cur.Ack(batches[i].seq)
 		delete(a.known, batches[i].seq)
 		delete(a.ids, batches[i].id)
-		if a.late != nil {
-			a.late.did(batches[i].id)
-		}
 	}
 	a.mu.Unlock()
 	ids := make([]batch.ID, 0, len(batches))
@@ -101,9 +98,7 @@ func (a *applier) trim(batches []done, final func(...batch.ID)) error {
 		}
 		ids = append(ids, b.id)
 		if a.late != nil {
-			for _, key := range placeKeys(b.id, b.former) {
-				stale = append(stale, queue.KV{Key: key})
-			}
+			stale = append(stale, queue.KV{Key: placeKey(b.id)})
 		}
 		a.count.synced.batches.Add(1)
 		a.count.synced.records.Add(b.records)

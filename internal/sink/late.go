@@ -40,32 +40,12 @@ const lateRetry = time.Second
 func placeKey(id batch.ID) string { return placePrefix + hex.EncodeToString(id.Append(nil)) }
 
 // late is what a late sink keeps beside what any has. It belongs to the applier's goroutine,
-// but for what a.mu guards: written, acked, asks and stir.
+// but for what a.mu guards: asks and stir.
 type late struct {
-	former  map[uint64][]batch.ID // by seq, of those in hand that have some: see formerOf
-	written map[batch.ID]struct{} // all of it is written, by this run; those acked are forgotten by forget
-	acked   []batch.ID
-
 	placed uint64 // what the cursor gave up to here has its places
 	early  uint64 // newest batch without places that was given before they could be made
 	asks   []*ask
 	stir   func() // interrupts the wait for a batch
-}
-
-func newLate() *late {
-	return &late{former: map[uint64][]batch.ID{}, written: map[batch.ID]struct{}{}}
-}
-
-// did notes a batch that is acked. a.mu is held.
-func (l *late) did(id batch.ID) { l.acked = append(l.acked, id) }
-
-// forget drops the ids of batches that are acked, when nothing is in hand: an ack goes to the
-// batch that came in the place of this one, so that it is not given any more. a.mu is held.
-func (l *late) forget() {
-	for _, id := range l.acked {
-		delete(l.written, id)
-	}
-	l.acked = nil
 }
 
 // applyLate places and writes first and what is there behind it.
@@ -83,9 +63,6 @@ func (s *Sink) applyLate(ctx context.Context, first queue.Item) error {
 			return err
 		}
 	}
-	s.applier.mu.Lock()
-	defer s.applier.mu.Unlock()
-	s.applier.late.forget()
 	return nil
 }
 
@@ -137,28 +114,21 @@ func (s *Sink) placeLate(ctx context.Context, items []queue.Item) error {
 // fillLate puts the notes of items into them, and those that are new into t.
 func (s *Sink) fillLate(ctx context.Context, items []queue.Item, t *queue.Txn) error {
 	a := s.applier
-	here := map[string][]byte{} // placed by this call
 	for i := range items {
 		item := &items[i]
 		a.mu.Lock()
 		known := a.known[item.Seq]
 		a.mu.Unlock()
-		if known || a.over(item) {
+		if known {
 			continue
 		}
-		note := a.noteOf(item)
-		for _, key := range placeKeys(item.Batch.ID, a.formerOf(item)) {
-			if note == nil {
-				note = here[key]
-			}
-		}
-		if note == nil {
+		note, placed := a.q.Get(placeKey(item.Batch.ID))
+		if !placed {
 			one, err := s.takeLate(ctx, item.Batch)
 			if err != nil {
 				return err
 			}
 			note = one.Entries[0].Note
-			here[placeKey(item.Batch.ID)] = note
 			t.Set = append(append(t.Set, one.Set...), queue.KV{Key: placeKey(item.Batch.ID), Value: note})
 		}
 		item.Note = note
@@ -200,14 +170,13 @@ func (a *applier) redoLate(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the queue: %w", err)
 		}
-		note := a.noteOf(&item)
-		if note == nil {
+		key := placeKey(item.Batch.ID)
+		note, placed := a.q.Get(key)
+		if !placed {
 			a.late.early = item.Seq
 			continue
 		}
-		for _, key := range placeKeys(item.Batch.ID, a.formerOf(&item)) {
-			delete(waits, key)
-		}
+		delete(waits, key)
 		item.Note = note
 		a.fresh = max(a.fresh, item.Seq)
 		a.expect(item.Batch.ID)

@@ -24,7 +24,7 @@ func openLate(t *testing.T, dir string) *lateRig {
 	t.Helper()
 	r := &lateRig{dir: dir}
 	var err error
-	r.q, err = queue.Open(filepath.Join(dir, "queue"), queue.Options{Cursors: []string{"forward", "apply"}})
+	r.q, err = queue.Open(filepath.Join(dir, "queue"), queue.Options{Cursors: []string{"forward", "apply"}, Copies: []string{"apply"}})
 	must(t, err)
 	outs := []Output{
 		output1(filepath.Join(dir, "out"), func(o *Output) { o.File, o.Name = "a/%F", "output/a" }),

@@ -18,7 +18,6 @@ const noteVersion = 1
 const (
 	noteExtents = 0 // the batch's bytes go to the extents that follow
 	noteDead    = 1 // the batch is a dead letter; nothing is to be written
-	noteFormer  = 2 // no note of places: see appendFormer
 )
 
 // Flags of an extent.

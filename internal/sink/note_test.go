@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"ftfuse/internal/batch"
 	"ftfuse/internal/output"
 )
 
@@ -51,24 +50,6 @@ func TestGoldenNotes(t *testing.T) {
 		back.extents = append([]extent(nil), back.extents...)
 		if !reflect.DeepEqual(back, n) {
 			t.Errorf("%s reads back as %+v, want %+v", name, back, n)
-		}
-	}
-	ids := []batch.ID{{Lane: batch.Lane{Origin: batch.Origin{1, 2}, Epoch: batch.Epoch{Counter: 3, Random: 4}, Route: 5}, N: 6}, {N: 7}}
-	former, err := Renote(nil, ids[0])
-	must(t, err)
-	former, err = Renote(former, ids[1])
-	must(t, err)
-	golden(t, "note-former", former)
-	if back, err := parseFormer(former); err != nil || !reflect.DeepEqual(back, ids) {
-		t.Errorf("former ids read back as %v, %v", back, err)
-	}
-	for i := range former { // no byte of it can change unnoticed, but for the kind
-		bad := bytes.Clone(former)
-		if bad[i] ^= 0x40; i == 1 {
-			continue
-		}
-		if ids, err := parseFormer(bad); !errors.Is(err, errNote) {
-			t.Errorf("with byte %d changed: %v, %v", i, ids, err)
 		}
 	}
 	shifts := []shift{{from: 10, id: goldenID, at: 20}, {from: 1 << 40, id: output.ID{Ino: 1}, at: 0}}

@@ -2,7 +2,6 @@ package sink
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -19,28 +18,11 @@ type ask struct {
 // error. What has them stays assigned as it is, whatever outputs a Reconfigure takes away, be
 // it written already, or on its way, or held. Apply must be running. Several may call it.
 func (s *Sink) Placed(ctx context.Context) error {
-	if s.applier.late == nil { // it got them with its commit
+	a := s.applier
+	if a.late == nil { // it got them with its commit
 		return nil
 	}
-	for upTo := s.o.Queue.Stats().Committed; ; {
-		if err := s.applier.placedUpTo(ctx, upTo); err != nil {
-			return err
-		}
-		// What was sealed again before it had its places is behind others now.
-		again := s.o.Queue.Stats().Replaced
-		if again <= upTo {
-			return nil
-		}
-		upTo = again
-		if err := s.o.Queue.Flush(ctx); err != nil {
-			return fmt.Errorf("wait for batches that were sealed again: %w", err)
-		}
-	}
-}
-
-// placedUpTo returns nil when all up to seq has its places, or ctx's error.
-func (a *applier) placedUpTo(ctx context.Context, seq uint64) error {
-	q := &ask{upTo: seq, yes: make(chan struct{})}
+	q := &ask{upTo: a.q.Stats().Committed, yes: make(chan struct{})}
 	a.mu.Lock()
 	a.late.asks = append(a.late.asks, q)
 	a.mu.Unlock()

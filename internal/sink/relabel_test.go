@@ -23,9 +23,7 @@ func sealAgain(t *testing.T, e queue.Entry) queue.Entry {
 	id.Lane.Epoch.Random++
 	again, err := record.Relabel(e.Batch, id)
 	must(t, err)
-	note, err := Renote(e.Note, e.Batch.ID)
-	must(t, err)
-	return queue.Entry{Batch: again, Note: note}
+	return queue.Entry{Batch: again}
 }
 
 // one gives the sink the next batch of the queue, and what is there behind it.
@@ -53,97 +51,6 @@ func (r *lateRig) pending() (n int) {
 		n += g.pending
 	}
 	return n
-}
-
-// TestABatchThatWasSealedAgainIsSettledOnce: it comes twice, and was given its places once.
-// Were they settled twice, the file would be forgotten while a batch waits to be written to it.
-func TestABatchThatWasSealedAgainIsSettledOnce(t *testing.T) {
-	for name, come := range map[string]func(t *testing.T, r *lateRig, old queue.Item, replace func()){
-		"while the old one waits for its checkpoint": func(t *testing.T, r *lateRig, old queue.Item, replace func()) {
-			must(t, r.applyLate(t.Context(), old))
-			replace()
-			r.one(t)
-		},
-		"with the old one": func(t *testing.T, r *lateRig, old queue.Item, replace func()) {
-			replace()
-			must(t, r.applyLate(t.Context(), old))
-		},
-		"while the old one is acked": func(t *testing.T, r *lateRig, old queue.Item, replace func()) {
-			must(t, r.applyLate(t.Context(), old))
-			replace()
-			again := r.next(t)
-			must(t, failpoint.Set("sink/trimmed", "pause"))
-			defer failpoint.Clear("sink/trimmed")
-			done := make(chan error, 1)
-			go func() { done <- r.applier.checkpoint(func(...batch.ID) {}) }()
-			waitFor(t, "the ack", func() bool { return fpTrimmed.Hits() > 0 })
-			must(t, r.applyLate(t.Context(), again))
-			failpoint.Clear("sink/trimmed")
-			must(t, <-done)
-		},
-		"after the old one was acked": func(t *testing.T, r *lateRig, old queue.Item, replace func()) {
-			must(t, r.applyLate(t.Context(), old))
-			replace()
-			again := r.next(t)
-			r.checkpoint(t)
-			must(t, r.applyLate(t.Context(), again))
-		},
-		"after the old one was held": func(t *testing.T, r *lateRig, old queue.Item, replace func()) {
-			items := []queue.Item{old}
-			must(t, r.placeLate(t.Context(), items))
-			for _, g := range r.table.eras {
-				r.applier.hold(g, errors.New("a test"), 0, nil)
-			}
-			must(t, r.applier.apply(t.Context(), items[0]))
-			replace()
-			r.one(t)
-			for g := range r.applier.held {
-				g.hold.due = g.hold.since
-			}
-			must(t, r.applier.retry(t.Context())) // which reads the queue again
-			r.one(t)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			from := newSealer(1)
-			from.lane.Route = 1
-			b := from.seal(rec{host: "h", path: "f", data: "line\n"})
-			again := sealAgain(t, queue.Entry{Batch: b})
-			r := openLate(t, t.TempDir())
-			defer r.close(t)
-			submit := func(b batch.Sealed) { r.submit(t, b); must(t, r.q.Flush(t.Context())) }
-			submit(b)
-			old := r.next(t)
-			come(t, r, old, func() {
-				_, err := r.q.Submit(t.Context(), &queue.Txn{Entries: []queue.Entry{again}, Replace: []uint64{old.Seq}})
-				must(t, err)
-				must(t, r.q.Flush(t.Context()))
-			})
-			r.checkpoint(t)
-			if n := r.pending(); n != 0 {
-				t.Errorf("%d extents are pending when all is on disk", n)
-			}
-
-			submit(from.seal(rec{host: "h", path: "f", data: "to the old file\n"}))
-			items := []queue.Item{r.next(t)}
-			must(t, r.placeLate(t.Context(), items))
-			must(t, os.Rename(filepath.Join(r.dir, "out/a/f"), filepath.Join(r.dir, "out/a/f.old")))
-			must(t, r.Reopen()) // so that the name is looked at
-			submit(from.seal(rec{host: "h", path: "f", data: "to the new one\n"}))
-			items = append(items, r.next(t))
-			must(t, r.placeLate(t.Context(), items[1:]))
-			for _, item := range items {
-				must(t, r.applier.apply(t.Context(), item))
-			}
-			r.checkpoint(t)
-			r.want(t, "a/f.old", "line\nto the old file\n")
-			r.want(t, "a/f", "to the new one\n")
-			must(t, r.q.Flush(t.Context()))
-			if n := places(r.q); n != 0 || r.pending() != 0 {
-				t.Errorf("%d places and %d pending extents are left", n, r.pending())
-			}
-		})
-	}
 }
 
 // TestABatchThatIsSealedAgainStandsOnceWhereverItIsKilled: at each step of the output, and of who
@@ -244,50 +151,6 @@ func (r *lateRig) kill(t *testing.T) {
 	must(t, os.RemoveAll(filepath.Join(r.dir, "queue")))
 	must(t, os.Rename(at, filepath.Join(r.dir, "queue")))
 	*r = *openLate(t, r.dir)
-}
-
-// TestPlacedWaitsForWhatIsSealedAgainMeanwhile: it is behind what was asked for then, and had
-// no places yet: the output that a reload takes away after that did not get it.
-func TestPlacedWaitsForWhatIsSealedAgainMeanwhile(t *testing.T) {
-	r, from := openLate(t, t.TempDir()), newSealer(1)
-	defer r.close(t)
-	from.lane.Route = 1
-	for i := range 2 {
-		r.submit(t, from.seal(rec{host: "h", path: "f", data: fmt.Sprintf("line %d\n", i)}))
-	}
-	must(t, r.q.Flush(t.Context()))
-	cur, err := r.q.Cursor("forward")
-	must(t, err)
-	first, err := cur.Next(t.Context())
-	must(t, err)
-	asked := func(upTo uint64) func() bool {
-		return func() bool {
-			r.applier.mu.Lock()
-			defer r.applier.mu.Unlock()
-			return len(r.applier.late.asks) == 1 && r.applier.late.asks[0].upTo == upTo
-		}
-	}
-	done := make(chan error, 1)
-	go func() { done <- r.Placed(t.Context()) }()
-	waitFor(t, "the call", asked(2))
-	r.replace(t, first.Seq, sealAgain(t, first.Entry))
-	item, err := r.applier.nextLate(t.Context())
-	must(t, err)
-	must(t, r.placeLate(t.Context(), []queue.Item{item}))
-	r.applier.late.placed = item.Seq
-	if item, err = r.applier.nextLate(t.Context()); err != nil || item.Seq != 3 {
-		t.Fatalf("the queue gave %d, %v, want what is sealed again", item.Seq, err)
-	}
-	waitFor(t, "another question", func() bool { return asked(3)() || len(done) > 0 })
-	if len(done) > 0 {
-		t.Fatal("a batch that was asked for has no places")
-	}
-	must(t, r.placeLate(t.Context(), []queue.Item{item}))
-	r.applier.mu.Lock()
-	r.applier.late.placed = item.Seq
-	r.applier.answer()
-	r.applier.mu.Unlock()
-	must(t, <-done)
 }
 
 // TestSealingAgainBesideTheOutputDoublesNothing: who fills the queue, who seals its batches again

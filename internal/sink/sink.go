@@ -34,8 +34,7 @@ type Options struct {
 	DeadDir string   // where dead letters are put; made when the first one is
 
 	// Late has batches come by the cursor alone, whoever submits them: they get their places
-	// when they are in the queue. Take is not to be called then. Their notes are the sink's: none,
-	// or that of Renote.
+	// when they are in the queue. Take is not to be called then.
 	Late bool
 	// Members is for outputs that have a Name: they get the batches of the routes of which
 	// it is a member. It must say the same of a route for ever, but for names of others.
@@ -110,7 +109,7 @@ func Open(ctx context.Context, o Options) (_ *Sink, err error) {
 	s.applier.sets[first.set.id], s.applier.current = first.set, first.set.id
 	s.applier.trimmed, s.applier.members = s.trimmed, o.Members
 	if s.rotor.aside = o.Late; o.Late {
-		s.applier.late, s.applier.handle = newLate(), s.applyLate
+		s.applier.late, s.applier.handle = &late{}, s.applyLate
 	}
 	if err := s.rotor.load(ctx); err != nil { // before files are looked up by their names
 		return nil, err
