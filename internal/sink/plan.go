@@ -77,6 +77,18 @@ func (pf *planFile) join(before lineState) (front []byte, after lineState, split
 	return append(front, b...), pf.after, split
 }
 
+// expected is the state of the file's end that the part goes on from, where there is no file to look
+// at: in the middle of the line that it begins with a piece or the end of.
+func (pf *planFile) expected() lineState {
+	switch {
+	case len(pf.ended) > 0:
+		return lineState{open: true, mid: pf.ended[0].source}
+	case pf.begun && pf.lead.cont:
+		return lineState{open: true, mid: pf.lead.source}
+	}
+	return lineState{}
+}
+
 // lead is what stands in front of a file's first bytes, depending on the state of the file.
 type lead struct {
 	ends   bool   // a line end, when the file does not end with one

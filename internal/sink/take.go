@@ -118,8 +118,10 @@ func (s *Sink) assign(t *queue.Txn, id batch.ID, pn *plan, by *set, files []*fil
 	s.applier.plans.put(id, pn)
 }
 
-// refuse makes a dead letter of one file's part of a batch.
+// refuse makes a dead letter of one file's part of a batch. What letters of one file have makes,
+// one after the other, what the file would have got.
 func (s *Sink) refuse(id batch.ID, part int, pf *planFile, why error) error {
 	s.log.Warn("dead letter: an output file that is refused", "batch", id.String(), "error", why)
-	return s.dead.put(id, part, refusedLetter(pf, why), pf.segs...)
+	front, _, _ := pf.join(pf.expected())
+	return s.dead.put(id, part, refusedLetter(pf, why), append([][]byte{front}, pf.segs...)...)
 }
