@@ -263,6 +263,9 @@ func (f *feed) record(rec *record.Record) {
 	s := writer{source{rec.Host, rec.Path}, f.vals.ID.Lane.Origin}
 	h := f.pieces[s]
 	cont := rec.Flags&(record.PieceMiddle|record.PieceLast) != 0 && rec.Flags&record.Break == 0
+	if !cont && len(rec.Data) == 0 && rec.Flags&record.PieceLast != 0 { // h is the line that cut off the one that ends
+		return
+	}
 	if h != nil && !cont {
 		f.giveUp(s, h)
 		h = nil

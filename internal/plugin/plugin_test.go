@@ -216,8 +216,8 @@ func TestABatchThatHoldsAPieceComesAgainAfterARestart(t *testing.T) {
 func TestABinaryRecordWasHeldForAMinuteAndGotALineFeed(t *testing.T) {
 	const first, middle, last = record.Binary | record.PieceFirst, record.Binary | record.PieceMiddle, record.Binary | record.PieceLast
 	for _, c := range []struct{ format, want string }{
-		{"%L", "\x00one\r\n\x01two\x02three\x03\nfour\x04long end\none\ntwo\n"},
-		{"<%L>", "<\x00one>\r\n<\x01>\n<three\x03>\n<two\x02>\n<four\x04>\n<long end>\n<one\n<two>\n"},
+		{"%L", "\x00one\r\n\x01two\x02three\x03\nfour\x04long end\none\ntwo\nthree\nfour\n"},
+		{"<%L>", "<\x00one>\r\n<\x01>\n<three\x03>\n<two\x02>\n<four\x04>\n<long end>\n<one\n<two>\n<three\n<four>\n"},
 	} {
 		out := t.TempDir()
 		p := shell("exec cat", to(out, "a"))
@@ -232,6 +232,8 @@ func TestABinaryRecordWasHeldForAMinuteAndGotALineFeed(t *testing.T) {
 		r.put(rec{"long", "", record.PieceLast | record.Unterminated})
 		r.put(rec{"long", "one", record.PieceFirst}, rec{"long", "", record.PieceFirst | record.Break}) // of another writer
 		r.put(rec{"long", "two\n", record.PieceLast})
+		r.put(rec{"long", "three", record.PieceFirst}, rec{"long", "fo", record.PieceFirst | record.Break}) // of another writer, too
+		r.put(rec{"long", "", record.PieceLast | record.Unterminated | record.Break}, rec{"long", "ur\n", record.PieceLast})
 		await(t, "all is acked: nothing is held", func() bool { return r.backlog(p.Cursor) == 0 })
 		r.drain()
 		got, err := os.ReadFile(filepath.Join(out, "a"))

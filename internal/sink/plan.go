@@ -247,13 +247,13 @@ func (pl *planner) record(rec *record.Record, rt *route) {
 
 // ends reports whether a record without bytes shows in o: the end of a long line, or of a binary
 // record, all of which had left in pieces when its file was flushed or closed, and what is not to go
-// on in another writer's line.
+// on in another writer's line. (The end of a line that such a one has cut off is not to cut that.)
 func (pl *planner) ends(o *out, rec *record.Record) bool {
 	switch {
 	case !pl.set.ends:
 		return false
 	case rec.Flags&record.Break != 0 && !o.format.JSON():
-		return true
+		return rec.Flags&record.PieceLast == 0
 	case rec.Flags&record.PieceLast == 0:
 		return false
 	}

@@ -69,7 +69,7 @@ func (m *model) add(r rec, exact, mixes bool) {
 // end is a record without bytes: the end of a line in pieces, or of that of another writer.
 func (m *model) end(r rec, src string, exact, mixes bool) {
 	if r.flags&record.Break != 0 {
-		if m.begun && (m.mid == src || exact && !mixes) {
+		if r.flags&record.PieceLast == 0 && m.begun && (m.mid == src || exact && !mixes) {
 			m.text.WriteByte('\n')
 			m.begun, m.mid = false, ""
 		}
@@ -231,6 +231,29 @@ func TestAnEndWithoutBytesWasPassedOver(t *testing.T) {
 			}
 			if got := rendered(t, then, one, endless...)[c.name]; got != c.before {
 				t.Errorf("%s by %q as an older version stored it:\n got  %q\n want %q", c.name, c.format, got, c.before)
+			}
+		}
+	}
+}
+
+// TestAnEndWithoutBytesCutTheLineOfAnotherWriter: where that line began, it had been cut off already.
+func TestAnEndWithoutBytesCutTheLineOfAnotherWriter(t *testing.T) {
+	for _, c := range []struct{ file, format, want string }{
+		{"%H/%F", "%L", "one\nline two\n"},
+		{"all", "%L", "one\nline two\n"},
+		{"%H/%F", "[%F] %L (%P)", "[a] one\n[a] line two (2)\n"},
+	} {
+		s, err := newSet([]Output{output1("/d", func(o *Output) { o.File, o.Format = c.file, c.format })})
+		must(t, err)
+		for _, one := range []bool{true, false} {
+			for name, got := range rendered(t, s, one,
+				rec{host: "h", path: "a", data: "one", pid: 1, flags: record.PieceFirst},
+				rec{host: "h", path: "a", data: "line ", pid: 2, flags: record.PieceFirst | record.Break},
+				rec{host: "h", path: "a", pid: 1, flags: record.PieceLast | record.Unterminated | record.Break},
+				rec{host: "h", path: "a", data: "two\n", pid: 2, flags: record.PieceLast}) {
+				if got != c.want {
+					t.Errorf("%s by %q (one batch: %v): got %q, want %q", name, c.format, one, got, c.want)
+				}
 			}
 		}
 	}

@@ -378,6 +378,9 @@ func (r *rig) output(path string) string {
 		if x.path != path {
 			continue
 		}
+		if x.data == "" && x.flags&record.PieceLast != 0 {
+			continue
+		}
 		if x.flags&record.Break != 0 && b.Len() > 0 && b.Bytes()[b.Len()-1] != '\n' {
 			b.WriteByte('\n')
 		}

@@ -251,6 +251,27 @@ func TestHoldBoundSendsPiecesAsTheyCome(t *testing.T) {
 	}
 }
 
+// TestAnEndWithoutBytesCutTheLineOfAnotherWriter: of a long line all had gone out when its writer
+// closed, and another writer's had begun behind it since. The end says nothing more there.
+func TestAnEndWithoutBytesCutTheLineOfAnotherWriter(t *testing.T) {
+	r := newRig(t, Options{MaxLine: 100, MaxHold: 1000})
+	r.start()
+	a, b := r.writer("f"), r.writer("f")
+	x, y := strings.Repeat("x", 1200), strings.Repeat("y", 1200)
+	r.write(a, x)
+	r.drain()
+	r.write(b, y)
+	r.drain()
+	r.end(a)
+	r.drain()
+	r.write(b, "the end\n")
+	r.drain()
+	r.want("f", x+"\n"+y+"the end\n")
+	if n := r.c.Stats(); n.Breaks != 1 {
+		t.Errorf("%d breaks, want 1", n.Breaks)
+	}
+}
+
 // TestALineEndIsNotCutInTwo: where the carriage return of a line that was too long to be held was the
 // last byte there was, it went out with the piece before. An output that formats lines then has it
 // inside the line.

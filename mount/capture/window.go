@@ -108,14 +108,19 @@ func (c *Capture) added(w *writer, at *record.Attr, n int) {
 	if at.Flags&(inside|record.Break) == 0 && p.tail.mark == 0 {
 		return
 	}
+	if at.Flags&record.Unterminated != 0 {
+		c.n.unterminated.Add(1)
+	}
 	if at.Flags&record.Break != 0 {
+		if n == 0 && at.Flags&record.PieceLast != 0 { // its line was cut off there: the other writer's goes on
+			return
+		}
 		c.n.breaks.Add(1)
 	}
 	t := tail{}
 	switch {
 	case p.binary:
 	case at.Flags&record.Unterminated != 0:
-		c.n.unterminated.Add(1)
 		t = tail{w.id, c.open}
 	case at.Flags&inside != 0:
 		t = tail{w.id, ^uint64(0)}
