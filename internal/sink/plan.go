@@ -357,16 +357,17 @@ func (pl *planner) exact(pf *planFile, o *out, rec *record.Record, hash uint32) 
 	pl.point(pf, rec.Data, rec.Off)
 	ended := rec.Data[len(rec.Data)-1] == '\n'
 	unfinished := rec.Flags&(record.PieceFirst|record.PieceMiddle) != 0
+	raw := rec.Flags&record.Binary != 0
 	switch {
 	case ended:
 		pf.after = lineState{}
 	case unfinished:
-		pf.after = lineState{open: true, mid: hash}
-	case o.mixes && rec.Flags&record.Binary == 0:
+		pf.after = lineState{open: true, mid: hash, raw: raw}
+	case o.mixes && !raw:
 		pl.copy(pf, newline)
 		pf.after = lineState{}
 	default:
-		pf.after = lineState{open: true, raw: rec.Flags&record.Binary != 0}
+		pf.after = lineState{open: true, raw: raw}
 	}
 }
 

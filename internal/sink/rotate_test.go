@@ -228,6 +228,32 @@ func TestALineThatNeverEndsIsNotWaitedForLong(t *testing.T) {
 	}
 }
 
+// TestARotationWaitedForBinaryRecords, whose ends are not seen in a file of their bytes alone: for 10 s,
+// or until the file had twice its bytes.
+func TestARotationWaitedForBinaryRecords(t *testing.T) {
+	r := newRotating(t, Rotate{Size: 4 << 10})
+	stop := r.runs(t)
+	from := newSealer(1)
+	put := func(recs ...rec) {
+		for i := range recs {
+			recs[i].host, recs[i].path = "h", "f"
+		}
+		r.take(t, from.seal(recs...))
+		r.drain(t)
+	}
+	first := strings.Repeat("\x00", 5000)
+	put(rec{data: first, flags: record.Binary | record.PieceFirst}, rec{flags: record.Binary | record.PieceLast})
+	eventually(t, "the rotation", func() bool { return r.Stats().Rotations == 1 })
+	put(rec{data: "\x01", flags: record.Binary | record.PieceFirst}, rec{flags: record.Binary | record.PieceLast})
+	stop()
+	if got := unpack(t, r.out("f.000001")); got != first {
+		t.Errorf("the first file has %d bytes, want %d", len(got), len(first))
+	}
+	if got := unpack(t, r.out("f")); got != "\x01" {
+		t.Errorf("the second file has %q", got)
+	}
+}
+
 // TestRotatedByTheClock: what was begun in an earlier period, whether something comes for it
 // or not, also after a restart; not what is empty or of this period.
 func TestRotatedByTheClock(t *testing.T) {
