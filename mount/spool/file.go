@@ -97,12 +97,19 @@ func (s *Store) get(n Number) (*File, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("stat spool file %s: %w", n, err)
 	}
-	f := &File{s: s, number: n, fd: fd, readOnly: readOnly, linked: !s.orphans[n], held: s.orphans[n]}
-	f.size.Store(st.Size)
-	f.captured.Store(st.Size)
-	f.told = st.Size
-	s.files[n] = f
+	f := s.opened(n, fd, st.Size)
+	f.readOnly = readOnly
 	return f, nil
+}
+
+// opened makes a File of the open spool file n, whose descriptor it takes. It needs s.mu.
+func (s *Store) opened(n Number, fd int, size int64) *File {
+	f := &File{s: s, number: n, fd: fd, linked: !s.orphans[n], held: s.orphans[n]}
+	f.size.Store(size)
+	f.captured.Store(size)
+	f.told = size
+	s.files[n] = f
+	return f
 }
 
 // Release gives up an Acquire.

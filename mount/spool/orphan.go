@@ -127,9 +127,11 @@ func (s *Store) moveName(old FileInfo) (FileInfo, error) {
 		return FileInfo{}, err
 	}
 	n := Number(id)
-	if err := s.makeFile(n, st.Mode&0o7777); err != nil {
+	fd, err := s.makeFile(n, st.Mode&0o7777)
+	if err != nil {
 		return FileInfo{}, err
 	}
+	unix.Close(fd)
 	if err := s.Chown(n, st.Uid, st.Gid); err != nil {
 		return FileInfo{}, err
 	}

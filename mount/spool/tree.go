@@ -86,9 +86,11 @@ func (s *Store) checkTree() (Number, error) {
 	}
 	for n, path := range names {
 		s.o.Logger.Warn("a file of the mount has lost its spool file; it is empty now", "path", path, "file", n.String())
-		if err := s.makeFile(n, 0o644); err != nil {
+		fd, err := s.makeFile(n, 0o644)
+		if err != nil {
 			return 0, fmt.Errorf("make spool file for %q: %w", path, err)
 		}
+		unix.Close(fd)
 		highest = max(highest, n)
 		s.found = append(s.found, FileInfo{Number: n, Path: path, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())})
 	}
@@ -170,18 +172,22 @@ func (f *File) Stat() (st unix.Stat_t, err error) {
 	return st, err
 }
 
-func (s *Store) makeFile(n Number, mode uint32) error {
-	fd, err := unix.Openat(int(s.spool.Fd()), n.String(), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+// makeFile makes an empty spool file and returns its descriptor, which is the caller's.
+func (s *Store) makeFile(n Number, mode uint32) (fd int, err error) {
+	fd, err = unix.Openat(int(s.spool.Fd()), n.String(), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return err
+		return -1, err
 	}
-	defer unix.Close(fd)
-	return unix.Fchmod(fd, mode)
+	if err := unix.Fchmod(fd, mode); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // Create makes an empty file named path and returns it acquired. First the spool file,
 // complete with mode and owner, then its name: a kill in between leaves a file without
-// a name, which the next start removes.
+// a name, which the next start removes. Nothing fails once it has the name.
 func (s *Store) Create(path string, mode, uid, gid uint32) (*File, error) {
 	if len(path) > MaxPath {
 		return nil, unix.ENAMETOOLONG
@@ -195,10 +201,12 @@ func (s *Store) Create(path string, mode, uid, gid uint32) (*File, error) {
 		return nil, unix.EIO
 	}
 	n := Number(id)
-	if err := s.makeFile(n, mode&0o7777); err != nil {
+	fd, err := s.makeFile(n, mode&0o7777)
+	if err != nil {
 		return nil, bare(err)
 	}
 	undo := func(err error) (*File, error) {
+		unix.Close(fd)
 		_ = unix.Unlinkat(int(s.spool.Fd()), n.String(), 0)
 		return nil, bare(err)
 	}
@@ -210,11 +218,14 @@ func (s *Store) Create(path string, mode, uid, gid uint32) (*File, error) {
 			return undo(err)
 		}
 	}
+	s.mu.Lock() // who looks the name up waits for its File
+	defer s.mu.Unlock()
 	if err := unix.Symlinkat(n.String(), int(s.tree.Fd()), path); err != nil {
 		return undo(err)
 	}
-	f, err := s.Acquire(n)
-	return f, bare(err)
+	f := s.opened(n, fd, 0)
+	f.refs++
+	return f, nil
 }
 
 // Mkdir makes a directory.
