@@ -99,9 +99,7 @@ func (r *role) goOver(ctx context.Context, c *forward.Consumers, now, next *conf
 	if service.SameForward(now, next, config.RoleMount) {
 		return end()
 	}
-	short, cancel := context.WithTimeout(ctx, now.ShutdownTimeout)
-	defer cancel()
-	return r.fwd.Change(short, r.forwardOptions(next), end)
+	return r.fwd.Change(ctx, now.ShutdownTimeout, r.forwardOptions(next), end)
 }
 
 // setRules has everything captured from now on go by the rules of c. On an error it goes by

@@ -76,7 +76,5 @@ func (r *Relay) goOver(ctx context.Context, c *forward.Consumers, now, next *con
 	if service.SameForward(now, next, config.RoleRelay) {
 		return c.End()
 	}
-	short, cancel := context.WithTimeout(ctx, time.Duration(r.shutdown.Load()))
-	defer cancel()
-	return r.forward.Change(short, r.forwardOptions(next), c.End)
+	return r.forward.Change(ctx, time.Duration(r.shutdown.Load()), r.forwardOptions(next), c.End)
 }

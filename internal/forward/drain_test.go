@@ -29,6 +29,22 @@ func (r *rig) startSwitch(more ...string) *Switch {
 	return s
 }
 
+// TestAChangeThatMayNotWaitForWhatGoesWasRefused, every other time: as if what runs did not run. With
+// shutdown_timeout = "0s" a reload ended the role so.
+func TestAChangeThatMayNotWaitForWhatGoesWasRefused(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, never)
+		s := r.startSwitch()
+		r.submit(rigLane(1), 1, 3)
+		for range 20 {
+			r.pass(time.Second)
+			if err := s.Change(context.Background(), 0, r.o, func() error { return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}, single())
+}
+
 // TestADrainGoesOnWithTheGroupsOfAChange: one that had begun with groups that went ended with them,
 // and said that all is sent, while those in their place had just begun.
 func TestADrainGoesOnWithTheGroupsOfAChange(t *testing.T) {
@@ -44,9 +60,7 @@ func TestADrainGoesOnWithTheGroupsOfAChange(t *testing.T) {
 		drained := make(chan error, 1)
 		go func() { drained <- s.Drain(context.Background()) }()
 		r.pass(time.Second)
-		short, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		err := s.Change(short, next, func() error {
+		err := s.Change(context.Background(), time.Second, next, func() error {
 			r.q.mu.Lock()
 			r.q.cursors = r.q.cursors[1:]
 			r.q.mu.Unlock()
@@ -80,7 +94,7 @@ func TestADrainEndsWithItsContextAndWithTheRun(t *testing.T) {
 		r.pass(time.Second)
 		goOn, changed := make(chan struct{}), make(chan error, 1)
 		go func() {
-			changed <- s.Change(context.Background(), r.o, func() error { <-goOn; return nil })
+			changed <- s.Change(context.Background(), 0, r.o, func() error { <-goOn; return nil })
 		}()
 		r.pass(2 * pauseLimit)
 		short, cancel := context.WithTimeout(context.Background(), time.Second)

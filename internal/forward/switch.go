@@ -75,13 +75,13 @@ func (s *Switch) Run(ctx context.Context) error {
 }
 
 // Change goes over to o, whose queue, identity and callbacks are those of before. It gives
-// the groups that go until ctx ends to send what is in the queue for them; then nothing is sent for a moment, while cursors makes the queue's cursors
+// the groups that go so much patience to send what is in the queue for them; then nothing is sent for a moment, while cursors makes the queue's cursors
 // those of o.Groups (an error of it changes nothing). Groups that stay go on where they were.
 // Nothing is lost; what a destination did not answer in time is sent again, flagged, to it or
 // to the one in its place.
 //
 // The queue has the cursors of the new groups already, and of the old ones still.
-func (s *Switch) Change(ctx context.Context, o Options, cursors func() error) error {
+func (s *Switch) Change(ctx context.Context, patience time.Duration, o Options, cursors func() error) error {
 	s.one.Lock()
 	defer s.one.Unlock()
 	if _, err := o.withDefaults(); err != nil {
@@ -91,9 +91,11 @@ func (s *Switch) Change(ctx context.Context, o Options, cursors func() error) er
 	if err != nil {
 		return err
 	}
-	f.sendOff(ctx, Cursors(o.Groups))
+	short, cancel := context.WithTimeout(ctx, patience)
+	f.sendOff(short, Cursors(o.Groups))
+	cancel()
 	defer s.goOver()()
-	short, cancel := context.WithTimeout(context.Background(), pauseLimit)
+	short, cancel = context.WithTimeout(context.Background(), pauseLimit)
 	f.pause(short)
 	cancel()
 	stop()
