@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"bazil.org/fuse"
-	"golang.org/x/sys/unix"
 
 	"ftfuse/mount/kernel"
 	"ftfuse/mount/session"
@@ -109,7 +108,7 @@ func (s *server) acquire(n spool.Number, what, path string) (*spool.File, error)
 		return sf, err
 	}
 	s.log.Error(what, "path", path, "err", err)
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+	if errors.Is(err, syscall.ENFILE) {
 		return nil, syscall.ENFILE
 	}
 	return nil, syscall.EIO

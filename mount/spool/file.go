@@ -90,7 +90,7 @@ func (s *Store) get(n Number) (*File, error) {
 	}
 	fd, err := unix.Openat(int(s.spool.Fd()), n.String(), mode|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &os.PathError{Op: "open spool file", Path: s.spool.Name() + "/" + n.String(), Err: err}
+		return nil, &os.PathError{Op: "open spool file", Path: s.spool.Name() + "/" + n.String(), Err: bare(err)}
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
