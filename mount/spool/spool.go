@@ -163,6 +163,10 @@ type Store struct {
 	strays  atomic.Uint64 // see Strays
 	longest atomic.Int64  // no path is longer: see fits
 
+	naming sync.RWMutex // held while a name is made, for writing while names change
+	looked int          // names that fits looked at since measure. Under naming
+	names  int          // that measure looked at. Under naming
+
 	followed   map[Number]*File // those with orphan writers
 	stopFollow context.CancelFunc
 	following  sync.WaitGroup

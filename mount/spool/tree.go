@@ -192,6 +192,8 @@ func (s *Store) Create(path string, mode, uid, gid uint32) (*File, error) {
 	if len(path) > MaxPath {
 		return nil, unix.ENAMETOOLONG
 	}
+	s.naming.RLock()
+	defer s.naming.RUnlock()
 	s.noteLongest(int64(len(path)))
 	s.mu.Lock()
 	id, err := s.numbers.take()
@@ -233,6 +235,8 @@ func (s *Store) Mkdir(path string, mode, uid, gid uint32) error {
 	if len(path) > MaxPath {
 		return unix.ENAMETOOLONG
 	}
+	s.naming.RLock()
+	defer s.naming.RUnlock()
 	s.noteLongest(int64(len(path)))
 	fd := int(s.tree.Fd())
 	if err := unix.Mkdirat(fd, path, 0o700); err != nil {
@@ -277,6 +281,8 @@ func (s *Store) Rename(from, to string) error {
 	if from == to {
 		return nil
 	}
+	s.naming.Lock()
+	defer s.naming.Unlock()
 	folder, _, err := s.Lookup(from)
 	if err != nil {
 		return err

@@ -98,39 +98,62 @@ func dirents(fd int) ([]Dirent, error) {
 	return out, nil
 }
 
-// errLong ends a walk that has met what it looked for.
+// errLong ends a walk that has met what it looked for, or too much.
 var errLong = errors.New("too long")
 
 // fits reports whether all that is in the directory from has a path of at most MaxPath when that is
 // called to: a name that is longer could not be reached any more. Names that get longer are rare,
 // and paths of that length more so: all are looked at only where the longest that there may be,
-// which is noted, would be too long.
+// which is noted, would be too long. It needs s.naming.
 func (s *Store) fits(from, to string) (bool, error) {
 	grow := int64(len(to) - len(from))
 	if grow <= 0 {
 		return true, nil
 	}
-	if s.longest.Load()+grow > MaxPath {
-		if ok, err := s.below(from, grow); !ok || err != nil {
-			return ok, err
-		}
+	if s.longest.Load()+grow <= MaxPath {
+		s.noteLongest(s.longest.Load() + grow)
+		return true, nil
 	}
-	s.noteLongest(min(s.longest.Load()+grow, MaxPath))
-	return true, nil
-}
-
-// below reports whether the names in the directory from can be longer by grow bytes.
-func (s *Store) below(from string, grow int64) (bool, error) {
+	longest, names := int64(0), 0
 	err := walk(walked{fd: int(s.tree.Fd())}, from, func(e Dirent) error {
-		if int64(len(e.Name))+grow > MaxPath {
+		names++
+		if longest = max(longest, int64(len(e.Name))); longest+grow > MaxPath {
 			return errLong
 		}
 		return nil
 	})
-	if err == errLong {
+	switch {
+	case err == errLong:
 		return false, nil
+	case err != nil:
+		return false, bare(err)
 	}
-	return err == nil, bare(err)
+	if s.looked += names; s.looked >= s.names {
+		s.measure()
+	}
+	s.noteLongest(longest + grow)
+	return true, nil
+}
+
+// mostMeasured bounds how many names measure looks at: all that names files waits for it.
+const mostMeasured = 50_000
+
+// measure notes what the longest path is now, which may be far shorter than what is noted, unless there
+// are too many names. It is called again when fits has looked at as many: so it costs no more than that.
+// It needs s.naming.
+func (s *Store) measure() {
+	longest := int64(0)
+	s.looked, s.names = 0, 0
+	err := s.Walk(func(e Dirent) error {
+		if s.names++; s.names > mostMeasured {
+			return errLong
+		}
+		longest = max(longest, int64(len(e.Name)))
+		return nil
+	})
+	if err == nil {
+		s.longest.Store(longest)
+	}
 }
 
 // noteLongest says that a path may have n bytes.

@@ -151,3 +151,46 @@ func TestDeepFoldersTookAllDescriptorsOfTheNextStart(t *testing.T) {
 		t.Errorf("found %d files, want one", len(got))
 	}
 }
+
+// TestRenamesOfFoldersWalkedAllThatIsInThemForEver: the bound of the paths grew with every rename that
+// made a name longer, and was never lower again, whatever became shorter or was removed.
+func TestRenamesOfFoldersWalkedAllThatIsInThemForEver(t *testing.T) {
+	for name, before := range map[string]func(*Store){
+		"renamed again and again": func(*Store) {},
+		"a deep folder was there": func(s *Store) {
+			path := strings.Repeat("d", 200)
+			var made []string
+			for ; len(path) <= MaxPath; path += "/" + strings.Repeat("d", 200) {
+				if err := s.Mkdir(path, 0o755, 0, 0); err != nil {
+					t.Fatal(err)
+				}
+				made = append(made, path)
+			}
+			for i := range made {
+				if err := s.Rmdir(made[len(made)-1-i]); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+	} {
+		s := open(t, t.TempDir(), Options{})
+		before(s)
+		if err := s.Mkdir("current", 0o755, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		makeFile(t, s, "current/file")
+		const longer = "current.before-this-one"
+		walks := 0
+		for range 1000 {
+			if s.longest.Load()+int64(len(longer)-len("current")) > MaxPath {
+				walks++
+			}
+			if err := errors.Join(s.Rename("current", longer), s.Rename(longer, "current")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if walks > 10 {
+			t.Errorf("%s: %d of 1000 renames looked at all that is in the folder", name, walks)
+		}
+	}
+}
