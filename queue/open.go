@@ -183,7 +183,10 @@ func (q *Queue) begin(nums []uint64) error {
 	if len(q.segs) > 0 {
 		last := q.segs[len(q.segs)-1]
 		if len(last.ids.runs) == 0 {
-			last.ids = q.scanIDs(last)
+			var err error
+			if last.ids, err = q.scanIDs(last); err != nil {
+				return err
+			}
 		}
 		puts[segmentKey(classIDs, last.num)] = last.ids.encode()
 	}
@@ -206,28 +209,37 @@ func (q *Queue) begin(nums []uint64) error {
 	return q.markUsed()
 }
 
-// scanIDs reads which ids stand in the segment that was the active one.
-func (q *Queue) scanIDs(s *segment) (ids idRuns) {
+// scanIDs reads which ids stand in the segment that was the active one. Those that are damaged
+// are left out: they are lost without a name when they are read. An error is no damage.
+func (q *Queue) scanIDs(s *segment) (ids idRuns, err error) {
+	damage := func(err error) error {
+		q.log.Error("ids in a segment cannot be read; what of it is lost is counted without them", slog.String("segment", s.path), slog.Any("error", err))
+		return nil
+	}
 	p, err := openPages(s.path)
-	if err != nil {
-		return ids
+	if isDamage(err) {
+		return ids, damage(err)
+	} else if err != nil {
+		return ids, err
 	}
 	defer func() { _ = p.Close() }()
 	b, err := p.bucket(p.metas[0], bucketBatches)
 	if err != nil {
-		return ids
+		return ids, errors.Join(damage(err), p.notRead())
 	}
 	_ = b.walk(func(it pageItem) error {
-		if bl, err := readBlock(it, b.high); err == nil {
-			for _, h := range bl.heads {
-				if h.seq != 0 {
-					ids.add(h.seq, h.e.Batch.ID)
-				}
+		bl, err := readBlock(it, b.high)
+		if err != nil {
+			return damage(err)
+		}
+		for _, h := range bl.heads {
+			if h.seq != 0 {
+				ids.add(h.seq, h.e.Batch.ID)
 			}
 		}
 		return nil
-	}, func(error) error { return nil })
-	return ids
+	}, damage)
+	return ids, p.notRead()
 }
 
 // lockDir takes the lock of dir; it holds until the file is closed.

@@ -3,6 +3,7 @@ package queue
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -25,7 +26,8 @@ type pageFile struct {
 	f        *os.File
 	size     atomic.Int64
 	pageSize int64
-	metas    []pageMeta // the valid ones, newest first
+	metas    []pageMeta            // the valid ones, newest first
+	unread   atomic.Pointer[error] // see notRead
 }
 
 // pageMeta is one valid meta page.
@@ -73,6 +75,31 @@ func (p *pageFile) grown(size int64) {
 	}
 }
 
+// readAt fills b with what stands at off. That the file ends there is damage.
+func (p *pageFile) readAt(b []byte, off int64) error {
+	_, err := p.f.ReadAt(b, off)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, io.EOF):
+		return p.bad(off, "the file ends")
+	}
+	err = fmt.Errorf("read %d bytes at offset %d of %s: %w", len(b), off, p.f.Name(), err)
+	if !isDamage(err) {
+		p.unread.CompareAndSwap(nil, &err)
+	}
+	return err
+}
+
+// notRead returns the first error of reading that was no damage, or nil. Who steps over what
+// cannot be read knows by it whether that is all the disk says.
+func (p *pageFile) notRead() error {
+	if err := p.unread.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 func (p *pageFile) bad(off int64, format string, a ...any) error {
 	return fmt.Errorf("%w: %s at offset %d: %s", errDamaged, p.f.Name(), off, fmt.Sprintf(format, a...))
 }
@@ -86,7 +113,7 @@ func (p *pageFile) readMetas() error {
 	p.size.Store(st.Size())
 	var b [80]byte
 	try := func(off int64) bool {
-		if _, err := p.f.ReadAt(b[:], off); err != nil {
+		if p.readAt(b[:], off) != nil {
 			return false
 		}
 		m := b[pageHeader:]
@@ -115,6 +142,9 @@ func (p *pageFile) readMetas() error {
 		for size := int64(512); size <= 1<<20 && !try(size); size *= 2 {
 		}
 	}
+	if err := p.notRead(); err != nil {
+		return err
+	}
 	if len(p.metas) == 0 {
 		return p.bad(0, "no valid meta page in a file of %d bytes", p.size.Load())
 	}
@@ -141,8 +171,8 @@ func (p *pageFile) node(id, high uint64) (*pageNode, error) {
 		return nil, p.bad(off, "page %d of %d is outside of the file", id, high)
 	}
 	buf := make([]byte, p.pageSize)
-	if _, err := p.f.ReadAt(buf, off); err != nil {
-		return nil, fmt.Errorf("read page %d of %s: %w", id, p.f.Name(), err)
+	if err := p.readAt(buf, off); err != nil {
+		return nil, err
 	}
 	if got := binary.LittleEndian.Uint64(buf); got != id {
 		return nil, p.bad(off, "page says it is %d, want %d", got, id)
@@ -154,8 +184,8 @@ func (p *pageFile) node(id, high uint64) (*pageNode, error) {
 	if run > p.pageSize && run <= wholeRunBytes {
 		whole := make([]byte, run)
 		copy(whole, buf)
-		if _, err := p.f.ReadAt(whole[p.pageSize:], off+p.pageSize); err != nil {
-			return nil, fmt.Errorf("read page %d of %s: %w", id, p.f.Name(), err)
+		if err := p.readAt(whole[p.pageSize:], off+p.pageSize); err != nil {
+			return nil, err
 		}
 		buf = whole
 	}
@@ -190,11 +220,8 @@ func (n *pageNode) bytes(at, size int64) ([]byte, error) {
 		return n.buf[at : at+size : at+size], nil
 	}
 	b := dirty.Make(int(size))[:size:size]
-	if _, err := n.p.f.ReadAt(b, n.off+at); err != nil {
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return nil, n.p.bad(n.off+at, "the file ends")
-		}
-		return nil, fmt.Errorf("read %d bytes at offset %d of %s: %w", size, n.off+at, n.p.f.Name(), err)
+	if err := n.p.readAt(b, n.off+at); err != nil {
+		return nil, err
 	}
 	return b, nil
 }

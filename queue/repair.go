@@ -102,9 +102,11 @@ func (x *inspection) olderState() (*stored, *RepairNote, error) {
 	for _, n := range slices.Backward(x.nums) {
 		path := x.path(n)
 		p, oerr := openPages(path)
-		if oerr != nil {
+		if isDamage(oerr) {
 			err = errors.Join(err, oerr)
 			continue
+		} else if oerr != nil {
+			return nil, nil, oerr
 		}
 		defer func() { _ = p.Close() }()
 		for _, m := range p.metas {
@@ -114,9 +116,11 @@ func (x *inspection) olderState() (*stored, *RepairNote, error) {
 					return st, &RepairNote{StateFrom: path}, nil
 				}
 			}
-			if serr != nil {
+			if serr != nil && p.notRead() == nil {
 				err = errors.Join(err, serr)
 				continue
+			} else if serr != nil {
+				return nil, nil, serr
 			}
 			fillFrom(parts, st, partsNote)
 			return parts, partsNote, nil
@@ -124,6 +128,9 @@ func (x *inspection) olderState() (*stored, *RepairNote, error) {
 		if parts == nil {
 			if parts = p.salvageState(p.metas[0]); parts != nil {
 				partsNote = &RepairNote{StateFrom: path}
+			}
+			if rerr := p.notRead(); rerr != nil {
+				return nil, nil, rerr
 			}
 		}
 	}

@@ -25,7 +25,8 @@ const (
 // CRCs. A commit of which the meta page was never written can be found too: nobody was
 // told of it, so that it may as well have happened.
 //
-// Nil without an error means that it cannot be found; nothing is changed then.
+// Nil without an error means that it cannot be found; nothing is changed then. With an error
+// nothing is known of it.
 func (x *inspection) restoreMeta() (*RepairNote, error) {
 	if len(x.nums) == 0 {
 		return nil, nil
@@ -33,14 +34,19 @@ func (x *inspection) restoreMeta() (*RepairNote, error) {
 	num := x.nums[len(x.nums)-1]
 	path := x.path(num)
 	p, err := openPages(path)
-	if err != nil || len(p.metas) != 1 { // what is left is not enough
-		if err == nil {
-			_ = p.Close()
-		}
+	if isDamage(err) { // what is left is not enough
 		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("repair queue %s: %w", x.q.dir, err)
 	}
 	defer func() { _ = p.Close() }()
+	if len(p.metas) != 1 {
+		return nil, nil
+	}
 	m, newest, ok := p.lostCommit(num)
+	if err := p.notRead(); err != nil {
+		return nil, fmt.Errorf("repair queue %s: %w", x.q.dir, err)
+	}
 	if !ok {
 		return nil, nil
 	}
@@ -51,7 +57,9 @@ func (x *inspection) restoreMeta() (*RepairNote, error) {
 	if err != nil {
 		return nil, fmt.Errorf("repair queue %s: the meta page was written anew: %w", x.q.dir, err)
 	}
-	x.scans[num] = scanSegment(path)
+	if x.scans[num], err = scanSegment(path); err != nil {
+		return nil, fmt.Errorf("repair queue %s: the meta page was written anew: %w", x.q.dir, err)
+	}
 	x.judge(l)
 	x.report.Node = l.root.node
 	note := &RepairNote{Whole: true, Time: time.Now().UTC(), StateFrom: path, StateSeq: newest, NewestSeq: newest}
@@ -60,7 +68,8 @@ func (x *inspection) restoreMeta() (*RepairNote, error) {
 }
 
 // lostCommit returns the meta of the commit after the one that is left in segment num, if
-// exactly one whole commit of that number is in the file, and the newest entry as of it.
+// exactly one whole commit of that number is in the file, and the newest entry as of it. What
+// could not be read counts as damaged: see notRead.
 func (p *pageFile) lostCommit(num uint64) (m pageMeta, newest uint64, ok bool) {
 	left := p.metas[0]
 	var before *rootRecord
@@ -102,7 +111,7 @@ func (p *pageFile) unused(m pageMeta) bool {
 // rootPage says whether the page id is the root of a segment, and of which commit.
 func (p *pageFile) rootPage(id, high uint64) (commit uint64, ok bool) {
 	var h [pageHeader]byte // id, flags, count, pages that follow
-	if _, err := p.f.ReadAt(h[:], int64(id)*p.pageSize); err != nil || binary.LittleEndian.Uint64(h[:]) != id ||
+	if p.readAt(h[:], int64(id)*p.pageSize) != nil || binary.LittleEndian.Uint64(h[:]) != id ||
 		binary.LittleEndian.Uint64(h[8:]) != flagLeaf|3<<16 { // a leaf of one page with three buckets
 		return 0, false
 	}

@@ -111,7 +111,9 @@ func (x *inspection) look() (err error) {
 		if err := settle(x.path(n)); err != nil {
 			return err
 		}
-		x.scans[n] = scanSegment(x.path(n))
+		if x.scans[n], err = scanSegment(x.path(n)); err != nil {
+			return err
+		}
 	}
 	x.state, _, x.report.State = x.q.newest(x.nums)
 	if err := x.report.State; err != nil && !errors.Is(err, ErrNewestDamaged) {
@@ -193,17 +195,20 @@ func (l *loaded) needed(seq uint64) bool {
 	return len(l.cursors) == 0
 }
 
-// scanSegment reads all batches of a segment and checks their CRCs.
-func scanSegment(path string) *scan {
+// scanSegment reads all batches of a segment and checks their CRCs. An error is no damage.
+func scanSegment(path string) (*scan, error) {
 	p, err := openPages(path)
-	if err != nil {
-		return &scan{bad: []DamagedItem{{Err: err}}}
+	if isDamage(err) {
+		return &scan{bad: []DamagedItem{{Err: err}}}, nil
+	} else if err != nil {
+		return nil, err
 	}
 	defer func() { _ = p.Close() }()
-	return p.scan(p.metas[0])
+	return p.scan(p.metas[0]), p.notRead()
 }
 
-// scan reads all batches as of m and checks their CRCs.
+// scan reads all batches as of m and checks their CRCs. What could not be read counts as bad:
+// see notRead.
 func (p *pageFile) scan(m pageMeta) *scan {
 	sc := &scan{heads: map[uint64]head{}}
 	note := func(err error) error {

@@ -27,7 +27,11 @@ func (q *Queue) Verify(ctx context.Context) (Report, error) {
 		if err := ctx.Err(); err != nil {
 			return Report{}, fmt.Errorf("verify the queue: %w", err)
 		}
-		if sc := s.scan(); q.hasSegment(s) { // else it was drained meanwhile
+		sc, err := s.scan()
+		if err != nil {
+			return Report{}, fmt.Errorf("verify the queue: %w", err)
+		}
+		if q.hasSegment(s) { // else it was drained meanwhile
 			x.nums, x.scans[s.num] = append(x.nums, s.num), sc
 		}
 	}
@@ -42,16 +46,11 @@ func (q *Queue) Verify(ctx context.Context) (Report, error) {
 	return x.report, nil
 }
 
-// scan reads all batches of a segment of a running queue.
-func (s *segment) scan() *scan {
+// scan is scanSegment, of a running queue.
+func (s *segment) scan() (*scan, error) {
 	unpin := s.pin()
 	defer unpin()
-	p, err := openPages(s.path)
-	if err != nil {
-		return &scan{bad: []DamagedItem{{Err: err}}}
-	}
-	defer func() { _ = p.Close() }()
-	return p.scan(p.metas[0])
+	return scanSegment(s.path)
 }
 
 // pin has the pages of the newest commit, and of later ones, of an active segment stay as
