@@ -60,31 +60,46 @@ func (q *Queue) settleWants() error {
 // settleOld is settleWants for one entry; it returns what was lost.
 func (q *Queue) settleOld(seg *segment, seq uint64) (lost tally, err error) {
 	e := queued{seg: seg, seq: seq}
-	if e.id, e.named = seg.ids.id(seq); !e.named {
-		return lost, nil
+	if e.id, e.named = seg.ids.id(seq); !e.named && q.needed(seq) { // the list of ids has an end
+		if err := q.know(&e); err != nil || !e.named {
+			return lost, err
+		}
 	}
-	wanted := false
+	wanted, passed := false, false
 	for _, c := range q.cursors {
 		wants := q.wants(c, e.id.Lane)
 		wanted = wanted || wants
 		if wants || !e.openFor(c) {
 			continue
 		}
-		if e.t, err = q.tallyOf(seg, seq); isDamage(err) {
-			return lost, nil // it is found, and counted, when it is read
-		} else if err != nil {
-			return lost, fmt.Errorf("read the head of entry %d: %w", seq, err)
+		if err := q.know(&e); err != nil || e.err != nil {
+			return lost, err // the second: it is found, and counted, when it is read
 		}
 		c.take(seg, seq, e.t)
+		passed = true
 	}
 	switch {
-	case e.t.Batches == 0, q.needed(seq), slices.ContainsFunc(q.leaving, e.openFor): // the last: see settleLeaving
+	case !passed, q.needed(seq), slices.ContainsFunc(q.leaving, e.openFor): // the last: see settleLeaving
 	case wanted:
 		q.pass(seg, seq, e.t)
 	default:
 		return q.loseUnneeded(&e, nil), nil
 	}
 	return lost, nil
+}
+
+// know reads the head of an entry of which not all is known. An error is no damage. The caller
+// holds mu.
+func (q *Queue) know(e *queued) error {
+	if e.known {
+		return nil
+	}
+	h, err := q.headOf(e.seg, e.seq)
+	if err != nil && !isDamage(err) {
+		return fmt.Errorf("read the head of entry %d: %w", e.seq, err)
+	}
+	e.take(h, err)
+	return nil
 }
 
 func (q *Queue) wants(c *Cursor, lane batch.Lane) bool {

@@ -222,3 +222,38 @@ func TestCursorsOverManySegments(t *testing.T) {
 	}
 	mustClose(t, q)
 }
+
+// TestANewCursorDoesNotGetOtherLanesOfALongSegment: the list of a segment's ids ends after
+// 16,384 runs of one lane. A cursor that was new with a start got all that came behind that, so
+// that a plugin or an output got what the rules of others had matched.
+func TestANewCursorDoesNotGetOtherLanesOfALongSegment(t *testing.T) {
+	const n = maxRuns/2 + 108 // of each lane
+	dir := t.TempDir()
+	q := mustOpen(t, dir, Options{Cursors: []string{"a"}})
+	for i := uint64(1); i <= n; i += 100 {
+		var x Txn
+		for k := range uint64(100) {
+			x.Entries = append(x.Entries, testEntry(1, i+k, 10), testEntry(2, i+k, 10))
+		}
+		mustSubmit(t, q, &x)
+	}
+	mustFlush(t, q)
+	mustClose(t, q)
+	q = mustOpen(t, dir, Options{Cursors: []string{"a", "b"}, Wants: func(cursor string, lane batch.Lane) bool {
+		return cursor != "b" || lane == testLane(2)
+	}})
+	a, b := mustCursor(t, q, "a"), mustCursor(t, q, "b")
+	for range 2 * n {
+		a.Ack(mustNext(t, a).Seq)
+	}
+	for i := uint64(1); i <= n; i++ {
+		it := mustNext(t, b)
+		if want := testEntry(2, i, 10).Batch.ID; it.Batch.ID != want {
+			t.Fatalf("b got %v, want %v", it.Batch.ID, want)
+		}
+		b.Ack(it.Seq)
+	}
+	if s := q.Stats(); s.Live.Batches != 0 || len(s.Losses) != 0 {
+		t.Errorf("%d batches are left, losses %+v", s.Live.Batches, s.Losses)
+	}
+}
