@@ -133,6 +133,39 @@ func TestABeginningCursorPassesWhatAllOthersPassedMeanwhile(t *testing.T) {
 	mustClose(t, q)
 }
 
+// TestTwoBeginningCursorsPassWhatTheOthersPassedMeanwhile: each took the other one, which had
+// no consumer yet either, for somebody who needs it still, and destinations that took the place
+// of one got again what that one had got while they were made ready.
+func TestTwoBeginningCursorsPassWhatTheOthersPassedMeanwhile(t *testing.T) {
+	dir := t.TempDir()
+	twoCursors(t, dir) // a needs 3, 4, 5, b needs 1, 3, 5
+	q := mustOpen(t, dir, Options{Cursors: []string{"a", "b"}})
+	mustSetCursors(t, q, CursorSet{Cursors: []string{"a", "b", "x", "y"}})
+	ackSome(t, q, "a", 3, 4)
+	ackSome(t, q, "b", 3, 5)
+	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, 6, 100)}})
+	mustFlush(t, q)
+	ackSome(t, q, "a", 6)
+	ackSome(t, q, "b", 6)
+	mustSetCursors(t, q, CursorSet{Cursors: []string{"x", "y"}, Again: []string{"x", "y"}})
+	for _, name := range []string{"x", "y"} {
+		if got := left(t, q, name); !slices.Equal(got, []uint64{1, 5, 6}) {
+			t.Errorf("%s needs %v, want what b or a still needed, and what came since", name, got)
+		}
+	}
+	if got := q.Stats().Losses; len(got) != 0 {
+		t.Errorf("lost %+v", got)
+	}
+	for _, name := range []string{"x", "y"} {
+		ackSome(t, q, name, 1, 5, 6)
+	}
+	mustFlush(t, q)
+	if got := q.Stats().Live; got != (Tally{}) {
+		t.Errorf("all is acked, %+v is left", got)
+	}
+	mustClose(t, q)
+}
+
 // TestWhatAGoneCursorNeededIsPassedOnce: a second change that came before the commit of the
 // first passed it again, and what others had acked meanwhile: a segment went that was needed.
 func TestWhatAGoneCursorNeededIsPassedOnce(t *testing.T) {

@@ -50,21 +50,25 @@ func (m *model) setCursors() {
 	}
 }
 
-// beginAgain picks one of names whose consumer has not begun, and takes from what it needs what
-// all others have passed since it was added.
-func (m *model) beginAgain(names []string) []string {
+// beginAgain picks some of names whose consumers have not begun, and takes from what they need
+// what all others have passed since they were added.
+func (m *model) beginAgain(names []string) (again []string) {
+	var others, fresh []*modelCursor
 	for _, c := range m.cur {
-		if c.base == 0 || !slices.Contains(names, c.name) || len(m.cur) == 1 || m.r.IntN(2) == 0 {
-			continue
+		if c.base == 0 || !slices.Contains(names, c.name) || m.r.IntN(3) == 0 {
+			others = append(others, c)
+		} else {
+			fresh, again = append(fresh, c), append(again, c.name)
 		}
+	}
+	for _, c := range fresh {
 		for seq := uint64(1); seq <= c.base; seq++ {
-			if !slices.ContainsFunc(m.cur, func(o *modelCursor) bool { return o != c && !o.acked[seq] }) {
+			if len(others) > 0 && !slices.ContainsFunc(others, func(o *modelCursor) bool { return !o.acked[seq] }) {
 				c.acked[seq] = true
 			}
 		}
-		return []string{c.name}
 	}
-	return nil
+	return again
 }
 
 func (m *model) otherNames() (names []string) {

@@ -13,7 +13,7 @@ type CursorSet struct {
 	Copies  []string
 	Wants   CursorWants
 	// Again names cursors that were added before, and whose consumers have not begun yet:
-	// they begin anew, without what all others passed meanwhile.
+	// they begin anew, without what all but these passed meanwhile.
 	Again []string
 	// Unbegun tells that the consumers of the cursors that go never began: another one that
 	// wanted a batch and passed it had it for them too, and nothing of that is lost.
@@ -53,7 +53,7 @@ func (q *Queue) SetCursors(set CursorSet) error {
 // changeCursors is SetCursors, without what gone cursors needed. The caller holds changing.
 func (q *Queue) changeCursors(set CursorSet) error {
 	for _, name := range set.Again {
-		if err := q.beginAgain(name); err != nil {
+		if err := q.beginAgain(name, set.Again); err != nil {
 			return err
 		}
 	}
@@ -162,9 +162,9 @@ func (q *Queue) skipQueued(added []*Cursor, to uint64) error {
 	})
 }
 
-// beginAgain has the cursor name pass what was there when it was added and what all others
-// have passed since.
-func (q *Queue) beginAgain(name string) error {
+// beginAgain has the cursor name, which is one of again, pass what was there when it was added
+// and what all others have passed since.
+func (q *Queue) beginAgain(name string, again []string) error {
 	q.mu.Lock()
 	c, err := q.cursorOf(name)
 	if err != nil {
@@ -174,7 +174,7 @@ func (q *Queue) beginAgain(name string) error {
 	from, to := c.acked.Next(), min(c.base, q.committed)
 	q.mu.Unlock()
 	err = q.inPortions(from, to, portionWalk{
-		pick: func(e *queued) bool { return e.openFor(c) && !q.neededByOthers(e.seq, c) },
+		pick: func(e *queued) bool { return e.openFor(c) && q.passedBut(again, e.seq) },
 		do: func(e *queued) {
 			if e.err != nil {
 				return // it is found, and counted, when it is read
@@ -189,11 +189,17 @@ func (q *Queue) beginAgain(name string) error {
 	return err
 }
 
-func (q *Queue) neededByOthers(seq uint64, than *Cursor) bool {
+// passedBut says whether there are cursors but those named in again, and all of them have acked
+// seq. The caller holds mu.
+func (q *Queue) passedBut(again []string, seq uint64) (passed bool) {
 	for _, c := range q.cursors {
-		if c != than && !c.acked.Contains(seq) {
-			return true
+		switch {
+		case slices.Contains(again, c.name):
+		case !c.acked.Contains(seq):
+			return false
+		default:
+			passed = true
 		}
 	}
-	return false
+	return passed
 }
