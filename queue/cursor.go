@@ -30,7 +30,7 @@ type Cursor struct {
 	base  uint64 // what was submitted when it was added
 	gone  bool   // the queue has it no more
 
-	unbegun bool // nor had it a consumer: see CursorSet
+	unbegun bool // it has no consumer yet, or had none: see CursorSet
 	joining bool // it is being added: it may have not acked yet what it does not want
 }
 
@@ -312,17 +312,23 @@ func (q *Queue) active() *segment { return q.segs[len(q.segs)-1] }
 
 // cursorRecord is what is stored of a cursor.
 type cursorRecord struct {
-	acked batch.Ranges
-	parts map[uint64]tally
+	acked   batch.Ranges
+	parts   map[uint64]tally
+	unbegun bool
+	base    uint64 // 0, unless it is unbegun
 }
 
-// encode stores the parts of the active segment and of those that are acked in part.
+// encode stores the parts of the active segment and of those that are acked in part. In the place
+// of a segment 0, which none is, stands what an unbegun cursor begins behind.
 func (c *Cursor) encode() []byte {
 	b := c.acked.Append(nil)
 	for _, s := range c.q.segs {
 		if p, ok := c.parts[s.num]; ok && (s == c.q.active() || p.Batches < s.count()) {
 			b = appendFields(b, s.num, p.Batches, p.Records, p.Payload, p.Bytes)
 		}
+	}
+	if c.unbegun {
+		b = appendFields(b, 0, c.base, 0, 0, 0)
 	}
 	return b
 }
@@ -337,6 +343,10 @@ func (r *cursorRecord) parse(b []byte) (err error) {
 		var t tally
 		if b, err = readFields(b, &num, &t.Batches, &t.Records, &t.Payload, &t.Bytes); err != nil {
 			return err
+		}
+		if num == 0 {
+			r.unbegun, r.base = true, t.Batches
+			continue
 		}
 		r.parts[num] = t
 	}

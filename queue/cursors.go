@@ -13,7 +13,7 @@ func (q *Queue) loadCursors(records map[string]cursorRecord) {
 		c := newCursor(q, name)
 		r, ok := records[name]
 		if ok {
-			c.acked = r.acked
+			c.acked, c.unbegun, c.base = r.acked, r.unbegun, r.base
 		} else {
 			c.acked = q.passedRanges(records)
 			if len(records) > 0 {
@@ -26,12 +26,22 @@ func (q *Queue) loadCursors(records map[string]cursorRecord) {
 	for name, r := range records {
 		if _, err := q.cursorOf(name); err != nil {
 			c := newCursor(q, name)
-			c.acked = r.acked
+			c.acked, c.unbegun, c.base = r.acked, r.unbegun, r.base
 			c.loadParts(r, true)
 			q.leaving = append(q.leaving, c)
 			q.log.Warn("a cursor is no longer configured; nothing is kept for it", slog.String("cursor", name))
 		}
 	}
+}
+
+// unbegun names the cursors that a change before this start added, and that have not begun.
+func (q *Queue) unbegun() (names []string) {
+	for _, c := range q.cursors {
+		if c.unbegun {
+			names = append(names, c.name)
+		}
+	}
+	return names
 }
 
 // loadParts sets what of each segment is acked, from its record if it is stored.

@@ -30,6 +30,11 @@ func (m *model) setCursors() {
 		m.picky.Store(picky)
 	}
 	set.Wants = m.o.Wants
+	for _, name := range set.Cursors {
+		if !slices.ContainsFunc(m.cur, func(c *modelCursor) bool { return c.name == name }) && m.r.IntN(2) == 0 {
+			set.Later = append(set.Later, name)
+		}
+	}
 	m.becomeOthers(set.Cursors)
 	if err := m.q.SetCursors(set); err != nil {
 		m.t.Fatal(err)
@@ -38,6 +43,9 @@ func (m *model) setCursors() {
 	for _, c := range m.cur {
 		if c.c == nil {
 			c.c, c.base = mustCursor(m.t, m.q, c.name), uint64(len(m.entries))
+			if slices.Contains(set.Later, c.name) {
+				c.later = c.base + 1
+			}
 		}
 	}
 	switch m.r.IntN(4) {
@@ -56,9 +64,12 @@ func (m *model) beginAgain(names []string) (again []string) {
 	var others, fresh []*modelCursor
 	for _, c := range m.cur {
 		if c.base == 0 || !slices.Contains(names, c.name) || m.r.IntN(3) == 0 {
-			others = append(others, c)
+			if c.later == 0 {
+				others = append(others, c)
+			}
 		} else {
 			fresh, again = append(fresh, c), append(again, c.name)
+			c.later = 0
 		}
 	}
 	for _, c := range fresh {
@@ -69,6 +80,27 @@ func (m *model) beginAgain(names []string) (again []string) {
 		}
 	}
 	return again
+}
+
+// begunByStart has the model take over what cursors of CursorSet.Later have passed with a start,
+// which is what all that had begun have acked.
+func (m *model) begunByStart() {
+	for _, c := range m.cur {
+		for seq := uint64(1); seq < c.later; seq++ {
+			if c.acked[seq] || !c.c.acked.Contains(seq) {
+				continue
+			}
+			for _, o := range m.cur {
+				if o.later == 0 && !o.c.acked.Contains(seq) {
+					m.t.Fatalf("%s has passed %d with a start, which %s needs", c.name, seq, o.name)
+				}
+			}
+			c.acked[seq] = true
+		}
+	}
+	for _, c := range m.cur {
+		c.later = 0
+	}
 }
 
 func (m *model) otherNames() (names []string) {
@@ -110,8 +142,10 @@ func (m *model) becomeOthers(names []string) {
 	for seq := uint64(1); seq <= uint64(len(m.entries)); seq++ {
 		before, after, told := false, false, false
 		for _, c := range m.cur {
-			before = before || !c.acked[seq]
-			told = told || !c.acked[seq] && !m.copyOnly(c)
+			if had := c.later > 0 && m.hadFor(c, now, seq); !had {
+				before = before || !c.acked[seq]
+				told = told || !c.acked[seq] && !m.copyOnly(c)
+			}
 		}
 		for _, c := range now {
 			after = after || !c.acked[seq]
@@ -121,4 +155,11 @@ func (m *model) becomeOthers(names []string) {
 		}
 	}
 	m.cur = now
+}
+
+// hadFor says whether one of now wants an entry for c, which never had a consumer.
+func (m *model) hadFor(c *modelCursor, now []*modelCursor, seq uint64) bool {
+	return slices.ContainsFunc(now, func(o *modelCursor) bool {
+		return m.wants(o.name, m.entries[seq-1].Batch.ID.Lane) && (m.copyOnly(c) || !m.copyOnly(o))
+	})
 }

@@ -52,6 +52,7 @@ type modelCursor struct {
 	late  map[uint64]uint64 // what an ack of a held one counts for, too
 	last  uint64            // given last since the last Rewind or reopen
 	base  uint64            // what there was when it was added by SetCursors and begins; 0: it has begun
+	later uint64            // that and one, where it was in CursorSet.Later and not in Again since
 }
 
 // TestModel runs random operations against the model. QUEUE_SEED repeats a run.
@@ -353,6 +354,7 @@ func (m *model) afterReopen(crash bool) {
 			m.t.Fatalf("delivered set of lane %d is %v, want 1-%d", l, d.String(), m.next[l])
 		}
 	}
+	defer m.begunByStart()
 	for _, c := range m.cur {
 		for seq := range c.sure {
 			if !c.c.acked.Contains(seq) {

@@ -76,6 +76,9 @@ func (q *Queue) load() error {
 	if err := q.settleWants(); err != nil {
 		return err
 	}
+	if err := q.beginAgain(q.unbegun()); err != nil {
+		return err
+	}
 	q.remakeReserve()
 	return nil
 }

@@ -279,7 +279,7 @@ func (x *inspection) writeRepaired(st *stored, l *loaded, note *RepairNote) erro
 	x.q.segs = l.segs
 	for name, r := range l.cursors {
 		c := newCursor(x.q, name)
-		c.acked = r.acked
+		c.acked, c.unbegun, c.base = r.acked, r.unbegun, r.base
 		for _, s := range l.segs {
 			c.parts[s.num] = partOf(s, x.scans[s.num], r.acked)
 		}

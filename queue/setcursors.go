@@ -12,6 +12,10 @@ type CursorSet struct {
 	Cursors []string
 	Copies  []string
 	Wants   CursorWants
+	// Later names cursors that this call adds and a later one names in Again. Until that one they
+	// have no consumer, which is on disk with them: a start does with those that stay what Again
+	// does, and with the others what Unbegun does.
+	Later []string
 	// Again names cursors that were added before, and whose consumers have not begun yet:
 	// they begin anew, without what all but these passed meanwhile.
 	Again []string
@@ -52,10 +56,8 @@ func (q *Queue) SetCursors(set CursorSet) error {
 
 // changeCursors is SetCursors, without what gone cursors needed. The caller holds changing.
 func (q *Queue) changeCursors(set CursorSet) error {
-	for _, name := range set.Again {
-		if err := q.beginAgain(name, set.Again); err != nil {
-			return err
-		}
+	if err := q.beginAgain(set.Again); err != nil {
+		return err
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -65,6 +67,9 @@ func (q *Queue) changeCursors(set CursorSet) error {
 	was := CursorSet{Cursors: q.o.Cursors, Copies: q.o.Copies, Wants: q.o.Wants, Unbegun: true}
 	q.o.Copies, q.o.Wants = set.Copies, set.Wants
 	added := q.addCursors(set.Cursors)
+	for _, c := range added {
+		c.unbegun = slices.Contains(set.Later, c.name)
+	}
 	to := q.active().last // what comes behind it is compared with Wants as it is stored
 	q.mu.Unlock()
 	err := q.skipQueued(added, to)
@@ -124,7 +129,7 @@ func (q *Queue) keepCursors(names []string, unbegun bool) {
 		delete(were, c.name)
 	}
 	for c := range maps.Values(were) {
-		c.gone, c.unbegun = true, unbegun
+		c.gone, c.unbegun, c.dirty = true, c.unbegun || unbegun, true
 		q.leaving = append(q.leaving, c)
 		c.signal()
 		if !unbegun {
@@ -162,9 +167,26 @@ func (q *Queue) skipQueued(added []*Cursor, to uint64) error {
 	})
 }
 
-// beginAgain has the cursor name, which is one of again, pass what was there when it was added
-// and what all others have passed since.
-func (q *Queue) beginAgain(name string, again []string) error {
+// beginAgain has each of the cursors named in again pass what was there when it was added and
+// what all but these have passed since.
+func (q *Queue) beginAgain(again []string) error {
+	for _, name := range again {
+		if err := q.passAgain(name, again); err != nil {
+			return err
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, name := range again {
+		if c, err := q.cursorOf(name); err == nil {
+			c.unbegun, c.dirty = false, true
+		}
+	}
+	return nil
+}
+
+// passAgain is beginAgain for the cursor name, which is one of again.
+func (q *Queue) passAgain(name string, again []string) error {
 	q.mu.Lock()
 	c, err := q.cursorOf(name)
 	if err != nil {
@@ -189,12 +211,12 @@ func (q *Queue) beginAgain(name string, again []string) error {
 	return err
 }
 
-// passedBut says whether there are cursors but those named in again, and all of them have acked
-// seq. The caller holds mu.
+// passedBut says whether there are cursors but those named in again, and those that have not
+// begun, and all of them have acked seq. The caller holds mu.
 func (q *Queue) passedBut(again []string, seq uint64) (passed bool) {
-	for _, c := range q.cursors {
+	for _, c := range q.stayingAndLeaving() {
 		switch {
-		case slices.Contains(again, c.name):
+		case c.unbegun || slices.Contains(again, c.name):
 		case !c.acked.Contains(seq):
 			return false
 		default:

@@ -264,7 +264,7 @@ type Consumers struct {
 
 // Begin adds the cursors that are new: what is committed from then on is for them too.
 func (c *Consumers) Begin() error {
-	err := c.Queue.SetCursors(queue.CursorSet{Cursors: union(c.Was, c.Now), Copies: c.Copies, Wants: c.Wants})
+	err := c.Queue.SetCursors(queue.CursorSet{Cursors: union(c.Was, c.Now), Copies: c.Copies, Wants: c.Wants, Later: c.fresh()})
 	if err != nil {
 		return err
 	}
@@ -274,13 +274,17 @@ func (c *Consumers) Begin() error {
 // End removes those that are gone. The lines of groups that are new begin; other consumers
 // have begun already.
 func (c *Consumers) End() error {
-	var fresh []string
+	return c.Queue.SetCursors(queue.CursorSet{Cursors: c.Now, Copies: c.Copies, Wants: c.Wants, Again: c.fresh()})
+}
+
+// fresh are the cursors of the lines of groups that are new.
+func (c *Consumers) fresh() (names []string) {
 	for _, name := range c.Now {
 		if strings.HasPrefix(name, cursorPrefix) && !slices.Contains(c.Was, name) {
-			fresh = append(fresh, name)
+			names = append(names, name)
 		}
 	}
-	return c.Queue.SetCursors(queue.CursorSet{Cursors: c.Now, Copies: c.Copies, Wants: c.Wants, Again: fresh})
+	return names
 }
 
 // Undo takes Begin back, before a consumer of what is new has begun: what the old ones have
