@@ -122,12 +122,18 @@ type running struct {
 
 func start(t testing.TB, s setup) *running {
 	t.Helper()
+	return startLogging(t, s, testLogger(t))
+}
+
+// startLogging is start with a log of its own.
+func startLogging(t testing.TB, s setup, log *slog.Logger) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ready := make(chan *Relay, 1)
 	x := &running{t: t, stop: cancel, done: make(chan error, 1)}
 	o := s.options()
 	o.Ready = func(r *Relay) { ready <- r }
-	go func() { x.done <- RunWith(ctx, s.config(), testLogger(t), o) }()
+	go func() { x.done <- RunWith(ctx, s.config(), log, o) }()
 	select {
 	case x.r = <-ready:
 	case err := <-x.done:

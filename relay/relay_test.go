@@ -2,7 +2,9 @@ package relay
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -198,6 +200,38 @@ func TestAConflictFurtherDownIsRelabelled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// heldLog is the handler of a log that takes its time for a message.
+type heldLog struct {
+	slog.Handler
+	message string
+	release chan struct{}
+}
+
+func (h heldLog) Handle(ctx context.Context, r slog.Record) error {
+	if strings.HasPrefix(r.Message, h.message) {
+		<-h.release
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// TestANewIdIsFinalBeforeItsRelabellingHasEnded: what is noted of the new id changes then. The
+// race detector alone tells whether somebody may still read it.
+func TestANewIdIsFinalBeforeItsRelabellingHasEnded(t *testing.T) {
+	a := newAggregator(t, 9)
+	clone, f := newFeeder(1), newFeeder(1)
+	stop := clone.connect(t, a.addr)
+	clone.add("f", "another")
+	clone.expect(t, "final acks", clone.allFinal)
+	stop()
+	held := heldLog{testLogger(t).Handler(), "two contents went under one id", make(chan struct{})}
+	x := startLogging(t, newSetup(t, a), slog.New(held))
+	f.connect(t, x.r.Addr().String())
+	f.add("f", "one")
+	f.expect(t, "finals", f.allFinal)
+	close(held.release)
+	x.end()
 }
 
 // TestEverythingIsSentBeforeTheEnd: SIGTERM while the backlog is long.

@@ -220,7 +220,7 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 	if b.Flags |= it.Batch.Flags & batch.FlagResent; resent {
 		b.Flags |= batch.FlagResent // under its old id
 	}
-	err = r.replace(ctx, c, again, &relabelled{old: c.id, owed: owed}, queue.Entry{Batch: b})
+	err = r.replace(ctx, c, again, owed, queue.Entry{Batch: b})
 	switch {
 	case errors.Is(err, queue.ErrGone):
 		over = true
@@ -240,14 +240,16 @@ func (r *relabels) relabel(ctx context.Context, c conflict) (done bool, err erro
 	return true, nil
 }
 
-// replace commits e in the place of c; again: another copy has its id already.
-func (r *relabels) replace(ctx context.Context, c conflict, again bool, x *relabelled, e queue.Entry) error {
+// replace commits e in the place of c; again: another copy has its id already. To owed, the lines
+// that send e, it adds those that send that copy.
+func (r *relabels) replace(ctx context.Context, c conflict, again bool, owed map[int]bool, e queue.Entry) error {
 	id := e.Batch.ID
 	r.mu.Lock()
 	was := r.olds[id]
 	if was != nil {
-		maps.Copy(x.owed, was.owed)
+		maps.Copy(owed, was.owed)
 	}
+	x := &relabelled{old: c.id, owed: maps.Clone(owed)} // which changes as soon as e is sent
 	set := []queue.KV{r.stored(id, x)}
 	r.olds[id] = x // before it can be sent
 	r.mu.Unlock()
