@@ -49,9 +49,9 @@ func newCursor(q *Queue, name string) *Cursor {
 func (c *Cursor) Name() string { return c.name }
 
 // Next returns the next committed entry that was not acked, in order, and waits for
-// one. It returns ctx's error, ErrClosed, or an error that wraps ErrFailed. Entries that
-// cannot be read are counted as lost and stepped over; for those that cannot be read for now
-// it waits, see ErrUnread.
+// one. It returns ctx's error, with ErrUnread where that does not mean that nothing is there,
+// ErrClosed, or an error that wraps ErrFailed. Entries that cannot be read are counted as lost and
+// stepped over; for those that cannot be read for now it waits.
 func (c *Cursor) Next(ctx context.Context) (Item, error) {
 	h, err := c.nextEntry(ctx, false)
 	return Item{Seq: h.seq, Entry: h.e}, err
@@ -61,7 +61,7 @@ func (c *Cursor) Next(ctx context.Context) (Item, error) {
 func (c *Cursor) nextEntry(ctx context.Context, headOnly bool) (head, error) {
 	for {
 		if err := ctx.Err(); err != nil {
-			return head{}, err
+			return head{}, c.ended(err)
 		}
 		c.q.mu.Lock()
 		it, seg, seq, err := c.look(headOnly)
@@ -91,6 +91,19 @@ func (c *Cursor) nextEntry(ctx context.Context, headOnly bool) (head, error) {
 		case <-c.q.stop:
 		}
 	}
+}
+
+// ended is err, of a context that ended, and ErrUnread where something is there that was not looked at.
+func (c *Cursor) ended(err error) error {
+	c.q.mu.Lock()
+	defer c.q.mu.Unlock()
+	for c.next <= c.q.committed && c.acked.Contains(c.next) {
+		c.next++
+	}
+	if c.next <= c.q.committed {
+		return fmt.Errorf("%w: %w", err, ErrUnread)
+	}
+	return err
 }
 
 // look finds what is next: an item in memory, or the segment to read seq from, or

@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// ErrUnread is wrapped by Next, NextHead and Fetch beside the error of their context, where
-// that ended while they waited to read an entry again: it is not known what comes next.
-var ErrUnread = errors.New("the queue cannot be read for now")
+// ErrUnread is wrapped by Next and NextHead beside the error of their context where that ended
+// before they had looked at, or could read, all that is queued, and by Fetch where it waited to
+// read an entry again: it is not known what comes next.
+var ErrUnread = errors.New("what is queued was not read")
 
 // passes says whether err, of reading, is for want of something that other parts of the
 // process or the host will give back: it is tried again.

@@ -235,3 +235,22 @@ func TestAStartWithoutDescriptorsDoesNotAskForRepair(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNextSaysWhetherMoreIsThereWhenItsContextHasEnded: who waits for a moment only takes a deadline
+// for the end of what is queued.
+func TestNextSaysWhetherMoreIsThereWhenItsContextHasEnded(t *testing.T) {
+	q := mustOpen(t, t.TempDir(), Options{Cursors: []string{"out"}})
+	defer mustClose(t, q)
+	c := mustCursor(t, q, "out")
+	mustSubmit(t, q, &Txn{Entries: []Entry{testEntry(1, 1, 10)}})
+	mustFlush(t, q)
+	late, cancel := context.WithDeadline(t.Context(), time.Now())
+	defer cancel()
+	if _, err := c.Next(late); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, ErrUnread) {
+		t.Errorf("before there was a look at what is queued: %v", err)
+	}
+	mustNext(t, c)
+	if _, err := c.NextHead(late); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnread) {
+		t.Errorf("when all was given: %v", err)
+	}
+}

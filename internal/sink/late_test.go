@@ -1,10 +1,12 @@
 package sink
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"ftfuse/internal/batch"
@@ -131,6 +133,36 @@ func TestPlacesOutliveTheProcess(t *testing.T) {
 	if st := r.Stats(); st.PossibleDoubles != 0 || st.Generations != 0 {
 		t.Errorf("stats %+v", st)
 	}
+	r.close(t)
+}
+
+// lateCursor gives nothing before the first one who asks is out of patience.
+type lateCursor struct {
+	cursor
+	once sync.Once
+}
+
+func (c *lateCursor) Next(ctx context.Context) (queue.Item, error) {
+	c.once.Do(func() { <-ctx.Done() })
+	return c.cursor.Next(ctx)
+}
+
+// TestPlacesAreKeptForABatchThatTheQueueIsSlowToGive: the disk takes its time, the process is frozen,
+// or much that expired is passed first. It is not gone, and stands once.
+func TestPlacesAreKeptForABatchThatTheQueueIsSlowToGive(t *testing.T) {
+	r, from := openLate(t, t.TempDir()), newSealer(1)
+	from.lane.Route = 1
+	b := from.seal(rec{host: "h", path: "f", data: "line\n"})
+	r.submit(t, b)
+	must(t, r.q.Flush(t.Context()))
+	must(t, r.placeLate(t.Context(), []queue.Item{{Seq: 1, Entry: queue.Entry{Batch: b}}})) // by an earlier run
+	r.applier.cur = &lateCursor{cursor: r.applier.cur}
+	must(t, r.applier.redoAll(t.Context()))
+	must(t, r.q.Flush(t.Context()))
+	if n := places(r.q); n != 1 {
+		t.Errorf("%d places are kept of a batch that is queued, want 1", n)
+	}
+	r.want(t, "a/f", "line\n")
 	r.close(t)
 }
 
