@@ -37,11 +37,11 @@ func (r *rotor) packAll(ctx context.Context) error {
 				err = r.compress(ctx, s, k)
 			}
 			if err != nil {
-				if err := r.failedAt(ctx, s, &k, err); err != nil {
-					return err
-				}
+				err = r.failedAt(ctx, s, &k, err)
 			}
-			r.done()
+			if r.done(); err != nil {
+				return err
+			}
 		}
 		timer := time.NewTimer(tryAgain)
 		select {
@@ -55,7 +55,7 @@ func (r *rotor) packAll(ctx context.Context) error {
 	}
 }
 
-// done ends what nextWork began: the queue has all of it.
+// done ends what nextWork began: the queue has all of it, or nobody works at it any more.
 func (r *rotor) done() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
