@@ -1,6 +1,7 @@
 package receive
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,16 +14,14 @@ import (
 	"time"
 )
 
-// store is a Handler whose store is one file, replaced at every commit: the bytes of each
-// path, and the position.
+// store is a Handler whose store is one file, to which each commit appends a line: the position, and
+// the bytes of each path that came since the one before.
 type store struct {
 	file string
 
-	mu     sync.Mutex
-	At     []byte
-	Bytes  map[string]string
-	Resent int
-	Healed int
+	mu    sync.Mutex
+	Bytes map[string][]byte // of each path
+	since map[string][]byte // of them not committed
 
 	forget bool                          // Position is always zero
 	batch  func(b *Batch) error          // called before a batch is taken
@@ -30,23 +29,42 @@ type store struct {
 	seen   func(b *Batch, recs []Record) // called with each batch
 }
 
-func newStore(file string) *store { return &store{file: file, Bytes: map[string]string{}} }
+// commit is a line of the file.
+type commit struct {
+	At    []byte
+	Bytes map[string][]byte
+}
+
+func newStore(file string) *store {
+	return &store{file: file, Bytes: map[string][]byte{}, since: map[string][]byte{}}
+}
 
 func (s *store) Position(context.Context) (at Position, err error) {
 	raw, err := os.ReadFile(s.file)
 	if errors.Is(err, os.ErrNotExist) {
 		return at, nil
 	}
-	if err != nil {
-		return at, err
+	whole := int64(0) // a kill may leave the beginning of a line
+	for line := range bytes.Lines(raw) {
+		if line[len(line)-1] != '\n' {
+			return at, errors.Join(err, os.Truncate(s.file, whole))
+		}
+		whole += int64(len(line))
+		var c commit
+		if err := json.Unmarshal(line, &c); err != nil {
+			return at, err
+		}
+		for path, b := range c.Bytes {
+			s.Bytes[path] = append(s.Bytes[path], b...)
+		}
+		if s.forget {
+			continue
+		}
+		if err := at.UnmarshalBinary(c.At); err != nil {
+			return at, err
+		}
 	}
-	if err := json.Unmarshal(raw, s); err != nil {
-		return at, err
-	}
-	if s.forget {
-		return at, nil
-	}
-	return at, at.UnmarshalBinary(s.At)
+	return at, err
 }
 
 func (s *store) Batch(_ context.Context, b *Batch) error {
@@ -69,10 +87,8 @@ func (s *store) Batch(_ context.Context, b *Batch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range recs {
-		s.Bytes[r.Path] += string(r.Data)
-	}
-	if b.Resent {
-		s.Resent++
+		s.Bytes[r.Path] = append(s.Bytes[r.Path], r.Data...)
+		s.since[r.Path] = append(s.since[r.Path], r.Data...)
 	}
 	if s.seen != nil {
 		s.seen(b, recs)
@@ -88,15 +104,21 @@ func (s *store) Commit(_ context.Context, at Position) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.At, _ = at.MarshalBinary()
-	raw, err := json.Marshal(s)
+	c := commit{Bytes: s.since}
+	c.At, _ = at.MarshalBinary()
+	raw, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.file+".tmp", raw, 0o600); err != nil {
+	f, err := os.OpenFile(s.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
 		return err
 	}
-	return os.Rename(s.file+".tmp", s.file)
+	_, err = f.Write(append(raw, '\n'))
+	if err = errors.Join(err, f.Close()); err == nil {
+		clear(s.since)
+	}
+	return err
 }
 
 // serverOptions are those of a Server in s's place.
@@ -152,7 +174,7 @@ func (l *load) checkStore(t *testing.T, file string) {
 		t.Fatal(err)
 	}
 	for _, name := range l.files {
-		if got, want := st.Bytes[name], l.want[name].String(); got != want {
+		if got, want := string(st.Bytes[name]), l.want[name].String(); got != want {
 			t.Errorf("the store has %d bytes of %s, want %d; they differ at %d", len(got), name, len(want), differAt(got, want))
 		}
 	}

@@ -56,7 +56,7 @@ func TestAHandlerWithoutAPositionHasSomeTwice(t *testing.T) {
 	if err := x.end(); err != nil {
 		t.Fatal(err)
 	}
-	if got := h.Bytes["a"]; got != "once\nonce\n" {
+	if got := string(h.Bytes["a"]); got != "once\nonce\n" {
 		t.Errorf("the store has %q", got)
 	}
 }
@@ -154,7 +154,7 @@ func TestAHandlerThatFailsStopsTheServerAndCommitsNothing(t *testing.T) {
 	if err := x.end(); err != nil {
 		t.Fatal(err)
 	}
-	if got := h.Bytes["a"]; got != "1\n2\n" {
+	if got := string(h.Bytes["a"]); got != "1\n2\n" {
 		t.Errorf("the store has %q", got)
 	}
 }
@@ -221,7 +221,7 @@ func TestAHandlerIsNotGivenWhatCannotBeRead(t *testing.T) {
 	if err := x.end(); err != nil {
 		t.Fatal(err)
 	}
-	if got := h.Bytes["a"]; got != "good\n" {
+	if got := string(h.Bytes["a"]); got != "good\n" {
 		t.Errorf("the store has %q", got)
 	}
 	if dead, _ := filepath.Glob(filepath.Join(s.State, "own", "dead", "*.dead")); len(dead) != 1 {

@@ -325,6 +325,13 @@ func (f *feeder) Horizon() []transport.LaneHorizon {
 	return []transport.LaneHorizon{{Lane: f.lane, Below: 1}}
 }
 
+// behind is how many batches are not acked.
+func (f *feeder) behind() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.queue) - len(f.acked)
+}
+
 // until waits for a state of the feeder.
 func (f *feeder) until(t testing.TB, what string, ok func() bool) {
 	t.Helper()

@@ -45,7 +45,9 @@ func (l *load) batch() {
 // untilKilled sends batches until p has ended by itself.
 func (l *load) untilKilled(p *proc) {
 	for {
-		l.batch()
+		if l.f.behind() < 200 { // else a start that takes its time has all the more to do
+			l.batch()
+		}
 		select {
 		case <-p.done:
 			return
