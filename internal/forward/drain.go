@@ -68,24 +68,32 @@ func (l *line) sendAll(ctx context.Context) error {
 }
 
 // left is how many batches of the queue no next node has, and how many of these were
-// refused wherever they can go.
+// refused wherever they can go; that is looked at only where all others are with one.
 func (l *line) left() (left, refused uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.forgetDropped()
-	for _, c := range l.f.store.Stats().Cursors {
-		if c.Name == l.cfg.cursor {
-			left = c.Waiting.Batches - min(c.Waiting.Batches, l.count.unfinal.Batches)
-			// What was kept for the final ack may be dropped by now, and is counted still.
-			left = max(left, min(c.Waiting.Batches, uint64(l.ahead)))
-		}
+	if left = l.unsent(); left > uint64(len(l.parked)) {
+		return left, 0
 	}
+	l.forgetDropped()
 	for e := range l.parked {
 		if len(e.refused) > 0 {
 			refused++
 		}
 	}
-	return left, refused
+	return l.unsent(), refused
+}
+
+// unsent is how many batches of the queue no next node has. The caller holds mu.
+func (l *line) unsent() (n uint64) {
+	for _, c := range l.f.store.Stats().Cursors {
+		if c.Name == l.cfg.cursor {
+			n = c.Waiting.Batches - min(c.Waiting.Batches, l.count.unfinal.Batches)
+			// What was kept for the final ack may be dropped by now, and is counted still.
+			n = max(n, min(c.Waiting.Batches, uint64(l.ahead)))
+		}
+	}
+	return n
 }
 
 func (l *line) lastError() string {

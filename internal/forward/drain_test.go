@@ -141,3 +141,35 @@ func TestADrainIsNotEndedByWhatWasDropped(t *testing.T) {
 		}
 	}, single())
 }
+
+// TestADrainAskedForEachRefusedBatchAHundredTimesASecond, with the lock of the line held: with a
+// hundred thousand of them nothing else was done. They count when nothing else is left.
+func TestADrainAskedForEachRefusedBatchAHundredTimesASecond(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.up("a", 2, func(b batch.Sealed) (v transport.Verdict, _ bool) {
+			if b.ID.Lane == rigLane(1) {
+				v.Code = transport.Conflict
+			}
+			return v, v.Code != 0
+		})
+		r.start()
+		r.submit(rigLane(1), 1, 3)
+		r.submit(rigLane(2), 1, 2)
+		r.pass(time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		before := r.q.cursors[0].asked
+		if err := r.f.Drain(ctx); err == nil || !strings.Contains(err.Error(), "5 batches") {
+			t.Errorf("five batches are not with a next node: %v", err)
+		}
+		if n := r.q.cursors[0].asked - before; n > 0 {
+			t.Errorf("three refused batches were asked for %d times", n)
+		}
+		r.down("a")
+		r.up("a", 2, conflictsOn(rigLane(1)))
+		r.pass(10 * time.Second)
+		if err := r.f.Drain(context.Background()); err == nil || !strings.Contains(err.Error(), "3 batches") || !strings.Contains(err.Error(), "refused") {
+			t.Errorf("three batches are refused: %v", err)
+		}
+	}, single())
+}

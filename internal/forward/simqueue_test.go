@@ -299,6 +299,7 @@ type simCursor struct {
 	fetched map[uint64]int
 
 	released batch.Ranges
+	asked    int // calls of Needs
 }
 
 // NextHead waits for the next entry.
@@ -379,6 +380,7 @@ func (c *simCursor) Return(uint64) {}
 func (c *simCursor) Needs(seq uint64) bool {
 	c.q.mu.Lock()
 	defer c.q.mu.Unlock()
+	c.asked++
 	_, ok := c.q.disk.entries[seq]
 	return ok && !c.acked[seq]
 }
