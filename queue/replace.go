@@ -3,7 +3,6 @@ package queue
 import (
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // ErrGone is returned by Submit for a Txn that replaces an entry which no cursor is to pass on
@@ -87,14 +86,18 @@ func (q *Queue) replace(seg *segment, it *memItem) {
 	old := it.replaces
 	delete(q.replacing, old.seq)
 	from := q.segmentOf(old.seq)
-	open := false
+	now := entryTally(&it.e, it.size)
 	for _, c := range q.stayingAndLeaving() {
+		if q.copyOnly(c) { // it has the old one, or gets it: in its order, and under its id
+			c.take(seg, it.seq, now)
+		}
+	}
+	open := false
+	for _, c := range q.cursors {
 		switch {
-		case q.copyOnly(c): // it has the old one, or gets it: in its order, and under its id
-			c.take(seg, it.seq, entryTally(&it.e, it.size))
-		case !slices.Contains(q.cursors, c): // see settleLeaving
+		case q.copyOnly(c):
 		case c.acked.Contains(old.seq):
-			c.take(seg, it.seq, entryTally(&it.e, it.size))
+			c.take(seg, it.seq, now)
 		default:
 			c.supersede(old.seq, it.seq)
 			c.take(from, old.seq, old.t)

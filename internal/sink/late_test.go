@@ -166,8 +166,8 @@ func TestPlacesAreKeptForABatchThatTheQueueIsSlowToGive(t *testing.T) {
 	r.close(t)
 }
 
-// TestABatchThatWasSealedAgainKeepsItsPlace: under its new id, be it written under the old
-// one or not.
+// TestABatchThatWasSealedAgainKeepsItsPlace, be it written before a kill or not: the output had it
+// in hand when it was replaced, and has it under its old id after that.
 func TestABatchThatWasSealedAgainKeepsItsPlace(t *testing.T) {
 	for name, written := range map[string]bool{"placed": false, "written": true} {
 		t.Run(name, func(t *testing.T) {
